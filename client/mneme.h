@@ -1,0 +1,240 @@
+/* Mneme's trainer client library: memory tables for product-key layers (Lample et al. 2019),
+ * sharded over processes.
+ *
+ * Threads: every function may be called from any thread. Only mn_client_open, mn_table_open,
+ * mn_wait, mn_client_close and the functions that say "blocks" block, each at most for the
+ * deadline. Buffers handed to a call that returns a future belong to the future until mn_wait or
+ * mn_cancel on it has returned; then they are the caller's again, on success and on failure. Bits:
+ * with staleness 0 and equal seeds, results are the same on `local:` and on any number of shards
+ * (README: promises). Errors: a status, and the field, value and remedy in *error (which may be
+ * NULL). */
+#ifndef MNEME_H
+#define MNEME_H
+
+#include "mneme_types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mn_client mn_client;
+typedef struct mn_table mn_table;
+typedef struct mn_future mn_future;
+
+/* ---- Opening
+ * --------------------------------------------------------------------------------------------------------
+ */
+
+enum mn_log_level { MN_LOG_WARNING = 0, MN_LOG_INFO = 1, MN_LOG_DEBUG = 2, MN_LOG_SILENT = 3 };
+
+/* Zero means the default named.
+ *   target "local:"                     a shard inside this process (its own thread); nothing is
+ * written to disk "local:DIR"                  the same; paths of mn_save and mn_load are below DIR
+ *          "static:host:port,host:port" the map is this list; the first is the group's home shard
+ */
+typedef struct mn_client_options {
+    const char *target;
+    const char *group;    /* [A-Za-z0-9._-]+, under 64 bytes; default "default" */
+    uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1 */
+    bool reader; /* joins no group: only LATEST reads, describe, list, status; fences nobody */
+    uint32_t local_shards;  /* local: only, shards (threads) to embed; default 1 */
+    uint32_t staleness;     /* reads for step t may see steps down to t-1-staleness; default 0 */
+    uint64_t deadline_ms;   /* of every call; default 60,000 */
+    uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
+    uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */
+    const char *authorization; /* sent to the shards' admission function */
+    enum mn_log_level
+        log_level; /* default MN_LOG_WARNING; events go to standard error, one line each */
+} mn_client_options;
+
+/* Opens the client, joins the group at every shard as the next incarnation of this rank (fencing
+ * any earlier one), finishes or drops the step that an earlier incarnation left open (design.md
+ * §5). Blocks. MN_INVALID names the option; MN_UNAVAILABLE names the shard. *out_client is to be
+ * closed. */
+enum mn_status mn_client_open(const mn_client_options *options, mn_client **out_client,
+                              mn_error *error);
+/* Cancels what is in flight, waits for it, frees the client with its tables and futures. NULL is
+ * ignored. Blocks. */
+void mn_client_close(mn_client *client);
+uint64_t mn_client_step(const mn_client *client); /* last committed step known here; the next one to
+                                                     train is this + 1 */
+uint32_t mn_client_shards(const mn_client *client);
+
+/* Creates the table at every shard, or checks that it stands there with this very spec (MN_CONFLICT
+ * names the field that differs). Idempotent. Opening never makes a lost tile anew: MN_LOST. The
+ * handle lives until the client closes. Blocks. */
+enum mn_status mn_table_open(mn_client *client, const mn_table_spec *spec, mn_table **out_table,
+                             mn_error *error);
+/* Opens by name alone; MN_NOT_FOUND. Blocks. */
+enum mn_status mn_table_find(mn_client *client, const char *name, mn_table **out_table,
+                             mn_error *error);
+enum mn_status mn_table_drop(mn_client *client, const char *name, mn_error *error);
+const mn_table_spec *mn_table_spec_of(const mn_table *table); /* effective: defaults filled in */
+uint64_t mn_table_id_of(const mn_table *table);
+
+/* ---- Arrays
+ * ------------------------------------------------------------------------------------------------------------
+ */
+
+/* Memory of the caller's: dense, row-major. MN_MEMORY_CUDA carries the stream (a cudaStream_t) in
+ * which the data is ready and results are wanted; this build answers MN_UNSUPPORTED "memory" for
+ * it. */
+enum mn_memory { MN_MEMORY_HOST = 0, MN_MEMORY_PINNED = 1, MN_MEMORY_CUDA = 2 };
+typedef struct mn_array {
+    void *data;
+    enum mn_dtype dtype;
+    enum mn_memory memory;
+    void *stream;
+} mn_array;
+static inline mn_array mn_f32(float *data)
+{
+    mn_array array = {data, MN_F32, MN_MEMORY_HOST, NULL};
+    return array;
+}
+static inline mn_array mn_bf16(uint16_t *data)
+{
+    mn_array array = {data, MN_BF16, MN_MEMORY_HOST, NULL};
+    return array;
+}
+static inline mn_array mn_u32(uint32_t *data)
+{
+    mn_array array = {data, MN_U32, MN_MEMORY_HOST, NULL};
+    return array;
+}
+static inline mn_array mn_i64(int64_t *data)
+{
+    mn_array array = {data, MN_I64, MN_MEMORY_HOST, NULL};
+    return array;
+}
+
+/* What a memory layer reads: per query k rows and their weights. indices [queries][per_query] u32
+ * or i64, each < rows (else MN_INVALID names it); weights [queries][per_query] f32 or bf16 (NaN and
+ * infinities are MN_INVALID). Repeats are fine. */
+typedef struct mn_queries {
+    uint64_t queries;
+    uint32_t per_query;
+    mn_array indices;
+    mn_array weights;
+} mn_queries;
+
+/* Rows by index: indices [count] u32 or i64. */
+typedef struct mn_rows {
+    uint64_t count;
+    mn_array indices;
+} mn_rows;
+
+#define MN_LATEST                                                                                  \
+    UINT64_MAX /* as `step` of a read: the newest committed step, the same for all shards (else    \
+                  MN_TORN) */
+
+/* ---- Reads and changes: each returns a future at once
+ * ------------------------------------------------------------------ */
+
+/* NULL only when calls_max futures are alive: mn_wait(NULL) answers MN_BUSY. Every other failure is
+ * in the future. `step`: the step being trained, mn_client_step() + 1 or a little later; a read
+ * waits at the shards until the step before is committed. `part` numbers the changing calls to one
+ * table within a step; the merged gradient is the left fold in (part, rank, position) order, so
+ * give parts the same numbers on every run.
+ *
+ * mn_bag        out[queries][dim] = sum_j weight_j * row_j (paper §3.1); out f32 or bf16; computed
+ * at the shards mn_bag_grad   given output_gradients [queries][dim] f32 or bf16: weight_gradients
+ * [queries][per_query] f32 = <gradient, row>, from the rows that step's reads saw; stages weight *
+ * gradient for every row read mn_fetch      out_rows [count][dim] f32 or bf16; out_state NULL or
+ * [count][state bytes per row, in tile order] mn_push       gradients [count][dim] f32 or bf16:
+ * staged mn_store      assigns rows [count][dim]; state (or NULL: initial); committed with the
+ * step, before its gradients */
+mn_future *mn_bag(mn_table *table, uint64_t step, const mn_queries *queries, mn_array out);
+mn_future *mn_bag_grad(mn_table *table, uint64_t step, uint32_t part, const mn_queries *queries,
+                       mn_array output_gradients, mn_array weight_gradients);
+mn_future *mn_fetch(mn_table *table, uint64_t step, const mn_rows *rows, mn_array out_rows,
+                    void *out_state);
+mn_future *mn_push(mn_table *table, uint64_t step, uint32_t part, const mn_rows *rows,
+                   mn_array gradients);
+mn_future *mn_store(mn_table *table, uint64_t step, uint32_t part, const mn_rows *rows,
+                    mn_array values, const void *state);
+
+/* Waits until the call has ended, frees the future, and gives its status. Blocks, at most to the
+ * call's deadline. */
+enum mn_status mn_wait(mn_future *future, mn_error *error);
+/* Waits at most wait_ms; MN_TIMEOUT leaves the call running and the future alive. Any other status
+ * has freed it. */
+enum mn_status mn_wait_until(mn_future *future, uint64_t wait_ms, mn_error *error);
+bool mn_ready(const mn_future *future);
+uint64_t mn_answered_step(const mn_future *future); /* of a ready read: the step that it shows */
+/* Ends the call and frees the future; buffers are the caller's when it returns. A change may or may
+ * not have been staged. Blocks shortly. */
+void mn_cancel(mn_future *future);
+
+/* ---- Steps
+ * ------------------------------------------------------------------------------------------------------------------
+ */
+
+/* mn_commit_set (mneme_types.h) per set of tables: rate, decay, scale, clip. set_count 0: one set
+ * of all tables from the short form. */
+typedef struct mn_commit_options {
+    float learning_rate, weight_decay, scale, clip_norm; /* short form, when set_count is 0 */
+    uint32_t set_count;
+    const mn_commit_set *sets;
+} mn_commit_options;
+
+/* Seals this rank's part of `step` at every shard, waits for all ranks, and makes the step
+ * permanent everywhere. All changing futures of the step must have been waited for (MN_STEP
+ * otherwise). Every rank calls it with the same options (MN_CONFLICT names the field that differs).
+ * MN_DISCARDED: another rank voted to discard. A failure that is retryable may be repeated with the
+ * same arguments. out_norms, NULL or [sets]: norms of the merged gradients (with clip_norm > 0,
+ * else 0). Blocks. */
+enum mn_status mn_commit(mn_client *client, uint64_t step, const mn_commit_options *options,
+                         double *out_norms, mn_error *error);
+/* Votes to drop what all ranks staged for `step`; it then counts as committed without a change.
+ * Blocks. */
+enum mn_status mn_discard(mn_client *client, uint64_t step, mn_error *error);
+/* values [count] f64 <- the sum over ranks, in rank order, of the values given by each under (step,
+ * name). Blocks until all came. */
+enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, double *values,
+                         uint32_t count, mn_error *error);
+
+/* ---- Operations
+ * ---------------------------------------------------------------------------------------------------------------
+ */
+
+/* Writes the group's tables at its committed step to the folder `path` at the shards (below each
+ * shard's --data folder, which the shards share): tile files, then a manifest, atomically. Nothing
+ * is left half. No step may commit meanwhile: they wait. Blocks. */
+enum mn_status mn_save(mn_client *client, const char *path, mn_error *error);
+/* Replaces the group by the one saved at `path`, on this number of shards; raises the map epoch, so
+ * that nothing sent before can touch it; then joins again. Table handles opened before stay valid
+ * for tables of the same name and spec. Blocks. */
+enum mn_status mn_load(mn_client *client, const char *path, mn_error *error);
+
+/* What one shard says of itself, and of the tables it holds. Arrays are the caller's; counts are in
+ * and out. Blocks. */
+typedef struct mn_group_status {
+    char name[MN_NAME_BYTES];
+    uint32_t ranks, tables, parked;
+    uint64_t committed_step, map_epoch;
+    uint64_t read_bytes, read_bytes_max, change_bytes, change_bytes_max;
+} mn_group_status;
+typedef struct mn_table_status {
+    mn_table_spec spec;
+    uint64_t table;
+    uint32_t tile_first, tile_count; /* at that shard */
+    uint64_t rows_written, resident_bytes;
+} mn_table_status;
+enum mn_status mn_shard_status(mn_client *client, uint32_t shard, mn_group_status *groups,
+                               uint32_t *in_out_groups, mn_error *error);
+enum mn_status mn_shard_tables(mn_client *client, uint32_t shard, mn_table_status *tables,
+                               uint32_t *in_out_tables, mn_error *error);
+
+/* Totals since the client was opened. Bytes as the transport counts them (local: payload and header
+ * as they would be sent). */
+typedef struct mn_client_counters {
+    uint64_t exchanges, retries, bytes_sent, bytes_received;
+} mn_client_counters;
+mn_client_counters mn_client_counted(const mn_client *client);
+
+const char *mn_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

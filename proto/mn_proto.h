@@ -1,0 +1,471 @@
+/* What both sides of the wire agree on. Sections: 1 environment, 2 ids and placement, 3 payloads, 4
+ * requests and replies, 5 the call at a shard, 6 the exchange at a client, 7 the codec, 8 the gRPC
+ * C core adapter. Cores (shard/, client/) include this and see the world through mn_env only.
+ * Nothing here blocks unless it says so. */
+#ifndef MN_PROTO_H
+#define MN_PROTO_H
+
+#include "mneme_types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MN_PROTOCOL_VERSION = 1, MN_PROTOCOL_VERSION_LEAST = 1 };
+
+/* ---- 1. Environment
+ * ------------------------------------------------------------------------------------------- */
+
+/* Files, as a core sees them: whole-file sequential writing and random reading, all by relative
+ * path under a root. Every function returns MN_OK or MN_STORAGE / MN_NOT_FOUND with the path in
+ * error->message. Handles are opaque. */
+typedef struct mn_file mn_file;
+typedef struct mn_storage {
+    enum mn_status (*create)(struct mn_storage *storage, const char *path, mn_file **out_file,
+                             mn_error *error);
+    enum mn_status (*open)(struct mn_storage *storage, const char *path, mn_file **out_file,
+                           mn_error *error);
+    enum mn_status (*append)(mn_file *file, const void *bytes, uint64_t count, mn_error *error);
+    enum mn_status (*read)(mn_file *file, uint64_t offset, void *out_bytes, uint64_t count,
+                           mn_error *error);
+    enum mn_status (*size)(mn_file *file, uint64_t *out_bytes, mn_error *error);
+    enum mn_status (*sync)(mn_file *file, mn_error *error);
+    void (*close)(mn_file *file);
+    enum mn_status (*rename)(struct mn_storage *storage, const char *from, const char *to,
+                             mn_error *error); /* then syncs the folder */
+    enum mn_status (*make_folder)(struct mn_storage *storage, const char *path,
+                                  mn_error *error); /* parents too; exists: MN_OK */
+} mn_storage;
+
+/* Events: one line of key=value text; `event` is a short word. `level`: 0 debug, 1 info, 2 warning.
+ */
+typedef void (*mn_log_function)(void *context, int level, const char *event,
+                                const char *key_values);
+
+typedef struct mn_env {
+    void *context;
+    uint64_t (*now_ns)(void *context); /* monotonic, from any origin */
+    uint64_t (*random)(void *context); /* request ids, back-off jitter: never anything promised */
+    void *(*allocate)(void *context, size_t bytes); /* zeroed, 64-byte aligned; NULL on failure */
+    void (*release)(void *context, void *memory,
+                    size_t bytes); /* same bytes as allocated; NULL is ignored */
+    /* Address space for tiles: zero pages that take no memory until written; 4 KiB pages until
+     * `promote` asks for 2 MiB. */
+    void *(*reserve)(void *context, uint64_t bytes);
+    void (*promote)(void *context, void *memory, uint64_t bytes);
+    void (*unreserve)(void *context, void *memory, uint64_t bytes);
+    mn_storage *storage;
+    mn_log_function log;
+} mn_env;
+
+/* The real world (proto/env_posix.c): CLOCK_MONOTONIC, getrandom, aligned_alloc, mmap/madvise; log
+ * to stderr as one line when `log_level` <= level (3 = silent). `storage` comes from mn_storage_uv.
+ */
+void mn_env_posix(mn_env *out_env, mn_storage *storage, int log_level);
+
+/* libuv's file functions, called synchronously, below the folder `root` ("" = the process's own).
+ * proto/storage_uv.c. */
+enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, mn_error *error);
+void mn_storage_uv_destroy(mn_storage *storage);
+
+/* XXH3 64 of `count` bytes (xxHash, libxxhash); `seed` chains. */
+uint64_t mn_checksum(const void *bytes, uint64_t count, uint64_t seed);
+
+/* ---- 2. Ids and placement
+ * ---------------------------------------------------------------------------------------- */
+
+typedef struct mn_table_id {
+    uint64_t value;
+} mn_table_id; /* never reused within a service; 0 is none */
+
+/* Checks every field of a spec (names, ranges, dtype, split against optimizer, NaN) and writes the
+ * effective one: defaults filled, `tiles` resolved. MN_INVALID names the field and value. */
+enum mn_status mn_spec_check(const mn_table_spec *spec, mn_table_spec *out_spec, mn_error *error);
+bool mn_spec_equal(const mn_table_spec *a, const mn_table_spec *b,
+                   const char **out_field); /* field that differs */
+bool mn_name_valid(const char *name);
+
+/* A checked spec's geometry. Columns: tile t holds columns [first, first + columns) of all rows.
+ * Rows: tile t (a block) holds rows_per_tile rows of all columns; row r lies at p = (multiplier *
+ * r) mod rows: tile p / rows_per_tile, offset p % rows_per_tile (design: the high part picks the
+ * block). */
+typedef struct mn_geometry {
+    enum mn_split split;
+    uint32_t tiles;
+    uint64_t rows;
+    uint32_t dim;
+    uint32_t tile_columns;  /* of every tile but the last, which may be narrower */
+    uint64_t rows_per_tile; /* columns tables: rows */
+    uint64_t multiplier;    /* rows tables: near 0.618*rows, coprime to rows; columns tables: 1 */
+    uint64_t inverse;       /* of multiplier mod rows */
+} mn_geometry;
+void mn_geometry_init(const mn_table_spec *checked_spec, mn_geometry *out_geometry);
+uint32_t mn_tile_first_column(const mn_geometry *geometry, uint32_t tile);
+uint32_t mn_tile_columns(const mn_geometry *geometry, uint32_t tile);
+uint64_t mn_tile_rows(const mn_geometry *geometry,
+                      uint32_t tile); /* rows tables: the last blocks may hold fewer, or none */
+/* row < rows. For columns tables tile is 0 and the offset is the row itself. */
+void mn_row_locate(const mn_geometry *geometry, uint64_t row, uint32_t *out_tile,
+                   uint64_t *out_offset);
+uint64_t mn_row_of(const mn_geometry *geometry, uint32_t tile,
+                   uint64_t offset); /* inverse of mn_row_locate */
+
+/* Static map: tile t of T belongs to shard floor(t * S / T) when T >= S, else to shard t.
+ * Contiguous, so a shard's columns are one range. The map is a pure function of (tiles, shards);
+ * its epoch counts restores of the group. */
+uint32_t mn_map_shard(uint32_t tiles, uint32_t shards, uint32_t tile);
+void mn_map_tiles(uint32_t tiles, uint32_t shards, uint32_t shard, uint32_t *out_first,
+                  uint32_t *out_count);
+
+/* ---- 3. Payloads
+ * -----------------------------------------------------------------------------------------------------
+ */
+
+/* Received bytes, read in place: any alignment, any segmentation. Lent by the adapter until the
+ * call is answered. */
+typedef struct mn_span {
+    const uint8_t *bytes;
+    uint64_t count;
+} mn_span;
+typedef struct mn_payload {
+    const mn_span *spans;
+    uint32_t span_count;
+    uint64_t bytes;
+} mn_payload;
+
+/* Copies payload[offset, offset + count) out; the range was checked by the caller (assert).
+ * Sequential readers keep the cursor so that a pass over the payload is linear. */
+typedef struct mn_cursor {
+    const mn_payload *payload;
+    uint32_t span;
+    uint64_t in_span;
+} mn_cursor;
+void mn_cursor_init(mn_cursor *cursor, const mn_payload *payload, uint64_t offset);
+void mn_cursor_read(mn_cursor *cursor, void *out_bytes, uint64_t count);
+
+/* How row indices lie in a payload. Packed: `bits` = mn_index_bits(rows) each, little-endian bit
+ * order, no gaps, the array padded to a whole byte. */
+enum mn_encoding { MN_INDEX_U32 = 0, MN_INDEX_I64 = 1, MN_INDEX_PACKED = 2 };
+uint32_t mn_index_bits(uint64_t rows);
+/* Bytes of n indices; false when the encoding is unknown or n overflows. */
+bool mn_indices_bytes(enum mn_encoding encoding, uint64_t rows, uint64_t n, uint64_t *out_bytes);
+void mn_indices_encode(enum mn_encoding encoding, uint64_t rows, const uint64_t *indices,
+                       uint64_t n, uint8_t *out_bytes);
+/* Decodes from bytes (contiguous); MN_INVALID "indices" names the first index >= rows (or negative)
+ * and its position. */
+enum mn_status mn_indices_decode(enum mn_encoding encoding, uint64_t rows, const uint8_t *bytes,
+                                 uint64_t n, uint64_t *out_indices, mn_error *error);
+
+float mn_bf16_to_f32(uint16_t value);
+uint16_t mn_f32_to_bf16(float value); /* round to nearest even; NaN stays NaN */
+
+/* ---- 4. Requests and replies
+ * -------------------------------------------------------------------------------------- */
+
+/* X(NAME, wire name, kind): kind says which budget and window a call draws on. */
+#define MN_VERB_LIST(X)                                                                            \
+    X(CREATE_TABLE, "CreateTable", CONTROL)                                                        \
+    X(DESCRIBE, "Describe", CONTROL)                                                               \
+    X(LIST, "List", CONTROL)                                                                       \
+    X(DROP, "Drop", CONTROL)                                                                       \
+    X(JOIN, "Join", CONTROL)                                                                       \
+    X(FETCH, "Fetch", READ)                                                                        \
+    X(BAG, "Bag", READ)                                                                            \
+    X(BAG_GRAD, "BagGrad", CHANGE)                                                                 \
+    X(PUSH, "Push", CHANGE)                                                                        \
+    X(STORE, "Store", CHANGE)                                                                      \
+    X(SEAL, "Seal", CONTROL)                                                                       \
+    X(COMMIT, "Commit", CONTROL)                                                                   \
+    X(REDUCE, "Reduce", CONTROL)                                                                   \
+    X(SNAPSHOT, "Snapshot", CONTROL)                                                               \
+    X(RESTORE, "Restore", CONTROL)                                                                 \
+    X(MOVE, "Move", CONTROL)                                                                       \
+    X(MAP, "Map", CONTROL)                                                                         \
+    X(STATUS, "Status", CONTROL)
+enum mn_verb {
+#define MN_VERB_ENUM(name, wire, kind) MN_VERB_##name,
+    MN_VERB_LIST(MN_VERB_ENUM)
+#undef MN_VERB_ENUM
+        MN_VERB_COUNT
+};
+enum mn_verb_kind { MN_KIND_READ, MN_KIND_CHANGE, MN_KIND_CONTROL };
+const char *mn_verb_name(enum mn_verb verb); /* "BagGrad" */
+enum mn_verb_kind mn_verb_kind_of(enum mn_verb verb);
+
+/* Discard is a Commit whose proposal votes discard: one verb, one path. */
+
+typedef struct mn_context {
+    uint32_t version; /* MN_PROTOCOL_VERSION */
+    char group[MN_NAME_BYTES];
+    uint64_t map_epoch; /* 0 only in Map, Status, List, Join, CreateTable (= not known yet) */
+    uint64_t step;
+    uint32_t rank;
+    uint64_t incarnation;   /* 0 only for readers that never joined (Fetch/Bag LATEST, admin) */
+    uint8_t request_id[16]; /* same in every retry of one exchange; in every log event */
+    uint64_t remaining_ms;  /* of the caller's deadline when sent; 0 is refused */
+} mn_context;
+
+enum mn_read { MN_READ_STEP = 0, MN_READ_LATEST = 1 };
+
+/* Join: phase ASSIGN (home shard only, incarnation 0 -> the next one), FENCE (every shard: adopt
+ * this incarnation, tell the state of the open step), REPLAY (every shard: drop what this rank
+ * staged and sealed for the open step). */
+enum mn_join_phase { MN_JOIN_ASSIGN = 0, MN_JOIN_FENCE = 1, MN_JOIN_REPLAY = 2 };
+
+/* Snapshot: phase WRITE (each shard writes its tiles of the group at context.step under path/),
+ * MANIFEST (home shard: checks that all tile files stand, writes path/manifest last). Restore:
+ * phase CHECK (reads and verifies the manifest), LOAD (fences the group at context.map_epoch, which
+ * must be higher than any before, and loads its tiles). */
+enum mn_files_phase {
+    MN_FILES_CHECK = 0,
+    MN_FILES_WRITE = 1,
+    MN_FILES_MANIFEST = 2,
+    MN_FILES_LOAD = 3
+};
+
+/* One decoded request. Which fields a verb reads:
+ *   CreateTable spec (ids given: home shard assigns when table = 0; others take `table`), ranks |
+ * Describe/Drop table or spec.name Fetch       table, tile_first, tile_count, count,
+ * index_encoding, value_dtype, with_state, read, staleness; payload = indices Bag         table,
+ * tiles, count (queries), per_query, index_encoding, weight_dtype, value_dtype, read, staleness;
+ *               payload = indices [count*per_query], weights [count*per_query]
+ *   BagGrad     as Bag + part, position; payload = indices, weights, output gradients
+ * [count][columns of the tiles] value_dtype Push        table, tiles, part, position, count,
+ * index_encoding, value_dtype; payload = indices, gradients [count][columns] Store       as Push (+
+ * with_state); payload = indices, rows [count][columns], states Seal        pieces (staged on this
+ * shard by this rank for this step), proposal, norms Commit      proposal, factors[set] (the final
+ * multiplier per set, f32), incarnation_sum Reduce      name; payload = f64 vector Payload arrays
+ * follow one another without padding. `position` numbers this rank's pieces of (table, part) on
+ * this shard from 0 without gaps; the piece key (table, part, rank, position) makes a repeat
+ * recognisable. */
+typedef struct mn_request {
+    enum mn_verb verb;
+    mn_context context;
+    uint64_t table;
+    uint32_t tile_first, tile_count; /* rows tables: all rows must lie in these blocks, except in
+                                        Bag/BagGrad, which skip others */
+    uint32_t part;
+    uint64_t position;
+    uint64_t count;
+    uint32_t per_query;
+    enum mn_encoding index_encoding;
+    enum mn_dtype weight_dtype; /* MN_F32 or MN_BF16 */
+    enum mn_dtype value_dtype;  /* of rows, bags and gradients on the wire: MN_F32 or MN_BF16 */
+    bool with_state;
+    enum mn_read read;
+    uint32_t staleness;
+    mn_table_spec spec;
+    uint32_t ranks; /* Join, CreateTable: W of the group */
+    enum mn_join_phase join;
+    uint64_t pieces;
+    bool norms; /* Seal: answer squared norms (all ranks must ask alike) */
+    mn_proposal proposal;
+    float factors[MN_COMMIT_SETS_MAX];
+    uint64_t incarnation_sum;
+    char name[MN_NAME_BYTES]; /* Reduce */
+    enum mn_files_phase files;
+    char path[MN_PATH_BYTES];
+    mn_payload payload;
+} mn_request;
+
+/* A table as listed. rows_written counts distinct rows ever written in this shard's first tile of
+ * it. */
+typedef struct mn_table_info {
+    uint64_t table;
+    mn_table_spec spec;              /* checked */
+    uint32_t tile_first, tile_count; /* held by the answering shard */
+    uint64_t rows_written;
+    uint64_t resident_bytes;
+} mn_table_info;
+
+typedef struct mn_group_info {
+    char name[MN_NAME_BYTES];
+    uint32_t ranks;
+    uint64_t committed_step;
+    uint64_t map_epoch;
+    uint32_t tables;
+    uint64_t read_bytes, read_bytes_max; /* budget in use, and its maximum */
+    uint64_t change_bytes, change_bytes_max;
+    uint32_t parked;
+} mn_group_info;
+
+enum { MN_INFO_MAX = 64 };
+
+/* One reply. `step` is the group's committed step (reads: the step answered from), map_epoch the
+ * group's at the shard. Payloads: Fetch rows [count][columns of the tiles] value_dtype, then
+ * states; Bag [count][columns] value_dtype (rows tables: the shard's partial bag); BagGrad f32
+ * [tile_count][count*per_query] weight gradients, one array per tile (rows tables: one array, zero
+ * where the row is another shard's); Seal f64 [tables of the group, ascending id][tile_count of the
+ * shard]; Reduce f64. */
+typedef struct mn_reply {
+    enum mn_status status;
+    mn_error error; /* when status != MN_OK: field and message */
+    uint64_t step;
+    uint64_t map_epoch;
+    uint64_t incarnation;
+    bool sealed;          /* Join FENCE: an earlier incarnation's seal of step + 1 stands here */
+    mn_proposal proposal; /* Join FENCE: of that seal, or of the last commit; Seal: the outcome
+                             (discard = any vote) */
+    float factors[MN_COMMIT_SETS_MAX]; /* Join FENCE: of the last commit */
+    uint64_t incarnation_sum;          /* Seal: sum over ranks of the incarnations that sealed */
+    uint32_t ranks;
+    uint32_t shards, shard; /* Map, Status: size of the map and who answers */
+    uint64_t bytes;         /* Snapshot, Restore: written or read */
+    uint64_t table;
+    mn_table_info *tables; /* Describe (1), List: lent until the call ends */
+    uint32_t table_count;
+    mn_group_info *groups; /* Status, Map */
+    uint32_t group_count;
+    mn_payload payload;
+} mn_reply;
+
+/* ---- 5. The call at a shard
+ * --------------------------------------------------------------------------------------- */
+
+/* One request being served. The adapter owns the memory, fills request and the functions, and hands
+ * it to the core, which answers exactly once by finish(call), maybe later, always on the core's
+ * thread. */
+typedef struct mn_call {
+    mn_request request;
+    mn_reply reply;
+    /* A contiguous, 64-byte aligned reply buffer, sent as reply.payload when the call finishes; at
+     * most once per call. NULL when the adapter's reply budget is full: the core then answers
+     * MN_BUSY. */
+    uint8_t *(*reserve)(struct mn_call *call, uint64_t bytes);
+    void (*finish)(struct mn_call *call);
+    /* The core's own: */
+    struct mn_call *next, *previous;
+    uint64_t deadline_ns;
+    uint64_t budget_bytes;
+    void *core;
+} mn_call;
+
+/* ---- 6. The exchange at a client
+ * ----------------------------------------------------------------------------------- */
+
+/* One request to one shard, once. The client core owns the memory until done() is called, exactly
+ * once, never inside start(). reply and its payload are lent during done() only. A transport
+ * failure is a status: MN_UNAVAILABLE, MN_DEADLINE, MN_CANCELLED, MN_CORRUPT. */
+typedef struct mn_exchange {
+    mn_request
+        request; /* request.payload = one span over memory that stays untouched until done() */
+    uint64_t deadline_ns;
+    mn_reply reply;
+    void (*done)(struct mn_exchange *exchange);
+    uint64_t bytes_sent,
+        bytes_received;   /* on the wire, as far as the transport can tell; set before done() */
+    void *owner;          /* the core's */
+    void *transport_data; /* the transport's, between start and done */
+} mn_exchange;
+
+typedef struct mn_transport {
+    uint32_t shards;
+    void (*start)(struct mn_transport *transport, uint32_t shard, mn_exchange *exchange);
+    void (*cancel)(struct mn_transport *transport,
+                   mn_exchange *exchange); /* a hint: done() still comes, soon */
+    void (*destroy)(
+        struct mn_transport *transport); /* after the last done(); blocks until its threads end */
+} mn_transport;
+
+/* ---- 7. The codec (proto/codec_*.c, protobuf-c inside)
+ * ------------------------------------------------------------- */
+
+enum { MN_HEADER_BYTES_MAX = 65536, MN_PAYLOAD_FIELD = 15 };
+
+/* Finds the payload field of an encoded message among its top-level fields, in any order, skipping
+ * unknown ones. The last occurrence counts, as protobuf has it. Bytes of the other fields are
+ * copied into `header` (at most header_bytes_max). MN_CORRUPT names what was wrong: a truncated
+ * varint, a length past the end, a group, a header too long. spans: the message's segments;
+ * out_payload's spans are written to out_spans (at most spans_max). */
+enum mn_status mn_scan_payload(const mn_span *spans, uint32_t span_count, uint8_t *header,
+                               uint32_t header_bytes_max, uint32_t *out_header_bytes,
+                               mn_span *out_spans, uint32_t spans_max, mn_payload *out_payload,
+                               mn_error *error);
+
+/* Encode writes all but the payload, then the payload field's tag and length, into `header`; the
+ * payload's bytes follow it on the wire. MN_NO_MEMORY-free: header_bytes_max >= MN_HEADER_BYTES_MAX
+ * always suffices except for List (see below). Decode gets what mn_scan_payload put into `header`;
+ * it sets no payload. Unknown enum values and over-long names are MN_INVALID naming the field;
+ * bytes that protobuf-c refuses are MN_CORRUPT. Decoded replies hold tables/groups in `arena`. */
+enum mn_status mn_request_encode(const mn_request *request, uint8_t *header,
+                                 uint32_t header_bytes_max, uint32_t *out_bytes, mn_error *error);
+enum mn_status mn_request_decode(enum mn_verb verb, const uint8_t *header, uint32_t header_bytes,
+                                 mn_request *out_request, mn_error *error);
+enum mn_status mn_reply_encode(enum mn_verb verb, const mn_reply *reply, uint8_t *header,
+                               uint32_t header_bytes_max, uint32_t *out_bytes, mn_error *error);
+typedef struct mn_reply_arena {
+    mn_table_info tables[MN_INFO_MAX];
+    mn_group_info groups[MN_INFO_MAX];
+} mn_reply_arena;
+enum mn_status mn_reply_decode(enum mn_verb verb, const uint8_t *header, uint32_t header_bytes,
+                               mn_reply_arena *arena, mn_reply *out_reply, mn_error *error);
+
+/* A failed call's trailing metadata "mneme-error-bin": an encoded ErrorDetail (status, field,
+ * message, map epoch, step). */
+enum mn_status mn_error_encode(const mn_reply *reply, uint8_t *bytes, uint32_t bytes_max,
+                               uint32_t *out_bytes);
+enum mn_status mn_error_decode(const uint8_t *bytes, uint32_t count, mn_reply *out_reply);
+
+/* ---- 8. gRPC C core (proto/grpc_server.c, proto/grpc_client.c)
+ * ------------------------------------------------------- */
+
+enum {
+    MN_MESSAGE_BYTES_MAX =
+        8 << 20, /* gRPC's receive limit on both sides; larger is MN_INVALID at the sender */
+    MN_CHUNK_BYTES = 1 << 20 /* what clients aim at for a message */
+};
+
+/* Decides for each arriving call; false answers MN_DENIED with error. peer is gRPC's text
+ * ("ipv4:…"), authorization the metadata's value or "". */
+typedef bool (*mn_admit_function)(void *context, const char *peer, const char *authorization,
+                                  const mn_request *request, mn_error *error);
+
+typedef struct mn_grpc_server mn_grpc_server;
+typedef struct mn_grpc_server_options {
+    const char
+        *address; /* "127.0.0.1:7700"; port 0 picks one. SO_REUSEPORT is off: a second bind fails */
+    uint32_t calls_max; /* calls held at once, parked ones included; default 4096; more wait in gRPC
+                           or get BUSY */
+    uint64_t reply_bytes_max;   /* pooled reply buffers in total; default 256 MiB */
+    uint32_t message_bytes_max; /* default MN_MESSAGE_BYTES_MAX */
+    mn_admit_function admit;    /* NULL admits all */
+    void *admit_context;
+    /* The core, run on the one thread inside mn_grpc_server_run: */
+    void (*handle)(void *core, mn_call *call);
+    uint64_t (*tick)(
+        void *core,
+        uint64_t now_ns); /* runs what is due; returns when it next wants to run (ns, absolute) */
+    void *core;
+    const mn_env *env;
+} mn_grpc_server_options;
+
+/* create binds and listens; MN_STORAGE-free errors: MN_UNAVAILABLE "address" when the port is
+ * taken. out_port: the real one. */
+enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
+                                     mn_grpc_server **out_server, int *out_port, mn_error *error);
+/* Serves on the calling thread until mn_grpc_server_stop (any thread), then answers UNAVAILABLE to
+ * calls in flight and returns. grpc.health.v1.Health is answered by the adapter: SERVING while
+ * healthy (see below). */
+void mn_grpc_server_run(mn_grpc_server *server);
+void mn_grpc_server_stop(mn_grpc_server *server); /* thread-safe */
+void mn_grpc_server_set_healthy(mn_grpc_server *server,
+                                bool healthy); /* thread-safe; starts true */
+void mn_grpc_server_destroy(mn_grpc_server *server);
+
+typedef struct mn_grpc_client_options {
+    const char *const *addresses; /* [shards] "host:port", copied */
+    uint32_t shards;
+    const char *authorization; /* sent as metadata, or NULL */
+    const mn_env *env;
+} mn_grpc_client_options;
+/* One channel a shard, one completion queue and one thread that drains it; done() runs on that
+ * thread. Keepalive 10 s / 3 s. Explicit deadlines on every call. grpc status -> mn_status:
+ * DEADLINE_EXCEEDED MN_DEADLINE, CANCELLED MN_CANCELLED, UNAVAILABLE MN_UNAVAILABLE, UNIMPLEMENTED
+ * MN_UNSUPPORTED, RESOURCE_EXHAUSTED MN_BUSY or MN_INVALID, other MN_CORRUPT. */
+enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
+                                     mn_transport **out_transport, mn_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

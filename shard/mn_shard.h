@@ -1,0 +1,71 @@
+/* The memory server's core: groups, tables, staging, steps. An event-driven state machine with one
+ * owner thread, no locks, no clock and no malloc of its own (mn_env). The same code serves in
+ * mneme-shard, in `local:` clients and in the simulator. */
+#ifndef MN_SHARD_H
+#define MN_SHARD_H
+
+#include "mn_kernels.h"
+#include "mn_proto.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mn_shard mn_shard;
+
+/* Zero means the default named. Budgets are per shard and never shared (design.md §5): a full one
+ * answers MN_BUSY. */
+typedef struct mn_shard_options {
+    uint32_t shard, shards;        /* ordinal and size of the static map; shards 0 means 1 */
+    uint64_t read_bytes_max;       /* parked and running reads' indices; default 256 MiB */
+    uint64_t change_bytes_max;     /* staged parts of all open steps of a group; default 4 GiB */
+    uint64_t change_reserve_bytes; /* of it, kept for the oldest uncommitted step; default half */
+    uint32_t groups_max;           /* default 16 */
+    uint32_t tables_max;           /* per group; default MN_COMMIT_TABLES_MAX */
+    uint32_t open_steps_max; /* steps beyond the committed one that may have parts; default 4, at
+                                most 16 */
+    uint32_t reduces_max;    /* results kept per open step; default 4096 */
+    uint64_t
+        table_bytes_max; /* address space of all tiles together (values + state); default 16 TiB */
+    const mn_kernels *kernels; /* default mn_kernels_best() */
+    /* Planted bugs, for the simulator's own test only (0 in every program): bit per MN_PLANT_*. */
+    uint32_t plants;
+} mn_shard_options;
+
+/* What the simulator plants to prove that its checks can fail. */
+enum mn_plant {
+    MN_PLANT_ONE_BUDGET = 1 << 0,    /* reads and changes share one budget, without a reserve */
+    MN_PLANT_NO_FENCE = 1 << 1,      /* an earlier incarnation's requests are served */
+    MN_PLANT_NO_DEDUP = 1 << 2,      /* a repeated piece is staged again */
+    MN_PLANT_NO_COUNT = 1 << 3,      /* Seal does not compare the number of pieces */
+    MN_PLANT_READ_EARLY = 1 << 4,    /* reads do not wait for step - 1 */
+    MN_PLANT_ARRIVAL_ORDER = 1 << 5, /* contributions merge in arrival order */
+    MN_PLANT_NO_EPOCH = 1 << 6,      /* the map epoch is not checked */
+    MN_PLANT_KEEP_ON_REPLAY = 1 << 7 /* Join REPLAY keeps the old parts */
+};
+
+/* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer
+ * MN_STORAGE). MN_INVALID names the option; MN_NO_MEMORY. destroy answers every parked call
+ * MN_UNAVAILABLE and frees everything; NULL is ignored. */
+enum mn_status mn_shard_create(const mn_shard_options *options, const mn_env *env,
+                               mn_shard **out_shard, mn_error *error);
+void mn_shard_destroy(mn_shard *shard);
+
+/* Takes the call: checks it, answers now or parks it. Never blocks, save for the arithmetic itself.
+ * call->deadline_ns is set here from remaining_ms, so that the typed answer (which names whom it
+ * waited for) leaves before the caller gives up. */
+void mn_shard_handle(mn_shard *shard, mn_call *call);
+
+/* The caller gave up (disconnect, cancel): a parked call is finished with MN_CANCELLED now; one
+ * already answered is ignored. */
+void mn_shard_abandon(mn_shard *shard, mn_call *call);
+
+/* Answers parked calls whose deadline has passed, runs a bounded piece of background work (a
+ * snapshot's next chunk). Returns the absolute time when it next wants to run; UINT64_MAX when
+ * never. */
+uint64_t mn_shard_tick(mn_shard *shard, uint64_t now_ns);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,1 @@
+typedef int mn_trainer_placeholder; /* replaced by the first source of this folder */
