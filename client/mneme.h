@@ -21,9 +21,7 @@ typedef struct mn_client mn_client;
 typedef struct mn_table mn_table;
 typedef struct mn_future mn_future;
 
-/* ---- Opening
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- Opening ---- */
 
 enum mn_log_level { MN_LOG_WARNING = 0, MN_LOG_INFO = 1, MN_LOG_DEBUG = 2, MN_LOG_SILENT = 3 };
 
@@ -72,9 +70,7 @@ enum mn_status mn_table_drop(mn_client *client, const char *name, mn_error *erro
 const mn_table_spec *mn_table_spec_of(const mn_table *table); /* effective: defaults filled in */
 uint64_t mn_table_id_of(const mn_table *table);
 
-/* ---- Arrays
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- Arrays ---- */
 
 /* Memory of the caller's: dense, row-major. MN_MEMORY_CUDA carries the stream (a cudaStream_t) in
  * which the data is ready and results are wanted; this build answers MN_UNSUPPORTED "memory" for
@@ -127,8 +123,7 @@ typedef struct mn_rows {
     UINT64_MAX /* as `step` of a read: the newest committed step, the same for all shards (else    \
                   MN_TORN) */
 
-/* ---- Reads and changes: each returns a future at once
- * ------------------------------------------------------------------ */
+/* ---- Reads and changes: each returns a future at once ---- */
 
 /* NULL only when calls_max futures are alive: mn_wait(NULL) answers MN_BUSY. Every other failure is
  * in the future. `step`: the step being trained, mn_client_step() + 1 or a little later; a read
@@ -165,9 +160,7 @@ uint64_t mn_answered_step(const mn_future *future); /* of a ready read: the step
  * not have been staged. Blocks shortly. */
 void mn_cancel(mn_future *future);
 
-/* ---- Steps
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Steps ---- */
 
 /* mn_commit_set (mneme_types.h) per set of tables: rate, decay, scale, clip. set_count 0: one set
  * of all tables from the short form. */
@@ -193,9 +186,7 @@ enum mn_status mn_discard(mn_client *client, uint64_t step, mn_error *error);
 enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, double *values,
                          uint32_t count, mn_error *error);
 
-/* ---- Operations
- * ---------------------------------------------------------------------------------------------------------------
- */
+/* ---- Operations ---- */
 
 /* Writes the group's tables at its committed step to the folder `path` at the shards (below each
  * shard's --data folder, which the shards share): tile files, then a manifest, atomically. Nothing

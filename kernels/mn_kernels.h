@@ -18,8 +18,8 @@ extern "C" {
 
 #define MN_NO_ROW UINT64_MAX /* an offset that another shard holds: skipped, weight gradient +0 */
 
-/* ---- 1. Random numbers: Philox4x32-10 (Salmon et al., SC'11)
- * --------------------------------------------------------- Counter = (row low, row high, column
+/* ---- 1. Random numbers: Philox4x32-10 (Salmon et al., SC'11) ----
+ * Counter = (row low, row high, column
  * block, update count); key = (seed low ^ purpose, seed high). A block of 4 words serves 4 columns
  * of an initial value (column c: block c/4, word c%4) or 8 columns of stochastic rounding (column
  * c: block c/8, half-word c%8, low half first), c absolute in the table: so nothing depends on the
@@ -32,8 +32,7 @@ enum mn_purpose {
 };
 void mn_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out_words[4]);
 
-/* ---- 2. A tile, as kernels see it
- * -------------------------------------------------------------------------------- */
+/* ---- 2. A tile, as kernels see it ---- */
 
 /* Dense arrays of one tile. A row with updates[offset] == 0 has never been written: its value is
  * the initialiser's (a pure function) and its optimizer state the initial one; reading never
@@ -59,9 +58,7 @@ typedef struct mn_tile {
 uint32_t mn_state_elements(const mn_optimizer *optimizer, uint32_t columns);
 uint64_t mn_state_row_bytes(const mn_optimizer *optimizer, uint32_t columns);
 
-/* ---- 3. Updates
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- 3. Updates ---- */
 
 /* One contribution to a row's gradient: weight * source row. Bag gradients: weight = the read's,
  * source = the query's output gradient. Pushes: weight 1. */
@@ -93,8 +90,7 @@ typedef struct mn_update {
     uint64_t step; /* the group's, from 1 */
 } mn_update;
 
-/* ---- 4. The table of functions
- * ------------------------------------------------------------------------------------- */
+/* ---- 4. The table of functions ---- */
 
 enum mn_isa { MN_ISA_PLAIN = 0, MN_ISA_AVX2 = 1, MN_ISA_AVX512 = 2 };
 
@@ -174,8 +170,7 @@ uint64_t mn_select_scratch_bytes(uint32_t n, uint32_t k);
 void mn_contributions_sort(mn_contribution *contributions, mn_contribution *scratch, uint64_t n,
                            uint64_t rows);
 
-/* ---- 5. Matrix products and search (OpenBLAS inside kernels/cpu/blas_openblas.c)
- * -------------------------------- */
+/* ---- 5. Matrix products and search (OpenBLAS inside kernels/cpu/blas_openblas.c) ---- */
 
 /* C[m][n] = alpha * op(A) op(B) + beta * C, row-major, leading dimensions in elements. Single call
  * into sgemm. */

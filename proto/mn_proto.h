@@ -13,8 +13,7 @@ extern "C" {
 
 enum { MN_PROTOCOL_VERSION = 1, MN_PROTOCOL_VERSION_LEAST = 1 };
 
-/* ---- 1. Environment
- * ------------------------------------------------------------------------------------------- */
+/* ---- 1. Environment ---- */
 
 /* Files, as a core sees them: whole-file sequential writing and random reading, all by relative
  * path under a root. Every function returns MN_OK or MN_STORAGE / MN_NOT_FOUND with the path in
@@ -71,8 +70,7 @@ void mn_storage_uv_destroy(mn_storage *storage);
 /* XXH3 64 of `count` bytes (xxHash, libxxhash); `seed` chains. */
 uint64_t mn_checksum(const void *bytes, uint64_t count, uint64_t seed);
 
-/* ---- 2. Ids and placement
- * ---------------------------------------------------------------------------------------- */
+/* ---- 2. Ids and placement ---- */
 
 typedef struct mn_table_id {
     uint64_t value;
@@ -117,9 +115,7 @@ uint32_t mn_map_shard(uint32_t tiles, uint32_t shards, uint32_t tile);
 void mn_map_tiles(uint32_t tiles, uint32_t shards, uint32_t shard, uint32_t *out_first,
                   uint32_t *out_count);
 
-/* ---- 3. Payloads
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- 3. Payloads ---- */
 
 /* Received bytes, read in place: any alignment, any segmentation. Lent by the adapter until the
  * call is answered. */
@@ -159,8 +155,7 @@ enum mn_status mn_indices_decode(enum mn_encoding encoding, uint64_t rows, const
 float mn_bf16_to_f32(uint16_t value);
 uint16_t mn_f32_to_bf16(float value); /* round to nearest even; NaN stays NaN */
 
-/* ---- 4. Requests and replies
- * -------------------------------------------------------------------------------------- */
+/* ---- 4. Requests and replies ---- */
 
 /* X(NAME, wire name, kind): kind says which budget and window a call draws on. */
 #define MN_VERB_LIST(X)                                                                            \
@@ -319,8 +314,7 @@ typedef struct mn_reply {
     mn_payload payload;
 } mn_reply;
 
-/* ---- 5. The call at a shard
- * --------------------------------------------------------------------------------------- */
+/* ---- 5. The call at a shard ---- */
 
 /* One request being served. The adapter owns the memory, fills request and the functions, and hands
  * it to the core, which answers exactly once by finish(call), maybe later, always on the core's
@@ -340,8 +334,7 @@ typedef struct mn_call {
     void *core;
 } mn_call;
 
-/* ---- 6. The exchange at a client
- * ----------------------------------------------------------------------------------- */
+/* ---- 6. The exchange at a client ---- */
 
 /* One request to one shard, once. The client core owns the memory until done() is called, exactly
  * once, never inside start(). reply and its payload are lent during done() only. A transport
@@ -367,8 +360,7 @@ typedef struct mn_transport {
         struct mn_transport *transport); /* after the last done(); blocks until its threads end */
 } mn_transport;
 
-/* ---- 7. The codec (proto/codec_*.c, protobuf-c inside)
- * ------------------------------------------------------------- */
+/* ---- 7. The codec (proto/codec_*.c, protobuf-c inside) ---- */
 
 enum { MN_HEADER_BYTES_MAX = 65536, MN_PAYLOAD_FIELD = 15 };
 
@@ -406,8 +398,7 @@ enum mn_status mn_error_encode(const mn_reply *reply, uint8_t *bytes, uint32_t b
                                uint32_t *out_bytes);
 enum mn_status mn_error_decode(const uint8_t *bytes, uint32_t count, mn_reply *out_reply);
 
-/* ---- 8. gRPC C core (proto/grpc_server.c, proto/grpc_client.c)
- * ------------------------------------------------------- */
+/* ---- 8. gRPC C core (proto/grpc_server.c, proto/grpc_client.c) ---- */
 
 enum {
     MN_MESSAGE_BYTES_MAX =
