@@ -26,10 +26,9 @@ typedef struct mn_future mn_future;
 enum mn_log_level { MN_LOG_WARNING = 0, MN_LOG_INFO = 1, MN_LOG_DEBUG = 2, MN_LOG_SILENT = 3 };
 
 /* Zero means the default named.
- *   target "local:"                     a shard inside this process (its own thread); nothing is
- * written to disk "local:DIR"                  the same; paths of mn_save and mn_load are below DIR
- *          "static:host:port,host:port" the map is this list; the first is the group's home shard
- */
+ *   target "local:"     a shard inside this process (a thread of its own); no disk
+ *          "local:DIR"  the same; paths of mn_save and mn_load are below DIR
+ *          "static:host:port,host:port"  the map is this list; the first is the home shard */
 typedef struct mn_client_options {
     const char *target;
     const char *group;    /* [A-Za-z0-9._-]+, under 64 bytes; default "default" */
@@ -40,9 +39,8 @@ typedef struct mn_client_options {
     uint64_t deadline_ms;   /* of every call; default 60,000 */
     uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
     uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */
-    const char *authorization; /* sent to the shards' admission function */
-    enum mn_log_level
-        log_level; /* default MN_LOG_WARNING; events go to standard error, one line each */
+    const char *authorization;   /* sent to the shards' admission function */
+    enum mn_log_level log_level; /* default MN_LOG_WARNING; one line an event, standard error */
 } mn_client_options;
 
 /* Opens the client, joins the group at every shard as the next incarnation of this rank (fencing
@@ -54,8 +52,8 @@ enum mn_status mn_client_open(const mn_client_options *options, mn_client **out_
 /* Cancels what is in flight, waits for it, frees the client with its tables and futures. NULL is
  * ignored. Blocks. */
 void mn_client_close(mn_client *client);
-uint64_t mn_client_step(const mn_client *client); /* last committed step known here; the next one to
-                                                     train is this + 1 */
+/* The last committed step known here; the next one to train is this + 1. */
+uint64_t mn_client_step(const mn_client *client);
 uint32_t mn_client_shards(const mn_client *client);
 
 /* Creates the table at every shard, or checks that it stands there with this very spec (MN_CONFLICT
@@ -131,13 +129,15 @@ typedef struct mn_rows {
  * table within a step; the merged gradient is the left fold in (part, rank, position) order, so
  * give parts the same numbers on every run.
  *
- * mn_bag        out[queries][dim] = sum_j weight_j * row_j (paper §3.1); out f32 or bf16; computed
- * at the shards mn_bag_grad   given output_gradients [queries][dim] f32 or bf16: weight_gradients
- * [queries][per_query] f32 = <gradient, row>, from the rows that step's reads saw; stages weight *
- * gradient for every row read mn_fetch      out_rows [count][dim] f32 or bf16; out_state NULL or
- * [count][state bytes per row, in tile order] mn_push       gradients [count][dim] f32 or bf16:
- * staged mn_store      assigns rows [count][dim]; state (or NULL: initial); committed with the
- * step, before its gradients */
+ * mn_bag       out [queries][dim] f32 or bf16 = sum_j weight_j * row_j (paper §3.1), at the shards
+ * mn_bag_grad  output_gradients [queries][dim] f32 or bf16; weight_gradients [queries][per_query]
+ *              f32 = <gradient, row>, from the rows that the step's reads saw; stages
+ *              weight * gradient for every row read
+ * mn_fetch     out_rows [count][dim] f32 or bf16; out_state NULL or [count][state bytes of a row],
+ *              in tile order
+ * mn_push      gradients [count][dim] f32 or bf16: staged
+ * mn_store     assigns values [count][dim], and state (NULL: the initial one); committed with the
+ *              step, before its gradients */
 mn_future *mn_bag(mn_table *table, uint64_t step, const mn_queries *queries, mn_array out);
 mn_future *mn_bag_grad(mn_table *table, uint64_t step, uint32_t part, const mn_queries *queries,
                        mn_array output_gradients, mn_array weight_gradients);

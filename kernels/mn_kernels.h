@@ -19,11 +19,10 @@ extern "C" {
 #define MN_NO_ROW UINT64_MAX /* an offset that another shard holds: skipped, weight gradient +0 */
 
 /* ---- 1. Random numbers: Philox4x32-10 (Salmon et al., SC'11) ----
- * Counter = (row low, row high, column
- * block, update count); key = (seed low ^ purpose, seed high). A block of 4 words serves 4 columns
- * of an initial value (column c: block c/4, word c%4) or 8 columns of stochastic rounding (column
- * c: block c/8, half-word c%8, low half first), c absolute in the table: so nothing depends on the
- * tiling. */
+ * Counter = (row low, row high, column block, update count); key = (seed low ^ purpose, seed high).
+ * A block of 4 words serves 4 columns of an initial value (column c: block c/4, word c%4) or 8
+ * columns of stochastic rounding (column c: block c/8, half-word c%8, low half first), c absolute
+ * in the table: so nothing depends on the tiling. */
 enum mn_purpose {
     MN_PURPOSE_INIT = 0x1a17,
     MN_PURPOSE_ROUND_VALUE = 0x2b28,
@@ -76,15 +75,20 @@ typedef struct mn_sources {
     uint32_t column;
 } mn_sources;
 
-/* One step's constants. g = factor * merged gradient (f32, left fold from +0 over the contributions
- * in sorted order). SGD              row -= lr*g; wd: g += wd*row first Adagrad          (Duchi et
- * al. 2011; torch.optim.Adagrad) s += g*g; row -= lr*g/(sqrt(s)+eps); wd as SGD row-wise Adagrad s
- * += mean(g*g) over the row (16 lanes and tree, then /columns); row -= lr*g/(sqrt(s)+eps) Adam
- * (torch.optim.SparseAdam) m += (1-b1)*(g-m); v += (1-b2)*(g*g-v); row -=
- * (lr*sqrt(1-b2^t)/(1-b1^t)) * m/(sqrt(v)+eps) ; wd as SGD AdamW            (torch.optim.AdamW) row
- * *= 1-lr*wd; m, v as Adam; row -= (lr/(1-b1^t)) * m/(sqrt(v)/sqrt(1-b2^t)+eps) t = step, or the
- * row's own count + 1 with row_correction. Powers by repeated squaring in f64, then rounded once to
- * f32. */
+/* One step's constants. g = factor * merged gradient (f32, left fold from +0 over the
+ * contributions in sorted order). wd means weight_decay, lr learning_rate, b1 and b2 the betas.
+ *   SGD               g += wd*row; row -= lr*g
+ *   Adagrad           (Duchi et al. 2011; torch.optim.Adagrad)
+ *                     g += wd*row; s += g*g; row -= lr*g/(sqrt(s)+eps)
+ *   row-wise Adagrad  g += wd*row; s += mean(g*g) over the row (16 lanes and tree, then /columns);
+ *                     row -= lr*g/(sqrt(s)+eps)
+ *   Adam              (torch.optim.SparseAdam)
+ *                     g += wd*row; m += (1-b1)*(g-m); v += (1-b2)*(g*g-v);
+ *                     row -= (lr*sqrt(1-b2^t)/(1-b1^t)) * m/(sqrt(v)+eps)
+ *   AdamW             (torch.optim.AdamW) row *= 1-lr*wd; m, v as Adam;
+ *                     row -= (lr/(1-b1^t)) * m/(sqrt(v)/sqrt(1-b2^t)+eps)
+ * t = step, or the row's own count + 1 with row_correction. Powers by repeated squaring in f64,
+ * then rounded once to f32. */
 typedef struct mn_update {
     float learning_rate, weight_decay, factor;
     uint64_t step; /* the group's, from 1 */

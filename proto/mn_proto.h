@@ -218,27 +218,31 @@ enum mn_files_phase {
     MN_FILES_LOAD = 3
 };
 
-/* One decoded request. Which fields a verb reads:
- *   CreateTable spec (ids given: home shard assigns when table = 0; others take `table`), ranks |
- * Describe/Drop table or spec.name Fetch       table, tile_first, tile_count, count,
- * index_encoding, value_dtype, with_state, read, staleness; payload = indices Bag         table,
- * tiles, count (queries), per_query, index_encoding, weight_dtype, value_dtype, read, staleness;
- *               payload = indices [count*per_query], weights [count*per_query]
- *   BagGrad     as Bag + part, position; payload = indices, weights, output gradients
- * [count][columns of the tiles] value_dtype Push        table, tiles, part, position, count,
- * index_encoding, value_dtype; payload = indices, gradients [count][columns] Store       as Push (+
- * with_state); payload = indices, rows [count][columns], states Seal        pieces (staged on this
- * shard by this rank for this step), proposal, norms Commit      proposal, factors[set] (the final
- * multiplier per set, f32), incarnation_sum Reduce      name; payload = f64 vector Payload arrays
- * follow one another without padding. `position` numbers this rank's pieces of (table, part) on
- * this shard from 0 without gaps; the piece key (table, part, rank, position) makes a repeat
- * recognisable. */
+/* One decoded request. Which fields a verb reads (tiles = tile_first, tile_count):
+ *   CreateTable  spec, ranks; table: 0 asks the home shard to assign the id, other shards get it
+ *   Describe, Drop  table, or spec.name when table is 0
+ *   Fetch        table, tiles, count, index_encoding, value_dtype, with_state, read, staleness;
+ *                payload = indices [count]
+ *   Bag          table, tiles, count (queries), per_query, index_encoding, weight_dtype,
+ *                value_dtype, read, staleness;
+ *                payload = indices [count*per_query], weights [count*per_query]
+ *   BagGrad      as Bag, and part, position; payload = indices, weights,
+ *                output gradients [count][columns of the tiles] value_dtype
+ *   Push         table, tiles, part, position, count, index_encoding, value_dtype;
+ *                payload = indices [count], gradients [count][columns of the tiles]
+ *   Store        as Push, and with_state; payload = indices, rows [count][columns], states
+ *   Seal         pieces (staged on this shard by this rank for this step), proposal, norms
+ *   Commit       proposal, factors[set] (the final multiplier per set), incarnation_sum
+ *   Reduce       name; payload = f64 vector
+ * Payload arrays follow one another without padding. `position` numbers this rank's pieces of
+ * (table, part) on this shard from 0 without gaps; the piece key (table, part, rank, position)
+ * makes a repeat recognisable. */
 typedef struct mn_request {
     enum mn_verb verb;
     mn_context context;
     uint64_t table;
-    uint32_t tile_first, tile_count; /* rows tables: all rows must lie in these blocks, except in
-                                        Bag/BagGrad, which skip others */
+    /* Rows tables: all rows must lie in these blocks, except in Bag and BagGrad, which skip others. */
+    uint32_t tile_first, tile_count;
     uint32_t part;
     uint64_t position;
     uint64_t count;
