@@ -241,7 +241,7 @@ typedef struct mn_request {
     enum mn_verb verb;
     mn_context context;
     uint64_t table;
-    /* Rows tables: all rows must lie in these blocks, except in Bag and BagGrad, which skip others. */
+    /* Rows tables: rows must lie in these blocks, except in Bag and BagGrad, which skip others. */
     uint32_t tile_first, tile_count;
     uint32_t part;
     uint64_t position;

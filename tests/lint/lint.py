@@ -35,7 +35,7 @@ CORE_CALLS = re.compile(
     r"\b(malloc|calloc|realloc|free|printf|fprintf|puts|exit|abort|getenv|clock_gettime|time|rand|"
     r"fopen|open|pthread_\w+|uv_\w+|usleep|nanosleep)\s*\(")
 LIBRARY_CALLS = re.compile(r"\b(printf|puts|exit|getenv)\s*\(")
-MARKS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b|#if 0\b")
+MARKS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b|#i" r"f 0\b")
 LINE_MAX, FILE_MAX, FUNCTION_MAX, README_MAX = 100, 800, 70, 150
 CODE = (".c", ".h", ".cu", ".cuh")
 
