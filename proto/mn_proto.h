@@ -410,6 +410,9 @@ enum {
     MN_CHUNK_BYTES = 1 << 20 /* what clients aim at for a message */
 };
 
+/* The one gRPC service; a verb's method is "/" MN_SERVICE "/" and mn_verb_name. */
+#define MN_SERVICE "mneme.v1.Mneme"
+
 /* Decides for each arriving call; false answers MN_DENIED with error. peer is gRPC's text
  * ("ipv4:…"), authorization the metadata's value or "". */
 typedef bool (*mn_admit_function)(void *context, const char *peer, const char *authorization,
@@ -430,9 +433,20 @@ typedef struct mn_grpc_server_options {
     uint64_t (*tick)(
         void *core,
         uint64_t now_ns); /* runs what is due; returns when it next wants to run (ns, absolute) */
+    /* The caller of this parked call is gone, or the server stops: the core finishes it now, inside
+     * abandon. Never called for a finished call. */
+    void (*abandon)(void *core, mn_call *call);
     void *core;
-    const mn_env *env;
+    const mn_env *env; /* copied */
 } mn_grpc_server_options;
+
+/* What a server has done since it began; read from any thread. */
+typedef struct mn_grpc_server_stats {
+    uint64_t calls, failures;            /* answered; of these, with a status other than OK */
+    uint64_t bytes_received, bytes_sent; /* messages, without HTTP/2's own */
+    uint64_t held;                       /* calls arrived and not yet answered */
+    uint64_t reply_bytes;                /* reply buffers in use */
+} mn_grpc_server_stats;
 
 /* create binds and listens; MN_STORAGE-free errors: MN_UNAVAILABLE "address" when the port is
  * taken. out_port: the real one. */
@@ -445,6 +459,7 @@ void mn_grpc_server_run(mn_grpc_server *server);
 void mn_grpc_server_stop(mn_grpc_server *server); /* thread-safe */
 void mn_grpc_server_set_healthy(mn_grpc_server *server,
                                 bool healthy); /* thread-safe; starts true */
+void mn_grpc_server_stats_get(mn_grpc_server *server, mn_grpc_server_stats *out_stats);
 void mn_grpc_server_destroy(mn_grpc_server *server);
 
 typedef struct mn_grpc_client_options {
