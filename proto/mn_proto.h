@@ -411,7 +411,7 @@ enum {
 };
 
 /* The one gRPC service; a verb's method is "/" MN_SERVICE "/" and mn_verb_name. */
-#define MN_SERVICE "mneme.v1.Mneme"
+#define MN_SERVICE "mneme.v1.Memory"
 
 /* Decides for each arriving call; false answers MN_DENIED with error. peer is gRPC's text
  * ("ipv4:…"), authorization the metadata's value or "". */
