@@ -69,6 +69,8 @@ typedef struct mn_core_options {
     uint32_t exchanges_max;  /* in flight per shard and verb kind (reads, changes); control verbs
                                 have their own 16 */
     bool packed;             /* indices bit-packed on the wire (gRPC), else u32/i64 (local) */
+    uint32_t chunk_bytes;    /* aimed at for a message's payload; default MN_CHUNK_BYTES. Pieces are
+                                the same for the same value: a replay must cut as its predecessor */
     uint64_t back_off_ms;    /* first retry after about this, doubling to 64 times it, with jitter;
                                 default 5 */
     uint32_t plants;         /* simulator's planted bugs: MN_CORE_PLANT_*; 0 in every program */
