@@ -1,0 +1,106 @@
+/* bag-latency: a small bag, against a bare gRPC echo of as many bytes to as many servers. */
+#include "peers/peers.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { QUERIES = 16, READS = 128, CALLS = 400, CALLS_QUICK = 100 };
+
+typedef struct latency_context {
+    bench_service service;
+    mn_table *table;
+    peer_echo *echo;
+    uint32_t rows, dim;
+    double share; /* the quantile that this case is about */
+    double *seconds;
+} latency_context;
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double at_quantile(latency_context *context, uint32_t calls)
+{
+    qsort(context->seconds, calls, sizeof *context->seconds, ascending);
+    return context->seconds[(uint32_t)(context->share * (calls - 1))];
+}
+
+static uint32_t calls_of_round(void) { return bench_quick ? CALLS_QUICK : CALLS; }
+
+static void call_mneme(latency_context *context, uint64_t *seed)
+{
+    static uint32_t indices[QUERIES * READS];
+    static float weights[QUERIES * READS], bags[QUERIES * MN_DIM_MAX / 64];
+    mn_error error;
+    for (uint32_t i = 0; i < QUERIES * READS; i++) {
+        indices[i] = (uint32_t)(bench_random(seed) % context->rows);
+        weights[i] = 1.0f / READS;
+    }
+    mn_queries queries = {QUERIES, READS, mn_u32(indices), mn_f32(weights)};
+    mn_future *bag = mn_bag(context->table, MN_LATEST, &queries, mn_f32(bags));
+    bench_check(mn_wait(bag, &error), &error, "bag");
+}
+
+static double round_mneme(void *opaque, uint64_t round)
+{
+    latency_context *context = opaque;
+    uint64_t seed = round;
+    for (uint32_t call = 0; call < calls_of_round(); call++) {
+        double start = bench_now();
+        call_mneme(context, &seed);
+        context->seconds[call] = bench_now() - start;
+    }
+    return at_quantile(context, calls_of_round());
+}
+
+static double round_echo(void *opaque, uint64_t round)
+{
+    latency_context *context = opaque;
+    (void)round;
+    for (uint32_t call = 0; call < calls_of_round(); call++) {
+        double start = bench_now();
+        peer_echo_call(context->echo);
+        context->seconds[call] = bench_now() - start;
+    }
+    return at_quantile(context, calls_of_round());
+}
+
+static void latency_case(uint32_t dim, uint32_t shards, double least)
+{
+    latency_context context = {.rows = 512 * 512, .dim = dim};
+    mn_table_spec spec = {.name = "small", .rows = context.rows, .dim = dim};
+    char name[96];
+    uint64_t seed = 1;
+    context.seconds = malloc(CALLS * sizeof *context.seconds);
+    bench_service_start(&context.service, shards);
+    context.table = bench_table(context.service.client, &spec);
+    mn_client_counters before = mn_client_counted(context.service.client);
+    call_mneme(&context, &seed);
+    mn_client_counters after = mn_client_counted(context.service.client);
+    context.echo =
+        peer_echo_start(shards, (uint32_t)((after.bytes_sent - before.bytes_sent) / shards),
+                        (uint32_t)((after.bytes_received - before.bytes_received) / shards));
+    for (int tail = 0; tail < 2; tail++) {
+        context.share = tail ? 0.99 : 0.5;
+        (void)snprintf(name, sizeof name, "queries=%d reads=%d dim=%u rows=%u shards=%u %s",
+                       QUERIES, READS, dim, context.rows, shards, tail ? "p99" : "p50");
+        bench_case latency = {.bench = "bag-latency",
+                              .name = name,
+                              .unit = "s",
+                              .mneme = {"mneme", round_mneme, &context, 0, 0},
+                              .peers = {{"echo", round_echo, &context, least, 0}},
+                              .peer_count = 1};
+        bench_run(&latency);
+    }
+    peer_echo_stop(context.echo);
+    bench_service_stop(&context.service);
+    free(context.seconds);
+}
+
+void bench_bag_latency(void)
+{
+    latency_case(128, 1, 0.6);
+    latency_case(512, 4, 0.6);
+}

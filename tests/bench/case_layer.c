@@ -1,0 +1,167 @@
+/* layer-step: a whole product-key layer's training step (search, softmax, bag, the backward of each, the table's AdamW), against
+ * the same layer in PyTorch in one process, on as many threads. */
+#include "mn_kernels.h"
+#include "peers/peers.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { TOKENS = 4096, HEADS = 4, KNN = 32, KEYS = 512, HALF = 64, DIM = 512, THREADS = 2 };
+enum { READS = HEADS * KNN, ALL_READS = TOKENS * READS };
+
+typedef struct layer_context {
+    mn_client *client;
+    mn_table *table;
+    float *queries, *keys, *scores, *bags, *gradients, *weight_gradients, *score_gradients;
+    float *query_gradients, *key_gradients;
+    uint64_t *rows;
+    int64_t *indices;
+    void *scratch;
+} layer_context;
+
+typedef struct torch_peer {
+    bench_child child;
+    FILE *to, *from;
+    const char *mode;
+} torch_peer;
+
+static const mn_search search = {TOKENS, HEADS, KEYS, HALF, KNN};
+
+static double round_mneme(void *opaque, uint64_t round)
+{
+    layer_context *layer = opaque;
+    const mn_kernels *kernels = mn_kernels_best();
+    mn_error error;
+    uint64_t step = mn_client_step(layer->client) + 1, seed = round;
+    for (uint32_t i = 0; i < TOKENS * HEADS * 2 * HALF; i++)
+        layer->queries[i] = (float)(bench_random(&seed) >> 40) * 0x1p-23f - 1;
+    double start = bench_now();
+    bench_check(mn_product_search(&search, layer->queries, layer->keys, layer->rows, layer->scores,
+                                  layer->scratch, &error),
+                &error, "search");
+    kernels->softmax(layer->scores, TOKENS * HEADS, KNN);
+    for (uint32_t i = 0; i < ALL_READS; i++)
+        layer->indices[i] = (int64_t)layer->rows[i];
+    mn_queries reads = {TOKENS, READS, mn_i64(layer->indices), mn_f32(layer->scores)};
+    mn_future *bags = mn_bag(layer->table, step, &reads, mn_f32(layer->bags));
+    bench_check(mn_wait(bags, &error), &error, "bag");
+    mn_future *grads = mn_bag_grad(layer->table, step, 0, &reads, mn_f32(layer->gradients),
+                                   mn_f32(layer->weight_gradients));
+    bench_check(mn_wait(grads, &error), &error, "bag-grad");
+    kernels->softmax_grad(layer->scores, layer->weight_gradients, TOKENS * HEADS, KNN,
+                          layer->score_gradients);
+    memset(layer->query_gradients, 0, TOKENS * HEADS * 2 * HALF * sizeof(float));
+    memset(layer->key_gradients, 0, HEADS * 2 * KEYS * HALF * sizeof(float));
+    mn_product_search_grad(&search, layer->queries, layer->keys, layer->rows,
+                           layer->score_gradients, layer->query_gradients, layer->key_gradients);
+    mn_commit_options commit = {.learning_rate = 1e-3f, .weight_decay = 0.1f};
+    bench_check(mn_commit(layer->client, step, &commit, NULL, &error), &error, "commit");
+    return bench_now() - start;
+}
+
+static double round_torch(void *opaque, uint64_t round)
+{
+    torch_peer *torch = opaque;
+    double seconds;
+    (void)round;
+    if (fprintf(torch->to, "step\n") < 0 || fflush(torch->to) ||
+        fscanf(torch->from, "%lf", &seconds) != 1)
+        bench_die("torch %s: no answer", torch->mode);
+    return seconds;
+}
+
+/* The interpreter that has torch: $MNEME_TORCH_PYTHON, else python3; NULL when neither can import it. */
+const char *peer_torch_python(void)
+{
+    static char command[512];
+    const char *named = getenv("MNEME_TORCH_PYTHON"), *python = named ? named : "python3";
+    (void)snprintf(command, sizeof command, "%s -c 'import torch' >/dev/null 2>&1", python);
+    return system(command) == 0 ? python : NULL;
+}
+
+static bool torch_start(torch_peer *torch, const char *mode)
+{
+    const char *python = peer_torch_python();
+    torch->mode = mode;
+    if (!python)
+        return false;
+    const char *arguments[] = {python, MN_SOURCE_DIR "/tests/bench/peers/torch_layer.py", mode,
+                               NULL};
+    torch->child = bench_start(arguments, false, true);
+    torch->to = fdopen(torch->child.to, "w");
+    torch->from = fdopen(torch->child.from, "r");
+    return torch->to && torch->from;
+}
+
+static void *floats(uint64_t count) { return bench_huge(count * sizeof(float)); }
+
+static void layer_prepare(layer_context *layer)
+{
+    uint64_t seed = 3;
+    layer->queries = floats(TOKENS * HEADS * 2 * HALF);
+    layer->query_gradients = floats(TOKENS * HEADS * 2 * HALF);
+    layer->keys = floats(HEADS * 2 * KEYS * HALF);
+    layer->key_gradients = floats(HEADS * 2 * KEYS * HALF);
+    layer->scores = floats(ALL_READS);
+    layer->weight_gradients = floats(ALL_READS);
+    layer->score_gradients = floats(ALL_READS);
+    layer->bags = floats(TOKENS * DIM);
+    layer->gradients = floats(TOKENS * DIM);
+    layer->rows = bench_huge(ALL_READS * sizeof *layer->rows);
+    layer->indices = bench_huge(ALL_READS * sizeof *layer->indices);
+    layer->scratch = bench_huge(mn_search_scratch_bytes(&search));
+    for (uint32_t i = 0; i < HEADS * 2 * KEYS * HALF; i++)
+        layer->keys[i] = ((float)(bench_random(&seed) >> 40) * 0x1p-23f - 1) * 0.125f;
+    for (uint32_t i = 0; i < TOKENS * DIM; i++)
+        layer->gradients[i] = ((float)(bench_random(&seed) >> 40) * 0x1p-23f - 1) * 1e-3f;
+    mn_gemm_threads(THREADS);
+}
+
+static const mn_table_spec values = {
+    .name = "values",
+    .rows = KEYS * KEYS,
+    .dim = DIM,
+    .tiles = 4,
+    .optimizer = {MN_OPTIMIZER_ADAMW, 0.9f, 0.999f, 1e-8f, MN_F32, false}};
+
+static void run_case(layer_context *layer, const char *name, double least, torch_peer torch[2],
+                     const bool has[2])
+{
+    bench_case step = {
+        .bench = "layer-step",
+        .name = name,
+        .unit = "tokens/s",
+        .work = TOKENS,
+        .mneme = {"mneme", round_mneme, layer, 0, 0},
+        .peers = {{"torch-dense", has[0] ? round_torch : NULL, &torch[0], least, 0},
+                  {"torch-sparse", has[1] ? round_torch : NULL, &torch[1], least, 0}},
+        .peer_count = 2};
+    bench_run(&step);
+}
+
+void bench_layer_step(void)
+{
+    layer_context layer = {0};
+    torch_peer torch[2];
+    mn_error error;
+    bool has[2] = {torch_start(&torch[0], "dense"), torch_start(&torch[1], "sparse")};
+    layer_prepare(&layer);
+    mn_client_options local = {.target = "local:", .local_shards = THREADS};
+    bench_check(mn_client_open(&local, &layer.client, &error), &error, "open");
+    layer.table = bench_table(layer.client, &values);
+    run_case(&layer, "local tokens=4096 heads=4 knn=32 keys=512 dim=512 adamw threads=2", 3, torch,
+             has);
+    mn_client_close(layer.client);
+
+    bench_service service;
+    bench_service_start(&service, 4);
+    layer.client = service.client;
+    layer.table = bench_table(layer.client, &values);
+    run_case(&layer, "shards=4 tokens=4096 heads=4 knn=32 keys=512 dim=512 adamw", 1, torch, has);
+    bench_service_stop(&service);
+    for (int i = 0; i < 2; i++)
+        if (has[i])
+            bench_stop(&torch[i].child);
+}

@@ -1,0 +1,201 @@
+/* fetch and push: rows over the wire, against plain C sockets, the socket alone, and redis. */
+#include "peers/peers.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BATCH = 8192, BATCHES = 4, PUSH_ROWS = 65536 };
+
+typedef struct rows_context {
+    bench_service service;
+    mn_table *table;
+    uint64_t rows;
+    uint32_t dim;
+    uint32_t *indices; /* [BATCHES][BATCH], new every round */
+    float *out;
+    peer_tcp tcp;
+    peer_redis redis;
+    bool first_of_round;
+} rows_context;
+
+static void draw(rows_context *context, uint64_t round)
+{
+    uint64_t seed = round + 1;
+    for (uint32_t i = 0; i < BATCHES * BATCH; i++)
+        context->indices[i] = (uint32_t)(bench_random(&seed) % context->rows);
+}
+
+typedef void (*fetch_function)(rows_context *context, const uint32_t *indices);
+
+static double fetch_round(rows_context *context, uint64_t round, fetch_function fetch, bool check)
+{
+    draw(context, round);
+    double seconds = 0;
+    for (uint32_t batch = 0; batch < BATCHES; batch++) {
+        const uint32_t *indices = context->indices + batch * BATCH;
+        double start = bench_now();
+        fetch(context, indices);
+        seconds += bench_now() - start;
+        if (check)
+            bench_rows_check(context->out, indices, BATCH, context->dim);
+    }
+    return seconds;
+}
+
+static void fetch_mneme(rows_context *context, const uint32_t *indices)
+{
+    mn_error error;
+    mn_rows which = {BATCH, mn_u32((uint32_t *)(uintptr_t)indices)};
+    uint64_t step = mn_client_step(context->service.client) + 1;
+    mn_future *rows = mn_fetch(context->table, step, &which, mn_f32(context->out), NULL);
+    bench_check(mn_wait(rows, &error), &error, "fetch");
+}
+
+static void fetch_plain(rows_context *context, const uint32_t *indices)
+{
+    peer_tcp_rows(&context->tcp, PEER_GATHER, indices, BATCH, context->out);
+}
+
+static void fetch_raw(rows_context *context, const uint32_t *indices)
+{
+    peer_tcp_rows(&context->tcp, PEER_SOURCE, indices, BATCH, context->out);
+}
+
+static void fetch_redis(rows_context *context, const uint32_t *indices)
+{
+    peer_redis_rows(&context->redis, indices, BATCH, context->out);
+}
+
+static double round_mneme(void *c, uint64_t n) { return fetch_round(c, n, fetch_mneme, true); }
+static double round_plain(void *c, uint64_t n) { return fetch_round(c, n, fetch_plain, true); }
+static double round_raw(void *c, uint64_t n) { return fetch_round(c, n, fetch_raw, false); }
+static double round_redis(void *c, uint64_t n) { return fetch_round(c, n, fetch_redis, true); }
+
+static void fetch_case(uint32_t dim, const double least[3], const double goal[3])
+{
+    rows_context context = {.dim = dim, .rows = (bench_quick ? 1u << 26 : 1u << 28) / dim};
+    mn_table_spec spec = {.name = "rows", .rows = context.rows, .dim = dim, .split = MN_ROWS};
+    char name[64];
+    (void)snprintf(name, sizeof name, "dim=%u batch=%u", dim, BATCH);
+    context.indices = malloc(BATCHES * BATCH * sizeof *context.indices);
+    context.out = bench_huge((uint64_t)BATCH * dim * sizeof *context.out);
+    bench_service_start(&context.service, 1);
+    context.table = bench_table(context.service.client, &spec);
+    peer_tcp_start(&context.tcp, context.rows, dim);
+    peer_redis_start(&context.redis, context.rows, dim);
+    bench_case fetch = {.bench = "fetch",
+                        .name = name,
+                        .unit = "rows/s",
+                        .work = (double)BATCH * BATCHES,
+                        .mneme = {"mneme", round_mneme, &context, 0, 0},
+                        .peers = {{"plain-c", round_plain, &context, least[0], goal[0]},
+                                  {"raw-tcp", round_raw, &context, least[1], goal[1]},
+                                  {"redis", context.redis.installed ? round_redis : NULL, &context,
+                                   least[2], goal[2]}},
+                        .peer_count = 3};
+    bench_run(&fetch);
+    peer_redis_stop(&context.redis);
+    peer_tcp_stop(&context.tcp);
+    bench_service_stop(&context.service);
+    free(context.indices);
+}
+
+void bench_fetch(void)
+{
+    fetch_case(1024, (double[]){0.9, 0.65, 2}, (double[]){1.1, 0.8, 3});
+    fetch_case(128, (double[]){0.9, 0.45, 5.5}, (double[]){1.1, 0.7, 10});
+}
+
+/* ---- push ---- */
+
+typedef struct push_context {
+    bench_service service;
+    mn_table *table;
+    uint64_t rows;
+    uint32_t dim;
+    uint32_t *indices; /* [PUSH_ROWS], distinct */
+    float *gradients;
+    peer_tcp tcp;
+} push_context;
+
+static double push_mneme(void *opaque, uint64_t round)
+{
+    push_context *context = opaque;
+    mn_error error;
+    mn_client *client = context->service.client;
+    uint64_t step = mn_client_step(client) + 1, stride = context->rows / PUSH_ROWS;
+    for (uint64_t i = 0; i < PUSH_ROWS; i++) /* distinct rows in no order the table likes */
+        context->indices[i] =
+            (uint32_t)(((i * 40503) % PUSH_ROWS * stride + round) % context->rows);
+    mn_rows which = {PUSH_ROWS, mn_u32(context->indices)};
+    mn_commit_options commit = {.learning_rate = 0.01f};
+    double start = bench_now();
+    mn_future *push = mn_push(context->table, step, 0, &which, mn_f32(context->gradients));
+    bench_check(mn_wait(push, &error), &error, "push");
+    bench_check(mn_commit(client, step, &commit, NULL, &error), &error, "commit");
+    return bench_now() - start;
+}
+
+static double push_raw(void *opaque, uint64_t round)
+{
+    push_context *context = opaque;
+    (void)round;
+    double start = bench_now();
+    peer_tcp_sink(&context->tcp, context->gradients, PUSH_ROWS);
+    return bench_now() - start;
+}
+
+static void push_check(push_context *context)
+{
+    /* Adagrad's first step moves a fresh row by lr * g / (|g| + eps): the pushed rows must have moved, others not. */
+    mn_error error;
+    uint32_t moved = context->indices[1], still = moved + 1; /* strides exceed the rounds */
+    float *rows = malloc(2 * context->dim * sizeof *rows);
+    uint32_t both[2] = {moved, still};
+    mn_rows which = {2, mn_u32(both)};
+    uint64_t step = mn_client_step(context->service.client) + 1;
+    mn_future *fetched = mn_fetch(context->table, step, &which, mn_f32(rows), NULL);
+    bench_check(mn_wait(fetched, &error), &error, "fetch");
+    for (uint32_t column = 0; column < context->dim; column++)
+        if (rows[column] == bench_value(moved, column))
+            bench_die("push: row %u column %u did not move", moved, column);
+    free(rows);
+}
+
+static void push_case(uint32_t dim, double least, double goal)
+{
+    push_context context = {.dim = dim, .rows = (bench_quick ? 1u << 27 : 1u << 28) / dim};
+    mn_table_spec spec = {.name = "rows",
+                          .rows = context.rows,
+                          .dim = dim,
+                          .split = MN_ROWS,
+                          .optimizer = mn_adagrad(1e-10f)};
+    char name[64];
+    (void)snprintf(name, sizeof name, "dim=%u rows=%u optimizer=adagrad", dim, PUSH_ROWS);
+    context.indices = malloc(PUSH_ROWS * sizeof *context.indices);
+    context.gradients = bench_huge((uint64_t)PUSH_ROWS * dim * sizeof *context.gradients);
+    for (uint64_t i = 0; i < (uint64_t)PUSH_ROWS * dim; i++)
+        context.gradients[i] = (float)(i % 17 + 1) * 0.125f;
+    bench_service_start(&context.service, 1);
+    context.table = bench_table(context.service.client, &spec);
+    peer_tcp_start(&context.tcp, 1, dim);
+    bench_case push = {.bench = "push",
+                       .name = name,
+                       .unit = "rows/s",
+                       .work = PUSH_ROWS,
+                       .mneme = {"mneme", push_mneme, &context, 0, 0},
+                       .peers = {{"raw-tcp", push_raw, &context, least, goal}},
+                       .peer_count = 1};
+    bench_run(&push);
+    push_check(&context);
+    peer_tcp_stop(&context.tcp);
+    bench_service_stop(&context.service);
+    free(context.indices);
+}
+
+void bench_push(void)
+{
+    push_case(1024, 0.45, 0.7);
+    push_case(128, 0.3, 0.5);
+}

@@ -1,0 +1,40 @@
+/* mneme-bench: runs the benches named, or all. Started by tests/bench/run. */
+#include "bench.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+} benches[] = {{"fetch", bench_fetch},
+               {"push", bench_push},
+               {"bag", bench_bag},
+               {"bag-grad", bench_bag_grad},
+               {"bag-latency", bench_bag_latency},
+               {"layer-step", bench_layer_step},
+               {"scale", bench_scale}};
+
+enum { BENCHES = sizeof benches / sizeof *benches };
+
+int main(int argc, char **argv)
+{
+    uint32_t named = 0, known = 0;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--quick") == 0)
+            bench_quick = true;
+        else
+            named++;
+    }
+    for (uint32_t bench = 0; bench < BENCHES; bench++) {
+        bool asked = named == 0;
+        for (int i = 1; i < argc; i++)
+            asked |= strcmp(argv[i], benches[bench].name) == 0;
+        known += asked && named;
+        if (asked)
+            benches[bench].run();
+    }
+    if (known < named)
+        bench_die("no such bench; there are fetch push bag bag-grad bag-latency layer-step scale");
+    return 0;
+}
