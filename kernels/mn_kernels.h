@@ -5,8 +5,8 @@
  * Bits (design.md §5): only + - * / sqrt and integer operations, multiply and add rounded
  * separately, no libm. Reductions along a row use 16 lanes (column c of the tile in lane c mod 16,
  * columns ascending, from +0), then the fixed tree for (w = 8; w; w /= 2) for (i < w) lane[i] +=
- * lane[i + w]. Buffers may have any alignment unless said; row buffers are fastest at 64 bytes.
- * Outputs never alias inputs. */
+ * lane[i + w]. Callers' buffers may have any alignment unless said; row buffers are fastest at 64 bytes. A
+ * tile's arrays are aligned to their elements; scratch to 64 bytes. Outputs never alias inputs. */
 #ifndef MN_KERNELS_H
 #define MN_KERNELS_H
 
@@ -16,7 +16,8 @@
 extern "C" {
 #endif
 
-#define MN_NO_ROW UINT64_MAX /* an offset that another shard holds: skipped, weight gradient +0 */
+#define MN_NO_ROW     UINT64_MAX /* an offset that another shard holds: skipped, weight gradient +0 */
+#define MN_SELECT_MAX 128u       /* largest k of a selection */
 
 /* ---- 1. Random numbers: Philox4x32-10 (Salmon et al., SC'11) ----
  * Counter = (row low, row high, column block, update count); key = (seed low ^ purpose, seed high).
@@ -108,7 +109,7 @@ typedef struct mn_kernels {
                      uint32_t columns, enum mn_dtype dtype, void *out_row);
 
     /* out[i] = row offsets[i], i < n, as out_dtype, out_stride_bytes apart. bf16 -> f32 is exact;
-     * f32 -> bf16 nearest even. */
+     * f32 -> bf16 nearest even. MN_NO_ROW leaves its place untouched, here and for the state. */
     void (*gather)(const mn_tile *tile, const uint64_t *offsets, uint64_t n,
                    enum mn_dtype out_dtype, void *out_rows, uint64_t out_stride_bytes);
     /* Likewise the state of the rows, in the table's state dtype. */
@@ -135,12 +136,12 @@ typedef struct mn_kernels {
 
     /* Merges and applies the optimizer row by row; updates[offset] += 1 once a row; returns rows
      * first written now (the caller adds them to tile->rows_written). Values and state in bf16 are
-     * rounded stochastically. */
+     * rounded stochastically, with the row's update count after this one. */
     uint64_t (*merge_apply)(mn_tile *tile, const mn_contribution *contributions, uint64_t n,
                             const mn_sources *sources, const mn_update *update, void *scratch);
 
-    /* Assigns rows (and state, or the initial state when NULL); later i wins; updates += 1 each.
-     * Returns rows first written. */
+    /* Assigns rows, rounded to nearest (and state, or the initial state when NULL); later i wins;
+     * updates += 1 each. MN_NO_ROW is skipped. Returns rows first written. */
     uint64_t (*store)(mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype dtype,
                       const void *rows, uint64_t stride_bytes, const void *state,
                       uint64_t state_stride_bytes);

@@ -1,0 +1,36 @@
+/* Vectors of AVX-512 registers: the few operations that neither GNU C vectors nor loops express. The
+ * three lanes.h (plain, avx2, avx512) declare the same names. */
+#ifndef MN_KERNELS_LANES_H
+#define MN_KERNELS_LANES_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define LANES     16
+#define LANES_ISA MN_ISA_AVX512
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, for f64 sums */
+typedef double vd __attribute__((vector_size(4 * LANES)));
+
+/* The greater, lane by lane; b where a is NaN. */
+static inline vf lanes_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+
+/* Bit i says a[i] >= b[i] (a > b; a is NaN). */
+static inline uint32_t lanes_ge(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static inline uint32_t lanes_gt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline uint32_t lanes_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+
+/* Writes the lanes of `values` whose bit is set, and first + their lane, packed; may write LANES
+ * elements of each. Returns their number. */
+static inline uint32_t lanes_pack(vf values, uint32_t first, uint32_t bits, float *out_values,
+                                  uint32_t *out_indices)
+{
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32((int)first));
+    _mm512_storeu_ps(out_values, _mm512_maskz_compress_ps((__mmask16)bits, values));
+    _mm512_storeu_si512(out_indices, _mm512_maskz_compress_epi32((__mmask16)bits, index));
+    return (uint32_t)__builtin_popcount(bits);
+}
+
+#endif

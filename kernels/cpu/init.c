@@ -1,0 +1,128 @@
+/* Initial values and rounding noise: counter-based random numbers, many blocks at once
+ * (mn_kernels.h §1). */
+#include "tile.h"
+
+enum {
+    BLOCKS = 32,        /* Philox blocks per batch */
+    WORDS = 4 * BLOCKS, /* columns of initial values per batch */
+    HALVES = 2 * WORDS  /* columns of noise per batch */
+};
+
+/* Words of the blocks first .. first + BLOCKS - 1, in order; mn_philox, lane by lane. */
+static void philox_batch(uint64_t row, uint32_t first, uint32_t count, uint32_t key0, uint32_t key1,
+                         uint32_t *restrict out_words)
+{
+    uint32_t c0[BLOCKS], c1[BLOCKS], c2[BLOCKS], c3[BLOCKS];
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        c0[i] = (uint32_t)row, c1[i] = (uint32_t)(row >> 32);
+        c2[i] = first + i, c3[i] = count;
+    }
+    for (int round = 0; round < 10; round++) {
+        for (uint32_t i = 0; i < BLOCKS; i++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
+            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ key0;
+            c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ key1;
+            c1[i] = (uint32_t)p1, c3[i] = (uint32_t)p0;
+        }
+        key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    }
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        out_words[4 * i] = c0[i], out_words[4 * i + 1] = c1[i];
+        out_words[4 * i + 2] = c2[i], out_words[4 * i + 3] = c3[i];
+    }
+}
+
+void ISA(noise)(uint64_t seed, enum mn_purpose purpose, uint64_t row, uint32_t update_count,
+                uint32_t first_column, uint32_t columns, uint16_t *out_halves)
+{
+    uint32_t words[WORDS];
+    for (uint32_t done = 0; done < columns;) {
+        uint32_t column = first_column + done, skip = column % 8;
+        uint32_t count = least(columns - done, HALVES - skip);
+        philox_batch(row, column / 8, update_count, (uint32_t)seed ^ (uint32_t)purpose,
+                     (uint32_t)(seed >> 32), words);
+        memcpy(out_halves + done, (const char *)words + 2 * skip, 2 * (size_t)count);
+        done += count;
+    }
+}
+
+/* ln x for x in (0, 1]: x = 2^e m with m in [sqrt 1/2, sqrt 2), then the odd series of
+ * ln((1 + s)/(1 - s)), s = (m - 1)/(m + 1), |s| < 0.172: the first term left out is below 1e-9. */
+INLINE float logarithm(float x)
+{
+    uint32_t bits = bits_of(x) + (0x3f800000 - 0x3f3504f3);
+    float e = (float)((int32_t)(bits >> 23) - 127);
+    float m = float_of((bits & 0x7fffff) + 0x3f3504f3);
+    float s = (m - 1.0f) / (m + 1.0f), t = s * s;
+    float series = t * (1.0f / 9) + 1.0f / 7;
+    series = series * t + 1.0f / 5;
+    series = series * t + 1.0f / 3;
+    series = series * t + 1.0f;
+    return e * 0.693147181f + 2.0f * s * series;
+}
+
+/* Box-Muller: two words give two normal values. The angle 2 pi word / 2^32 is taken to within pi/4
+ * of a multiple of pi/2, where six terms of the Taylor series leave less than 3e-8. */
+INLINE void normal_pair(uint32_t radius_word, uint32_t angle_word, float *out_first,
+                        float *out_second)
+{
+    float u = (float)(int32_t)((radius_word >> 8) + 1) * 0x1p-24f;
+    float radius = __builtin_sqrtf(-2.0f * logarithm(u));
+    uint32_t quadrant = (angle_word + 0x20000000u) >> 30;
+    float x = (float)(int32_t)(angle_word - (quadrant << 30)) * (6.283185307f * 0x1p-32f);
+    float y = x * x;
+    float sine = y * (1.0f / 362880) - 1.0f / 5040;
+    sine = sine * y + 1.0f / 120;
+    sine = sine * y - 1.0f / 6;
+    sine = (sine * y + 1.0f) * x;
+    float cosine = y * (1.0f / 40320) - 1.0f / 720;
+    cosine = cosine * y + 1.0f / 24;
+    cosine = cosine * y - 1.0f / 2;
+    cosine = cosine * y + 1.0f;
+    float first = quadrant & 1 ? sine : cosine, second = quadrant & 1 ? cosine : sine;
+    uint32_t first_sign = ((quadrant + 1) & 2) << 30, second_sign = (quadrant & 2) << 30;
+    *out_first = radius * float_of(bits_of(first) ^ first_sign);
+    *out_second = radius * float_of(bits_of(second) ^ second_sign);
+}
+
+static void values_of_words(const mn_init *init, const uint32_t *restrict words,
+                            float *restrict out_values)
+{
+    const float a = init->a, width = init->b - init->a;
+    if (init->kind == MN_INIT_UNIFORM) {
+        for (uint32_t i = 0; i < WORDS; i++)
+            out_values[i] = a + width * ((float)(int32_t)(words[i] >> 8) * 0x1p-24f);
+        return;
+    }
+    for (uint32_t i = 0; i < WORDS; i += 2) {
+        float first, second;
+        normal_pair(words[i], words[i + 1], &first, &second);
+        out_values[i] = a * first, out_values[i + 1] = a * second;
+    }
+}
+
+void ISA(init_row)(const mn_init *init, uint64_t seed, uint64_t row, uint32_t first_column,
+                   uint32_t columns, enum mn_dtype dtype, void *out_row)
+{
+    const uint32_t bytes = element_bytes(dtype);
+    if (init->kind == MN_INIT_ZERO) {
+        memset(out_row, 0, (size_t)columns * bytes);
+        return;
+    }
+    uint32_t words[WORDS];
+    float values[WORDS];
+    if (init->kind == MN_INIT_CONSTANT)
+        for (uint32_t i = 0; i < WORDS; i++)
+            values[i] = init->a;
+    for (uint32_t done = 0; done < columns;) {
+        uint32_t column = first_column + done, skip = column % 4;
+        uint32_t count = least(columns - done, WORDS - skip);
+        if (init->kind != MN_INIT_CONSTANT) {
+            philox_batch(row, column / 4, 0, (uint32_t)seed ^ MN_PURPOSE_INIT,
+                         (uint32_t)(seed >> 32), words);
+            values_of_words(init, words, values);
+        }
+        convert_row(values + skip, MN_F32, count, dtype, (char *)out_row + (size_t)done * bytes);
+        done += count;
+    }
+}

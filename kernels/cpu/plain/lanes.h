@@ -1,0 +1,44 @@
+/* Vectors of SSE2 (every x86-64 CPU) registers: the few operations that neither GNU C vectors nor loops express. The
+ * three lanes.h (plain, avx2, avx512) declare the same names. */
+#ifndef MN_KERNELS_LANES_H
+#define MN_KERNELS_LANES_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define LANES     4
+#define LANES_ISA MN_ISA_PLAIN
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, for f64 sums */
+typedef double vd __attribute__((vector_size(4 * LANES)));
+
+/* The greater, lane by lane; b where a is NaN. */
+static inline vf lanes_max(vf a, vf b) { return _mm_max_ps(a, b); }
+
+/* Bit i says a[i] >= b[i] (a > b; a is NaN). */
+static inline uint32_t lanes_ge(vf a, vf b)
+{
+    return (uint32_t)_mm_movemask_ps(_mm_cmpge_ps(a, b));
+}
+static inline uint32_t lanes_gt(vf a, vf b)
+{
+    return (uint32_t)_mm_movemask_ps(_mm_cmpgt_ps(a, b));
+}
+static inline uint32_t lanes_nan(vf a) { return (uint32_t)_mm_movemask_ps(_mm_cmpunord_ps(a, a)); }
+
+/* Writes the lanes of `values` whose bit is set, and first + their lane, packed; may write LANES
+ * elements of each. Returns their number. */
+static inline uint32_t lanes_pack(vf values, uint32_t first, uint32_t bits, float *out_values,
+                                  uint32_t *out_indices)
+{
+    uint32_t count = 0;
+    for (; bits; bits &= bits - 1, count++) {
+        uint32_t lane = (uint32_t)__builtin_ctz(bits);
+        out_values[count] = values[lane];
+        out_indices[count] = first + lane;
+    }
+    return count;
+}
+
+#endif

@@ -1,0 +1,166 @@
+/* What reads and updates of a tile share: element conversions, where a row lies, lanes and tree. */
+#ifndef MN_KERNELS_TILE_H
+#define MN_KERNELS_TILE_H
+
+#include "isa.h"
+#include "lanes.h"
+
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    CHUNK = 1024, /* columns worked on at a time: 4 KiB of f32 sums stay in the first cache */
+    LINE = 64     /* bytes of a cache line */
+};
+
+/* Elements of the caller's buffers: of any alignment. */
+typedef float any_f32 __attribute__((aligned(1), may_alias));
+typedef uint16_t any_bf16 __attribute__((aligned(1), may_alias));
+
+INLINE uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE float bf16_widen(uint16_t value) { return float_of((uint32_t)value << 16); }
+
+/* Nearest, ties to even; NaN stays NaN. */
+INLINE uint16_t bf16_nearest(float value)
+{
+    uint32_t bits = bits_of(value);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t quiet = (bits >> 16) | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+}
+
+/* Up with the probability of the part cut off: 16 random bits are added below the kept mantissa.
+ * Infinities and NaN stay what they are. */
+INLINE uint16_t bf16_stochastic(float value, uint16_t noise)
+{
+    uint32_t bits = bits_of(value);
+    uint32_t rounded = (bits + noise) >> 16;
+    uint32_t special = (bits >> 16) | ((bits & 0x7fffffff) > 0x7f800000 ? 0x40 : 0);
+    return (uint16_t)((bits & 0x7f800000) == 0x7f800000 ? special : rounded);
+}
+
+INLINE uint32_t element_bytes(enum mn_dtype dtype) { return dtype == MN_F32 ? 4 : 2; }
+
+/* Element c of a row of f32 or bf16; dtype is a constant where this is inlined. */
+INLINE float element(const void *row, uint32_t c, enum mn_dtype dtype)
+{
+    return dtype == MN_F32 ? ((const any_f32 *)row)[c] : bf16_widen(((const any_bf16 *)row)[c]);
+}
+
+/* out[c] = in[c], as out_dtype (f32 -> bf16: nearest). */
+INLINE void convert_row(const void *in, enum mn_dtype in_dtype, uint32_t columns,
+                        enum mn_dtype out_dtype, void *out)
+{
+    if (in_dtype == out_dtype)
+        memcpy(out, in, (size_t)columns * element_bytes(in_dtype));
+    else if (in_dtype == MN_BF16)
+        for (uint32_t c = 0; c < columns; c++)
+            ((any_f32 *)out)[c] = bf16_widen(((const any_bf16 *)in)[c]);
+    else
+        for (uint32_t c = 0; c < columns; c++)
+            ((any_bf16 *)out)[c] = bf16_nearest(((const any_f32 *)in)[c]);
+}
+
+/* The number of a tile's row in its table (mn_tile). */
+INLINE uint64_t table_row(const mn_tile *tile, uint64_t offset)
+{
+    uint64_t place = tile->row_base + offset;
+    if (tile->row_inverse == 1 && place < tile->table_rows)
+        return place;
+    return (uint64_t)((unsigned __int128)tile->row_inverse * place % tile->table_rows);
+}
+
+INLINE void *row_values(const mn_tile *tile, uint64_t offset)
+{
+    return (char *)tile->values + offset * tile->columns * element_bytes(tile->dtype);
+}
+
+INLINE bool row_written(const mn_tile *tile, uint64_t offset)
+{
+    return tile->rows_written == tile->rows || tile->updates[offset] != 0;
+}
+
+/* Columns [column, column + count) of a row: in the table, or made in `buffer` when the row was
+ * never written. */
+INLINE const void *row_columns(const mn_tile *tile, uint64_t offset, uint32_t column,
+                               uint32_t count, void *buffer)
+{
+    if (__builtin_expect(row_written(tile, offset), 1))
+        return (const char *)row_values(tile, offset) + column * element_bytes(tile->dtype);
+    ISA(init_row)
+    (&tile->init, tile->seed, table_row(tile, offset), tile->first_column + column, count,
+     tile->dtype, buffer);
+    return buffer;
+}
+
+INLINE uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* sum[c] += weights[0] * rows[0][c], then weights[1] * rows[1][c] ...: each rounded, in order. */
+INLINE void accumulate_rows(float *restrict sum, const void *const *rows, const float *weights,
+                            uint32_t count, uint32_t columns, enum mn_dtype dtype)
+{
+    uint32_t r = 0;
+    for (; r + 4 <= count; r += 4) {
+        const void *row0 = rows[r], *row1 = rows[r + 1], *row2 = rows[r + 2], *row3 = rows[r + 3];
+        const float w0 = weights[r], w1 = weights[r + 1], w2 = weights[r + 2], w3 = weights[r + 3];
+        for (uint32_t c = 0; c < columns; c++) {
+            float value = sum[c] + w0 * element(row0, c, dtype);
+            value = value + w1 * element(row1, c, dtype);
+            value = value + w2 * element(row2, c, dtype);
+            sum[c] = value + w3 * element(row3, c, dtype);
+        }
+    }
+    for (; r < count; r++) {
+        const void *row = rows[r];
+        const float weight = weights[r];
+        for (uint32_t c = 0; c < columns; c++)
+            sum[c] = sum[c] + weight * element(row, c, dtype);
+    }
+}
+
+/* Sixteen running sums, as registers hold them: column c adds to lane c mod 16. */
+enum { SIXTEEN = 16, LANE_VECTORS = SIXTEEN / LANES };
+
+/* The fixed tree over sixteen lanes. */
+INLINE float lanes_tree(float lane[SIXTEEN])
+{
+    for (uint32_t w = 8; w; w /= 2)
+        for (uint32_t i = 0; i < w; i++)
+            lane[i] += lane[i + w];
+    return lane[0];
+}
+
+INLINE vf load_f32(const void *from)
+{
+    vf v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+/* Elements c .. c + LANES - 1 of a row. */
+INLINE vf load_vector(const void *row, uint32_t c, enum mn_dtype dtype)
+{
+    typedef uint16_t narrow __attribute__((vector_size(2 * LANES)));
+    typedef uint32_t wide __attribute__((vector_size(4 * LANES)));
+    if (dtype == MN_F32)
+        return load_f32((const any_f32 *)row + c);
+    narrow halves;
+    memcpy(&halves, (const any_bf16 *)row + c, sizeof halves);
+    return (vf)(__builtin_convertvector(halves, wide) << 16);
+}
+
+#endif

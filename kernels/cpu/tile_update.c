@@ -1,0 +1,315 @@
+/* Updates of a tile: contributions, sorted by row, are merged row by row straight into the
+ * optimizer. Formulas and their sources: mn_kernels.h §3. */
+#include "tile.h"
+
+#include <assert.h>
+
+enum { AHEAD = 8 }; /* contributions to prefetch ahead */
+
+/* First contribution after `begin` that belongs to another row. */
+INLINE uint64_t run_end(const mn_contribution *contributions, uint64_t begin, uint64_t n)
+{
+    uint64_t end = begin + 1;
+    while (end < n && contributions[end].offset == contributions[begin].offset)
+        end++;
+    return end;
+}
+
+INLINE void merge_run_of(const mn_contribution *run, uint64_t count, const mn_sources *sources,
+                         uint32_t columns, enum mn_dtype dtype, float *merged)
+{
+    memset(merged, 0, sizeof *merged * columns);
+    for (uint64_t i = 0; i < count; i += 4) {
+        const void *rows[4];
+        float weights[4];
+        uint32_t four = count - i < 4 ? (uint32_t)(count - i) : 4;
+        for (uint32_t j = 0; j < four; j++) {
+            rows[j] = (const char *)sources->rows[run[i + j].source] +
+                      (size_t)sources->column * element_bytes(dtype);
+            weights[j] = run[i + j].weight;
+        }
+        accumulate_rows(merged, rows, weights, four, columns, dtype);
+    }
+}
+
+/* merged[c] = the left fold of one row's contributions. */
+static void merge_run(const mn_contribution *run, uint64_t count, const mn_sources *sources,
+                      uint32_t columns, float *merged)
+{
+    if (sources->dtype == MN_F32)
+        merge_run_of(run, count, sources, columns, MN_F32, merged);
+    else
+        merge_run_of(run, count, sources, columns, MN_BF16, merged);
+}
+
+INLINE double square_of(const float *merged, uint32_t columns)
+{
+    double lane[SIXTEEN] = {0};
+    for (uint32_t c = 0; c < columns; c++)
+        lane[c % SIXTEEN] += (double)merged[c] * (double)merged[c];
+    for (uint32_t w = 8; w; w /= 2)
+        for (uint32_t i = 0; i < w; i++)
+            lane[i] += lane[i + w];
+    return lane[0];
+}
+
+double ISA(merge_square)(const mn_tile *tile, const mn_contribution *contributions, uint64_t n,
+                         const mn_sources *sources, void *scratch)
+{
+    float *merged = scratch;
+    double total = 0;
+    for (uint64_t begin = 0; begin < n;) {
+        uint64_t end = run_end(contributions, begin, n);
+        merge_run(contributions + begin, end - begin, sources, tile->columns, merged);
+        total += square_of(merged, tile->columns);
+        begin = end;
+    }
+    return total;
+}
+
+/* A row under update: its state and values, and the noise of its roundings. */
+typedef struct row_update {
+    mn_tile *tile;
+    const mn_update *update;
+    uint64_t offset, row;
+    uint32_t count;       /* updates of the row, this one included */
+    char *values, *state; /* of the row */
+    float *merged;
+} row_update;
+
+/* f32 columns of a stored array: the memory itself, or a widened copy of bf16. */
+INLINE float *open_columns(char *from, uint32_t column, uint32_t count, enum mn_dtype dtype,
+                           float *buffer)
+{
+    from += (size_t)column * element_bytes(dtype);
+    if (dtype == MN_F32)
+        return (float *)from;
+    convert_row(from, MN_BF16, count, MN_F32, buffer);
+    return buffer;
+}
+
+/* Puts a widened copy back, rounded stochastically. */
+INLINE void close_columns(const row_update *u, char *to, uint32_t column, uint32_t count,
+                          enum mn_dtype dtype, enum mn_purpose purpose, const float *buffer)
+{
+    if (dtype == MN_F32)
+        return;
+    uint16_t noise[CHUNK], *out = (uint16_t *)to + column;
+    ISA(noise)
+    (u->tile->seed, purpose, u->row, u->count, u->tile->first_column + column, count, noise);
+    for (uint32_t c = 0; c < count; c++)
+        out[c] = bf16_stochastic(buffer[c], noise[c]);
+}
+
+/* x^n by repeated squaring. */
+static double power(double x, uint64_t n)
+{
+    double result = 1;
+    for (; n; n >>= 1, x *= x)
+        if (n & 1)
+            result *= x;
+    return result;
+}
+
+static void step_sgd(const mn_update *update, uint32_t count, const float *restrict merged,
+                     float *restrict row)
+{
+    const float lr = update->learning_rate, wd = update->weight_decay, factor = update->factor;
+    for (uint32_t c = 0; c < count; c++) {
+        float g = factor * merged[c] + wd * row[c];
+        row[c] = row[c] - lr * g;
+    }
+}
+
+static void step_adagrad(const mn_update *update, float eps, uint32_t count,
+                         const float *restrict merged, float *restrict row, float *restrict sum)
+{
+    const float lr = update->learning_rate, wd = update->weight_decay, factor = update->factor;
+    for (uint32_t c = 0; c < count; c++) {
+        float g = factor * merged[c] + wd * row[c];
+        sum[c] = sum[c] + g * g;
+        row[c] = row[c] - lr * g / (__builtin_sqrtf(sum[c]) + eps);
+    }
+}
+
+/* Constants of one Adam or AdamW step of a row; of step t = the group's, or the row's own. */
+typedef struct adam_step {
+    uint64_t t;
+    float keep, decay, factor, beta1_rest, beta2_rest, rate, root, eps;
+} adam_step;
+
+static adam_step adam_step_of(const mn_optimizer *o, const mn_update *u, uint64_t t)
+{
+    double rest1 = 1 - power(o->beta1, t), root2 = __builtin_sqrt(1 - power(o->beta2, t));
+    bool decoupled = o->kind == MN_OPTIMIZER_ADAMW;
+    return (adam_step){
+        .t = t,
+        .keep = decoupled ? 1 - u->learning_rate * u->weight_decay : 1,
+        .decay = decoupled ? 0 : u->weight_decay,
+        .factor = u->factor,
+        .beta1_rest = 1 - o->beta1,
+        .beta2_rest = 1 - o->beta2,
+        .rate = (float)(decoupled ? u->learning_rate / rest1 : u->learning_rate * root2 / rest1),
+        .root = decoupled ? (float)root2 : 1,
+        .eps = o->eps,
+    };
+}
+
+static void step_adam(const adam_step *step, uint32_t count, const float *restrict merged,
+                      float *restrict row, float *restrict m, float *restrict v)
+{
+    const adam_step s = *step;
+    for (uint32_t c = 0; c < count; c++) {
+        float value = s.keep * row[c];
+        float g = s.factor * merged[c] + s.decay * value;
+        m[c] = m[c] + s.beta1_rest * (g - m[c]);
+        v[c] = v[c] + s.beta2_rest * (g * g - v[c]);
+        row[c] = value - s.rate * m[c] / (__builtin_sqrtf(v[c]) / s.root + s.eps);
+    }
+}
+
+/* Row-wise Adagrad: g replaces `merged`, and one sum serves the row. */
+static void apply_rowwise(const row_update *u, enum mn_dtype dtype)
+{
+    const uint32_t columns = u->tile->columns;
+    const float eps = u->tile->optimizer.eps, lr = u->update->learning_rate;
+    _Alignas(LINE) float buffer[CHUNK], lane[SIXTEEN] = {0};
+    for (uint32_t c = 0; c < columns; c += CHUNK) {
+        uint32_t count = least(CHUNK, columns - c);
+        const float *row = open_columns(u->values, c, count, dtype, buffer);
+        float *g = u->merged + c;
+        for (uint32_t i = 0; i < count; i++) {
+            g[i] = u->update->factor * g[i] + u->update->weight_decay * row[i];
+            lane[i % SIXTEEN] += g[i] * g[i];
+        }
+    }
+    float sum = *(float *)u->state + lanes_tree(lane) / (float)columns;
+    *(float *)u->state = sum;
+    float denominator = __builtin_sqrtf(sum) + eps;
+    for (uint32_t c = 0; c < columns; c += CHUNK) {
+        uint32_t count = least(CHUNK, columns - c);
+        float *row = open_columns(u->values, c, count, dtype, buffer);
+        for (uint32_t i = 0; i < count; i++)
+            row[i] = row[i] - lr * u->merged[c + i] / denominator;
+        close_columns(u, u->values, c, count, dtype, MN_PURPOSE_ROUND_VALUE, row);
+    }
+}
+
+/* The other optimizers, chunk by chunk. */
+static void apply_columns(const row_update *u, const adam_step *adam)
+{
+    const mn_optimizer *optimizer = &u->tile->optimizer;
+    const enum mn_dtype dtype = u->tile->dtype, state_dtype = optimizer->state_dtype;
+    const uint32_t columns = u->tile->columns;
+    _Alignas(LINE) float row_buffer[CHUNK], first_buffer[CHUNK], second_buffer[CHUNK];
+    char *second_state = u->state + (size_t)columns * element_bytes(state_dtype);
+    for (uint32_t c = 0; c < columns; c += CHUNK) {
+        uint32_t count = least(CHUNK, columns - c);
+        float *merged = u->merged + c;
+        float *row = open_columns(u->values, c, count, dtype, row_buffer);
+        if (adam) {
+            float *m = open_columns(u->state, c, count, state_dtype, first_buffer);
+            float *v = open_columns(second_state, c, count, state_dtype, second_buffer);
+            step_adam(adam, count, merged, row, m, v);
+            close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, m);
+            close_columns(u, second_state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE2, v);
+        } else if (optimizer->kind == MN_OPTIMIZER_ADAGRAD) {
+            float *sum = open_columns(u->state, c, count, state_dtype, first_buffer);
+            step_adagrad(u->update, optimizer->eps, count, merged, row, sum);
+            close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, sum);
+        } else {
+            step_sgd(u->update, count, merged, row);
+        }
+        close_columns(u, u->values, c, count, dtype, MN_PURPOSE_ROUND_VALUE, row);
+    }
+}
+
+/* Gives a row never written its initial value and state. Returns whether it was such. */
+INLINE bool row_begin(mn_tile *tile, uint64_t offset, char *values, char *state)
+{
+    if (row_written(tile, offset))
+        return false;
+    ISA(init_row)
+    (&tile->init, tile->seed, table_row(tile, offset), tile->first_column, tile->columns,
+     tile->dtype, values);
+    if (state)
+        mn_state_init(&tile->optimizer, tile->columns, state);
+    return true;
+}
+
+INLINE void row_count(mn_tile *tile, uint64_t offset)
+{
+    if (tile->updates[offset] != UINT32_MAX)
+        tile->updates[offset]++;
+}
+
+INLINE void prefetch_update(const mn_tile *tile, const mn_contribution *next, uint64_t state_bytes)
+{
+    const char *values = row_values(tile, next->offset);
+    uint64_t value_bytes = (uint64_t)tile->columns * element_bytes(tile->dtype);
+    __builtin_prefetch(tile->updates + next->offset, 1, 3);
+    for (uint64_t b = 0; b < value_bytes; b += LINE)
+        __builtin_prefetch(values + b, 1, 3);
+    const char *state = (const char *)tile->state + next->offset * state_bytes;
+    for (uint64_t b = 0; b < state_bytes; b += LINE)
+        __builtin_prefetch(state + b, 1, 3);
+}
+
+uint64_t ISA(merge_apply)(mn_tile *tile, const mn_contribution *contributions, uint64_t n,
+                          const mn_sources *sources, const mn_update *update, void *scratch)
+{
+    const mn_optimizer *optimizer = &tile->optimizer;
+    const uint64_t state_bytes = mn_state_row_bytes(optimizer, tile->columns);
+    const bool is_adam =
+        optimizer->kind == MN_OPTIMIZER_ADAM || optimizer->kind == MN_OPTIMIZER_ADAMW;
+    adam_step adam = {0};
+    uint64_t first_written = 0;
+    assert(optimizer->kind != MN_OPTIMIZER_NONE);
+    for (uint64_t begin = 0; begin < n;) {
+        uint64_t end = run_end(contributions, begin, n), offset = contributions[begin].offset;
+        assert(offset < tile->rows);
+        if (begin + AHEAD < n)
+            prefetch_update(tile, contributions + begin + AHEAD, state_bytes);
+        row_update u = {.tile = tile, .update = update, .offset = offset, .merged = scratch};
+        u.row = table_row(tile, offset);
+        u.values = row_values(tile, offset);
+        u.state = state_bytes ? (char *)tile->state + offset * state_bytes : NULL;
+        first_written += row_begin(tile, offset, u.values, u.state);
+        row_count(tile, offset);
+        u.count = tile->updates[offset];
+        merge_run(contributions + begin, end - begin, sources, tile->columns, u.merged);
+        uint64_t t = optimizer->row_correction ? u.count : update->step;
+        if (is_adam && adam.t != t)
+            adam = adam_step_of(optimizer, update, t);
+        if (optimizer->kind == MN_OPTIMIZER_ROWWISE_ADAGRAD)
+            apply_rowwise(&u, tile->dtype);
+        else
+            apply_columns(&u, is_adam ? &adam : NULL);
+        begin = end;
+    }
+    return first_written;
+}
+
+uint64_t ISA(store)(mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype dtype,
+                    const void *rows, uint64_t stride_bytes, const void *state,
+                    uint64_t state_stride_bytes)
+{
+    const uint64_t state_bytes = mn_state_row_bytes(&tile->optimizer, tile->columns);
+    uint64_t first_written = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        const uint64_t offset = offsets[i];
+        if (offset == MN_NO_ROW)
+            continue;
+        assert(offset < tile->rows);
+        first_written += !row_written(tile, offset);
+        row_count(tile, offset);
+        convert_row((const char *)rows + i * stride_bytes, dtype, tile->columns, tile->dtype,
+                    row_values(tile, offset));
+        char *to = (char *)tile->state + offset * state_bytes;
+        if (state_bytes && state)
+            memcpy(to, (const char *)state + i * state_stride_bytes, state_bytes);
+        else if (state_bytes)
+            mn_state_init(&tile->optimizer, tile->columns, to);
+    }
+    return first_written;
+}
