@@ -1,0 +1,493 @@
+/* The client's transport over gRPC: a channel per shard, one completion queue, one thread that
+ * drains it and on which done() runs. Payloads are sent from the exchange's own memory, so an
+ * exchange is done only when gRPC has dropped its references to it, too. */
+#include "grpc_common.h"
+
+#include <arpa/inet.h>
+#include <assert.h>
+#include <grpc/byte_buffer.h>
+#include <grpc/grpc_security.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    CALLS_MAX = 65536, /* in flight at once; one more is MN_BUSY */
+    ADDRESS_BYTES_MAX = 280,
+    AUTHORIZATION_BYTES_MAX = 4096,
+    FRAME_BYTES = 5, /* gRPC's own, before each message */
+    HELD_POLL_NS = 1000000
+};
+
+/* One exchange in flight. start() fills it; then it is the draining thread's, save for what the
+ * lock guards and `payload_held`, which any of gRPC's threads clears. */
+struct client_call {
+    mn_exchange *exchange;
+    grpc_call *call;          /* guarded by the lock; NULL once it is over */
+    bool cancelled;           /* guarded by the lock */
+    bool refused;             /* never sent: the reply stands in exchange->reply already */
+    struct client_call *next; /* in the free list (guarded by the lock), or in the list `held` */
+    grpc_byte_buffer *request, *reply;
+    grpc_metadata authorization;
+    grpc_metadata_array initial, trailing;
+    grpc_status_code code;
+    grpc_slice text;
+    _Atomic bool payload_held;
+};
+
+struct channel {
+    grpc_channel *channel;
+    void *methods[MN_VERB_COUNT];
+};
+
+typedef struct grpc_transport {
+    mn_transport base; /* first */
+    mn_env env;
+    struct channel *channels; /* [shards] */
+    grpc_completion_queue *queue;
+    pthread_t thread;
+    char authorization[AUTHORIZATION_BYTES_MAX];
+
+    pthread_mutex_t lock; /* guards the lists, slots_used, and exchange->transport_data */
+    struct client_call *slots, *free;
+    uint32_t slots_used;
+    mn_exchange *overflow; /* found no slot; linked by transport_data */
+
+    /* The draining thread's own: */
+    struct client_call *held; /* over, but gRPC still points at the payload; linked by next */
+    uint8_t header[MN_HEADER_BYTES_MAX];
+    mn_span spans[MN_GRPC_SPANS_MAX], payload_spans[MN_GRPC_SPANS_MAX];
+    mn_reply_arena arena;
+} grpc_transport;
+
+/* ---- Starting ---------------------------------------------------------------------------- */
+
+static void drop_payload(void *user_data)
+{
+    struct client_call *call = user_data;
+    atomic_store_explicit(&call->payload_held, false, memory_order_release);
+}
+
+/* The message: encoded header, then the payload in place. MN_INVALID when it is too large. */
+static enum mn_status make_request(struct client_call *call, mn_error *error)
+{
+    mn_exchange *exchange = call->exchange;
+    const mn_payload *payload = &exchange->request.payload;
+    uint8_t header[MN_HEADER_BYTES_MAX];
+    uint32_t header_bytes;
+    enum mn_status status =
+        mn_request_encode(&exchange->request, header, sizeof header, &header_bytes, error);
+    if (status)
+        return status;
+    if (payload->bytes > MN_MESSAGE_BYTES_MAX - header_bytes)
+        return mn_fail(error, MN_INVALID, "payload",
+                       "%llu bytes do not fit a message of %d; send less at once",
+                       (unsigned long long)payload->bytes, MN_MESSAGE_BYTES_MAX);
+    grpc_slice slices[2];
+    size_t count = 0;
+    slices[count++] = grpc_slice_from_copied_buffer((const char *)header, header_bytes);
+    if (payload->bytes) {
+        assert(payload->span_count == 1);
+        atomic_store_explicit(&call->payload_held, true, memory_order_relaxed);
+        slices[count++] = grpc_slice_new_with_user_data((void *)payload->spans[0].bytes,
+                                                        payload->bytes, drop_payload, call);
+    }
+    call->request = grpc_raw_byte_buffer_create(slices, count);
+    for (size_t i = 0; i < count; i++)
+        grpc_slice_unref(slices[i]); /* the byte buffer holds its own reference */
+    exchange->bytes_sent = FRAME_BYTES + grpc_byte_buffer_length(call->request);
+    return MN_OK;
+}
+
+static gpr_timespec deadline_of(const grpc_transport *transport, const mn_exchange *exchange)
+{
+    uint64_t now = transport->env.now_ns(transport->env.context);
+    uint64_t left = exchange->deadline_ns > now ? exchange->deadline_ns - now : 0;
+    if (left >= INT64_MAX)
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                        gpr_time_from_nanos((int64_t)left, GPR_TIMESPAN));
+}
+
+static void start_batch(const grpc_transport *transport, struct client_call *call,
+                        grpc_call *started)
+{
+    grpc_op ops[6];
+    memset(ops, 0, sizeof ops);
+    ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
+    if (transport->authorization[0]) {
+        ops[0].data.send_initial_metadata.count = 1;
+        ops[0].data.send_initial_metadata.metadata = &call->authorization;
+    }
+    ops[1].op = GRPC_OP_SEND_MESSAGE;
+    ops[1].data.send_message.send_message = call->request;
+    ops[2].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
+    ops[3].op = GRPC_OP_RECV_INITIAL_METADATA;
+    ops[3].data.recv_initial_metadata.recv_initial_metadata = &call->initial;
+    ops[4].op = GRPC_OP_RECV_MESSAGE;
+    ops[4].data.recv_message.recv_message = &call->reply;
+    ops[5].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
+    ops[5].data.recv_status_on_client.trailing_metadata = &call->trailing;
+    ops[5].data.recv_status_on_client.status = &call->code;
+    ops[5].data.recv_status_on_client.status_details = &call->text;
+    /* A refused call's empty batch comes back at once, so that done() runs where it always does. */
+    size_t count = call->refused ? 0 : sizeof ops / sizeof ops[0];
+    grpc_call_error error = grpc_call_start_batch(started, ops, count, call, NULL);
+    assert(error == GRPC_CALL_OK);
+}
+
+/* A fresh call for the exchange, known to cancel from here on; NULL when none is free. */
+static struct client_call *take_slot(grpc_transport *transport, mn_exchange *exchange)
+{
+    pthread_mutex_lock(&transport->lock);
+    struct client_call *call = transport->free;
+    if (call)
+        transport->free = call->next;
+    else if (transport->slots_used < CALLS_MAX)
+        call = &transport->slots[transport->slots_used++];
+    if (call) {
+        *call = (struct client_call){.exchange = exchange, .text = grpc_empty_slice()};
+        exchange->transport_data = call;
+    } else {
+        exchange->transport_data = transport->overflow;
+        transport->overflow = exchange;
+    }
+    pthread_mutex_unlock(&transport->lock);
+    return call;
+}
+
+static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exchange)
+{
+    grpc_transport *transport = (grpc_transport *)base;
+    assert(shard < base->shards);
+    const struct channel *channel = &transport->channels[shard];
+    exchange->bytes_sent = exchange->bytes_received = 0;
+    memset(&exchange->reply, 0, sizeof exchange->reply);
+    struct client_call *call = take_slot(transport, exchange);
+    if (!call)
+        return; /* the draining thread answers it, busy as it is with CALLS_MAX others */
+    call->authorization.key = grpc_slice_from_static_string("authorization");
+    call->authorization.value = grpc_slice_from_static_string(transport->authorization);
+    grpc_metadata_array_init(&call->initial);
+    grpc_metadata_array_init(&call->trailing);
+    exchange->reply.status = make_request(call, &exchange->reply.error);
+    call->refused = exchange->reply.status != MN_OK;
+    grpc_call *started = grpc_channel_create_registered_call(
+        channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, transport->queue,
+        channel->methods[exchange->request.verb], deadline_of(transport, exchange), NULL);
+    pthread_mutex_lock(&transport->lock);
+    call->call = started;
+    if (call->cancelled)
+        (void)grpc_call_cancel(started, NULL); /* fails only for a reserved argument */
+    pthread_mutex_unlock(&transport->lock);
+    start_batch(transport, call, started);
+}
+
+static void transport_cancel(mn_transport *base, mn_exchange *exchange)
+{
+    grpc_transport *transport = (grpc_transport *)base;
+    pthread_mutex_lock(&transport->lock);
+    struct client_call *call = exchange->transport_data;
+    if (call >= transport->slots && call < transport->slots + CALLS_MAX) {
+        call->cancelled = true;
+        if (call->call)
+            (void)grpc_call_cancel(call->call, NULL);
+    }
+    pthread_mutex_unlock(&transport->lock);
+}
+
+/* ---- Finishing, on the draining thread --------------------------------------------------- */
+
+/* What a call that failed says: the shard's typed error, or what gRPC's code and text tell. */
+static void read_failure(struct client_call *call, bool cancelled)
+{
+    mn_reply *reply = &call->exchange->reply;
+    char text[sizeof reply->error.message];
+    for (size_t i = 0; i < call->trailing.count; i++) {
+        const grpc_metadata *entry = &call->trailing.metadata[i];
+        if (!grpc_slice_str_cmp(entry->key, MN_GRPC_ERROR_KEY) &&
+            !mn_error_decode(GRPC_SLICE_START_PTR(entry->value),
+                             (uint32_t)GRPC_SLICE_LENGTH(entry->value), reply) &&
+            reply->status != MN_OK)
+            return;
+    }
+    size_t count = GRPC_SLICE_LENGTH(call->text);
+    count = count < sizeof text - 1 ? count : sizeof text - 1;
+    memcpy(text, GRPC_SLICE_START_PTR(call->text), count);
+    text[count] = '\0';
+    reply->status = mn_fail(&reply->error, mn_grpc_status(call->code, text, cancelled), "transport",
+                            "%s", text[0] ? text : "the call failed without a word");
+}
+
+static enum mn_status read_message(grpc_transport *transport, struct client_call *call,
+                                   mn_error *error)
+{
+    mn_reply *reply = &call->exchange->reply;
+    mn_payload payload = {transport->payload_spans, 0, 0};
+    uint32_t span_count, header_bytes;
+    if (!call->reply)
+        return mn_fail(error, MN_CORRUPT, "message", "the reply carries no message");
+    call->exchange->bytes_received = FRAME_BYTES + grpc_byte_buffer_length(call->reply);
+    enum mn_status status = mn_grpc_spans(&call->reply, transport->spans, &span_count, error);
+    if (!status)
+        status = mn_scan_payload(transport->spans, span_count, transport->header,
+                                 sizeof transport->header, &header_bytes, transport->payload_spans,
+                                 MN_GRPC_SPANS_MAX, &payload, error);
+    if (!status)
+        status = mn_reply_decode(call->exchange->request.verb, transport->header, header_bytes,
+                                 &transport->arena, reply, error);
+    if (!status)
+        reply->payload = payload;
+    return status;
+}
+
+static void finish(grpc_transport *transport, struct client_call *call)
+{
+    mn_exchange *exchange = call->exchange;
+    mn_error error = {0};
+    if (!exchange->reply.status) {
+        enum mn_status status = read_message(transport, call, &error);
+        if (status) {
+            memset(&exchange->reply, 0, sizeof exchange->reply);
+            exchange->reply.status = status;
+            exchange->reply.error = error;
+        }
+    }
+    pthread_mutex_lock(&transport->lock);
+    exchange->transport_data = NULL; /* from here on, cancel finds nothing */
+    pthread_mutex_unlock(&transport->lock);
+    exchange->done(exchange); /* its memory may be gone when this returns */
+    if (call->reply)
+        grpc_byte_buffer_destroy(call->reply);
+    pthread_mutex_lock(&transport->lock);
+    call->next = transport->free;
+    transport->free = call;
+    pthread_mutex_unlock(&transport->lock);
+}
+
+/* The call is over. Its metadata goes with it, so failures are read first; then gRPC lets go of
+ * the payload, as a rule at once. */
+static void on_complete(grpc_transport *transport, struct client_call *call)
+{
+    pthread_mutex_lock(&transport->lock);
+    grpc_call *over = call->call;
+    bool cancelled = call->cancelled;
+    call->call = NULL;
+    pthread_mutex_unlock(&transport->lock);
+    if (!call->refused && call->code != GRPC_STATUS_OK)
+        read_failure(call, cancelled);
+    grpc_metadata_array_destroy(&call->initial);
+    grpc_metadata_array_destroy(&call->trailing);
+    grpc_slice_unref(call->text);
+    grpc_call_unref(over);
+    if (call->request)
+        grpc_byte_buffer_destroy(call->request);
+    if (atomic_load_explicit(&call->payload_held, memory_order_acquire)) {
+        call->next = transport->held;
+        transport->held = call;
+        return;
+    }
+    finish(transport, call);
+}
+
+static void finish_released(grpc_transport *transport)
+{
+    struct client_call *call = transport->held;
+    transport->held = NULL;
+    while (call) {
+        struct client_call *next = call->next;
+        if (atomic_load_explicit(&call->payload_held, memory_order_acquire)) {
+            call->next = transport->held;
+            transport->held = call;
+        } else {
+            finish(transport, call);
+        }
+        call = next;
+    }
+}
+
+static void refuse_overflow(grpc_transport *transport)
+{
+    pthread_mutex_lock(&transport->lock);
+    mn_exchange *exchange = transport->overflow;
+    transport->overflow = NULL;
+    pthread_mutex_unlock(&transport->lock);
+    while (exchange) {
+        mn_exchange *next = exchange->transport_data;
+        exchange->transport_data = NULL;
+        exchange->reply.status = mn_fail(&exchange->reply.error, MN_BUSY, "transport",
+                                         "%d calls are in flight already", CALLS_MAX);
+        exchange->done(exchange);
+        exchange = next;
+    }
+}
+
+static void *drain(void *context)
+{
+    grpc_transport *transport = context;
+    for (;;) {
+        gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        if (transport->held)
+            until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                                 gpr_time_from_nanos(HELD_POLL_NS, GPR_TIMESPAN));
+        grpc_event event = grpc_completion_queue_next(transport->queue, until, NULL);
+        if (event.type == GRPC_QUEUE_SHUTDOWN)
+            return NULL;
+        if (event.type == GRPC_OP_COMPLETE)
+            on_complete(transport, event.tag);
+        if (transport->held)
+            finish_released(transport);
+        refuse_overflow(transport);
+    }
+}
+
+/* ---- Creating and destroying ------------------------------------------------------------- */
+
+static grpc_arg integer_arg(const char *key, int value)
+{
+    grpc_arg arg = {.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
+    return arg;
+}
+
+/* gRPC's name of "host:port": an IPv4 address needs no resolver, names go to DNS, and what says its
+ * own scheme ("unix:…") stays. */
+static void target_of(const char *address, char out_target[ADDRESS_BYTES_MAX + 8])
+{
+    char host[ADDRESS_BYTES_MAX];
+    struct in_addr parsed;
+    (void)snprintf(host, sizeof host, "%s", address); /* its length was checked */
+    char *colon = strchr(host, ':');
+    if (colon)
+        *colon = '\0';
+    const char *scheme = inet_pton(AF_INET, host, &parsed) == 1 ? "ipv4:"
+                         : strncmp(address, "unix:", 5) == 0    ? ""
+                                                                : "dns:///";
+    (void)snprintf(out_target, ADDRESS_BYTES_MAX + 8, "%s%s", scheme, address);
+}
+
+static void open_channel(struct channel *channel, const char *address)
+{
+    grpc_arg args[] = {
+        integer_arg(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1), /* a connection of its own */
+        integer_arg(GRPC_ARG_ENABLE_RETRIES, 0), /* the caller's; gRPC would keep the payload */
+        integer_arg(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+        integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MN_MESSAGE_BYTES_MAX),
+        integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
+        integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
+        integer_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 10000),
+        integer_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000),
+        integer_arg(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        integer_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        /* A restarted shard is found again within a second. */
+        integer_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+        integer_arg(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000),
+        integer_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
+        integer_arg(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000),
+    };
+    grpc_channel_args list = {sizeof args / sizeof args[0], args};
+    char target[ADDRESS_BYTES_MAX + 8], path[96];
+    target_of(address, target);
+    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
+    channel->channel = grpc_channel_create(target, credentials, &list);
+    grpc_channel_credentials_release(credentials);
+    for (uint32_t verb = 0; verb < MN_VERB_COUNT; verb++) {
+        (void)snprintf(path, sizeof path, "/%s/%s", MN_SERVICE, mn_verb_name((enum mn_verb)verb));
+        channel->methods[verb] = grpc_channel_register_call(channel->channel, path, NULL, NULL);
+    }
+}
+
+static uint64_t slots_bytes(void) { return (uint64_t)CALLS_MAX * sizeof(struct client_call); }
+
+/* Frees what was acquired; no thread of ours runs. */
+static void release(grpc_transport *transport)
+{
+    mn_env env = transport->env;
+    for (uint32_t i = 0; transport->channels && i < transport->base.shards; i++)
+        if (transport->channels[i].channel)
+            grpc_channel_destroy(transport->channels[i].channel);
+    if (transport->queue)
+        grpc_completion_queue_destroy(transport->queue);
+    env.release(env.context, transport->channels,
+                transport->base.shards * sizeof *transport->channels);
+    if (transport->slots)
+        env.unreserve(env.context, transport->slots, slots_bytes());
+    (void)pthread_mutex_destroy(&transport->lock); /* nobody holds it */
+    env.release(env.context, transport, sizeof *transport);
+    grpc_shutdown();
+}
+
+static void transport_destroy(mn_transport *base)
+{
+    grpc_transport *transport = (grpc_transport *)base;
+    if (!transport)
+        return;
+    grpc_completion_queue_shutdown(transport->queue);
+    (void)pthread_join(transport->thread, NULL); /* a thread of ours, joined once */
+    release(transport);
+}
+
+static enum mn_status check_options(const mn_grpc_client_options *options, mn_error *error)
+{
+    if (!options->shards || options->shards > MN_SHARDS_MAX)
+        return mn_fail(error, MN_INVALID, "shards", "%u is not in 1 .. %d", options->shards,
+                       MN_SHARDS_MAX);
+    for (uint32_t i = 0; i < options->shards; i++) {
+        size_t length = strlen(options->addresses[i]);
+        if (!length || length >= ADDRESS_BYTES_MAX || !strchr(options->addresses[i], ':'))
+            return mn_fail(error, MN_INVALID, "address", "shard %u: \"%.100s\" is not HOST:PORT", i,
+                           options->addresses[i]);
+    }
+    if (options->authorization && strlen(options->authorization) >= AUTHORIZATION_BYTES_MAX)
+        return mn_fail(error, MN_INVALID, "authorization", "longer than %d bytes",
+                       AUTHORIZATION_BYTES_MAX - 1);
+    return MN_OK;
+}
+
+static enum mn_status acquire(grpc_transport *transport, const mn_grpc_client_options *options,
+                              mn_error *error)
+{
+    const mn_env *env = &transport->env;
+    transport->slots = env->reserve(env->context, slots_bytes());
+    transport->channels =
+        env->allocate(env->context, options->shards * sizeof *transport->channels);
+    if (!transport->slots || !transport->channels)
+        return mn_fail(error, MN_NO_MEMORY, "shards", "no memory for %u channels", options->shards);
+    for (uint32_t i = 0; i < options->shards; i++)
+        open_channel(&transport->channels[i], options->addresses[i]);
+    transport->queue = grpc_completion_queue_create_for_next(NULL);
+    if (pthread_create(&transport->thread, NULL, drain, transport))
+        return mn_fail(error, MN_NO_MEMORY, "thread", "no thread to drain the completion queue");
+    return MN_OK;
+}
+
+enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
+                                     mn_transport **out_transport, mn_error *error)
+{
+    enum mn_status status = check_options(options, error);
+    if (status)
+        return status;
+    const mn_env *env = options->env;
+    grpc_transport *transport = env->allocate(env->context, sizeof *transport);
+    if (!transport)
+        return mn_fail(error, MN_NO_MEMORY, "transport", "no memory for a transport");
+    transport->base = (mn_transport){.shards = options->shards,
+                                     .start = transport_start,
+                                     .cancel = transport_cancel,
+                                     .destroy = transport_destroy};
+    transport->env = *env;
+    if (options->authorization)
+        (void)snprintf(transport->authorization, sizeof transport->authorization, "%s",
+                       options->authorization); /* its length was checked */
+    grpc_init();
+    (void)pthread_mutex_init(&transport->lock, NULL); /* default attributes: cannot fail */
+    status = acquire(transport, options, error);
+    if (status) {
+        if (transport->queue)
+            grpc_completion_queue_shutdown(transport->queue);
+        release(transport);
+        return status;
+    }
+    *out_transport = &transport->base;
+    return MN_OK;
+}
