@@ -1,0 +1,154 @@
+/* Usage metrics against the constants of uniform reads, and against cases known by hand. */
+#include "metrics.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "mn_kernels.h"
+
+enum { ROWS = 262144 }; /* N = 512^2, as in the measured constants */
+
+typedef struct fixture {
+    mn_usage usage;
+    uint64_t *scratch;
+} fixture;
+
+static int setup(void **state)
+{
+    fixture *f = calloc(1, sizeof *f);
+    f->usage.rows = ROWS;
+    f->usage.counts = calloc(ROWS, sizeof *f->usage.counts);
+    f->usage.weights = calloc(ROWS, sizeof *f->usage.weights);
+    f->scratch = calloc(ROWS, sizeof *f->scratch);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    fixture *f = *state;
+    free(f->usage.counts);
+    free(f->usage.weights);
+    free(f->scratch);
+    free(f);
+    return 0;
+}
+
+static bool near(double value, double wanted, double relative)
+{
+    return fabs(value - wanted) <= relative * fabs(wanted); /* false for NaN */
+}
+
+/* `reads` uniform reads by Philox; ROWS is a power of two, so a mask is exact. */
+static mn_usage_metrics read_uniformly(fixture *f, uint64_t reads, uint32_t mask)
+{
+    memset(f->usage.counts, 0, ROWS * sizeof *f->usage.counts);
+    memset(f->usage.weights, 0, ROWS * sizeof *f->usage.weights);
+    const uint32_t key[2] = {7, 0};
+    for (uint64_t i = 0; i < reads; i += 4) {
+        const uint32_t counter[4] = {(uint32_t)i, 0, 0, 0};
+        uint32_t words[4];
+        mn_philox(counter, key, words);
+        for (int j = 0; j < 4; j++) {
+            uint64_t index = words[j] & mask;
+            float weight = 0.5f;
+            mn_usage_add(&f->usage, &index, &weight, 1);
+        }
+    }
+    return mn_usage_measure(&f->usage, f->scratch);
+}
+
+/* Measured with M/N = 1/4, 1, 4 at N = 262,144: used 22.1, 63.2, 98.2 %, KL 1.550, 0.572, 0.1335. */
+static const struct {
+    uint64_t reads;
+    double used, kl;
+} constants[] = {{ROWS / 4, 22.12, 1.550}, {ROWS, 63.21, 0.572}, {4 * ROWS, 98.17, 0.1335}};
+
+static void uniform_reads_give_the_constants(void **state)
+{
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
+        mn_usage_metrics m = read_uniformly(*state, constants[i].reads, ROWS - 1);
+        assert_int_equal(m.reads, constants[i].reads);
+        assert_true(near(m.used_percent, constants[i].used, 0.005));
+        assert_true(near(m.kl_count, constants[i].kl, 0.005));
+        assert_true(near(m.kl_weight, m.kl_count, 1e-9)); /* equal weights */
+    }
+}
+
+static void expected_values_give_the_constants(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++) {
+        uint64_t reads = constants[i].reads;
+        assert_true(near(mn_uniform_used_percent(reads, ROWS), constants[i].used, 0.005));
+        assert_true(near(mn_uniform_kl(reads, ROWS), constants[i].kl, 0.005));
+    }
+    /* Both branches meet; far above one read a row KL is N/2M. */
+    assert_true(near(mn_uniform_kl(9999, 1), 1 / (2 * 9999.0), 1e-3));
+    assert_true(near(mn_uniform_kl(UINT64_C(1) << 40, 1), 0.5 / 1099511627776.0, 1e-9));
+}
+
+static void the_comparison_fails_on_skewed_reads(void **state)
+{
+    /* Half of the rows never read: the constants must not be met, and NaN never is. */
+    mn_usage_metrics m = read_uniformly(*state, ROWS, ROWS / 2 - 1);
+    assert_false(near(m.used_percent, 63.21, 0.005));
+    assert_false(near(m.kl_count, 0.572, 0.005));
+    assert_false(near(NAN, 1, 0.005));
+}
+
+static void even_reads_have_no_divergence(void **state)
+{
+    fixture *f = *state;
+    for (uint64_t i = 0; i < ROWS; i++) {
+        float weight = 0.25f;
+        mn_usage_add(&f->usage, &i, &weight, 1);
+    }
+    mn_usage_metrics m = mn_usage_measure(&f->usage, f->scratch);
+    assert_true(m.used_percent == 100);
+    assert_true(fabs(m.kl_count) < 1e-9 && fabs(m.kl_weight) < 1e-9);
+    assert_true(fabs(m.gini) < 1e-5); /* -1/N by this definition */
+    assert_int_equal(m.top50, ROWS / 2);
+}
+
+static void one_row_holds_all(void **state)
+{
+    fixture *f = *state;
+    f->usage.counts[99] = (UINT64_C(1) << 24) + 1; /* an f32 counter stops below */
+    float weight = 1;
+    uint64_t index = 99;
+    mn_usage_add(&f->usage, &index, &weight, 1);
+    mn_usage_metrics m = mn_usage_measure(&f->usage, f->scratch);
+    assert_int_equal(m.reads, (1 << 24) + 2);
+    assert_true(near(m.kl_count, log(ROWS), 1e-12) && near(m.kl_weight, log(ROWS), 1e-12));
+    assert_int_equal(m.top50, 1);
+    assert_int_equal(m.top99, 1);
+    assert_true(m.gini > 0.9999);
+}
+
+static void nothing_read_measures_zero(void **state)
+{
+    fixture *f = *state;
+    mn_usage_metrics m = mn_usage_measure(&f->usage, f->scratch);
+    assert_int_equal(m.reads, 0);
+    assert_true(m.used_percent == 0 && m.kl_count == 0 && m.kl_weight == 0 && m.gini == 0);
+    assert_true(mn_uniform_kl(0, ROWS) == 0 && mn_uniform_used_percent(0, ROWS) == 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(uniform_reads_give_the_constants, setup, teardown),
+        cmocka_unit_test(expected_values_give_the_constants),
+        cmocka_unit_test_setup_teardown(the_comparison_fails_on_skewed_reads, setup, teardown),
+        cmocka_unit_test_setup_teardown(even_reads_have_no_divergence, setup, teardown),
+        cmocka_unit_test_setup_teardown(one_row_holds_all, setup, teardown),
+        cmocka_unit_test_setup_teardown(nothing_read_measures_zero, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

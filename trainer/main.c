@@ -1,0 +1,220 @@
+/* mneme-train: the reference trainer. */
+#include "train.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "mn_kernels.h"
+
+/* Exit statuses: 1 the run failed, 2 the flags are wrong. */
+static int failed(const mn_error *error, int code)
+{
+    fprintf(stderr, "mneme-train: %s [%s] %s\n", mn_status_name(error->status), error->field,
+            error->message);
+    return code;
+}
+
+static enum mn_status save(mn_training *training, mn_error *error)
+{
+    const mn_train_options *options = training->options;
+    char path[MN_PATH_BYTES];
+    int length = snprintf(path, sizeof path, "%s/step-%llu", options->save,
+                          (unsigned long long)mn_training_done(training));
+    if (length >= (int)sizeof path)
+        return mn_fail(error, MN_INVALID, "save", "--save is longer than %d bytes", MN_PATH_BYTES);
+    if (options->rank != 0)
+        return MN_OK; /* the step stays: others cannot commit without rank 0 */
+    enum mn_status status = mn_save(training->client, path, error);
+    if (!status && !options->quiet)
+        fprintf(stderr, "\nsaved   go on with --resume %s\n", path);
+    return status;
+}
+
+static enum mn_status train(mn_training *training, mn_report *report, mn_error *error)
+{
+    enum { DROPPED_MAX = 10 };
+    const mn_train_options *options = training->options;
+    uint32_t dropped = 0; /* in a row */
+    for (uint64_t step = mn_training_done(training) + 1; step <= options->steps; step++) {
+        mn_step_result result;
+        enum mn_status status = mn_training_step(training, &result, error);
+        if (status)
+            return status;
+        mn_report_step(report, training, step, &result);
+        dropped = result.discarded ? dropped + 1 : 0;
+        if (dropped == DROPPED_MAX)
+            return mn_fail(error, MN_INVALID, "learning-rate",
+                           "the loss was not finite in %d steps in a row: lower --learning-rate "
+                           "or --value-learning-rate",
+                           DROPPED_MAX);
+        bool last = step == options->steps;
+        if (step % options->eval_every == 0 || last) {
+            mn_evaluation evaluation;
+            status = mn_training_evaluate(training, MN_PART_VALIDATION, options->eval_bytes,
+                                          &evaluation, NULL, error);
+            if (status)
+                return status;
+            mn_report_evaluation(report, training, step, &evaluation, "");
+        }
+        if (options->save && (last || (options->save_every && step % options->save_every == 0))) {
+            status = save(training, error);
+            if (status)
+                return status;
+        }
+    }
+    return MN_OK;
+}
+
+static enum mn_status ablated(mn_training *training, mn_report *report, enum mn_ablation ablation,
+                              mn_evaluation *out_evaluation, mn_error *error)
+{
+    const mn_train_options *options = training->options;
+    training->ablation = ablation;
+    enum mn_status status =
+        mn_training_evaluate(training, (enum mn_part)(options->closing_part + MN_PART_TEST),
+                             options->closing_bytes, out_evaluation, NULL, error);
+    training->ablation = MN_ABLATION_NONE;
+    if (!status)
+        mn_report_evaluation(report, training, mn_training_done(training), out_evaluation,
+                             ablation == MN_ABLATION_ZEROS ? "zeros" : "shuffled");
+    return status;
+}
+
+static enum mn_status digests(mn_training *training, mn_report *report, mn_error *error)
+{
+    mn_table *tables[MN_LAYERS_MAX + 3];
+    uint32_t count = 0;
+    for (int i = 0; i < 3; i++)
+        if (training->dense[i].table)
+            tables[count++] = training->dense[i].table;
+    for (uint32_t i = 0; i < training->model->table_count; i++)
+        tables[count++] = training->values[i];
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t hash;
+        enum mn_status status = mn_training_digest(training, tables[i], &hash, error);
+        if (status)
+            return status;
+        mn_report_digest(report, mn_table_spec_of(tables[i])->name, hash);
+    }
+    return MN_OK;
+}
+
+static enum mn_status generate(mn_training *training, mn_error *error)
+{
+    const mn_train_options *options = training->options;
+    uint8_t *bytes = malloc(options->generate);
+    if (!bytes)
+        return mn_fail(error, MN_NO_MEMORY, "generate", "no memory");
+    enum mn_status status = mn_training_generate(training, options->generate, bytes, error);
+    if (!status) {
+        printf("\n%u bytes written by the model after \"%s\"\n  ", options->generate,
+               options->prompt);
+        for (uint32_t i = 0; i < options->generate; i++) {
+            bool shown = bytes[i] >= 32 && bytes[i] < 127;
+            if (bytes[i] == '\n')
+                fputs("\n  ", stdout);
+            else
+                putchar(shown ? bytes[i] : '?');
+        }
+        printf("\n");
+    }
+    free(bytes);
+    return status;
+}
+
+/* The closing evaluation, with what was asked for beside it. */
+static enum mn_status close_run(mn_training *training, mn_report *report, double *out_bits,
+                                mn_error *error)
+{
+    const mn_train_options *options = training->options;
+    mn_closing *closing = calloc(1, sizeof *closing);
+    if (!closing)
+        return mn_fail(error, MN_NO_MEMORY, "closing", "no memory");
+    enum mn_status status =
+        mn_training_evaluate(training, (enum mn_part)(options->closing_part + MN_PART_TEST),
+                             options->closing_bytes, &closing->plain, closing->usage, error);
+    if (status)
+        goto release;
+    mn_report_evaluation(report, training, mn_training_done(training), &closing->plain, "");
+    closing->ablated = options->ablate && training->model->table_count;
+    if (closing->ablated) {
+        status = ablated(training, report, MN_ABLATION_ZEROS, &closing->zeros, error);
+        if (!status)
+            status = ablated(training, report, MN_ABLATION_SHUFFLED, &closing->shuffled, error);
+    }
+    if (status)
+        goto release;
+    mn_report_closing(report, training, closing);
+    if (options->digest)
+        status = digests(training, report, error);
+    if (!status && options->generate && options->rank == 0)
+        status = generate(training, error);
+    if (!status)
+        *out_bits = closing->plain.bits;
+release:
+    free(closing);
+    return status;
+}
+
+static enum mn_status run(const mn_train_options *options, double *out_bits, mn_error *error)
+{
+    mn_report report;
+    mn_training training;
+    enum mn_status status = mn_report_open(options, &report, error);
+    if (status)
+        return status;
+    status = mn_training_open(options, &training, error);
+    if (!status) {
+        mn_report_model(&report, &training);
+        status = train(&training, &report, error);
+        if (!status)
+            status = close_run(&training, &report, out_bits, error);
+        mn_training_close(&training);
+    }
+    mn_report_close(&report);
+    return status;
+}
+
+/* The same model, data and rates, without the memory. */
+static enum mn_status compare(const mn_train_options *options, double bits, mn_error *error)
+{
+    mn_train_options plain = *options;
+    char group[MN_NAME_BYTES];
+    int length = snprintf(group, sizeof group, "%s-plain", options->group);
+    if (length >= (int)sizeof group)
+        return mn_fail(error, MN_INVALID, "group", "--group %s is too long for --compare",
+                       options->group);
+    plain.group = group;
+    plain.memory_layers = "none";
+    plain.save = plain.resume = plain.metrics_file = NULL;
+    plain.generate = 0;
+    double plain_bits = 0;
+    if (!options->quiet && options->rank == 0)
+        fprintf(stderr, "\nThe same model without a memory\n");
+    enum mn_status status = run(&plain, &plain_bits, error);
+    if (!status && options->rank == 0)
+        printf("\nbits per byte: %.4f with the memory, %.4f without (one run each: no measure of "
+               "the spread over seeds)\n",
+               bits, plain_bits);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    mn_train_options options;
+    mn_error error;
+    bool help;
+    if (mn_train_options_parse(argc, argv, &options, &help, &error))
+        return failed(&error, 2);
+    if (help) {
+        mn_train_options_help(stdout);
+        return 0;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    mn_gemm_threads(options.threads);
+    double bits = 0;
+    enum mn_status status = run(&options, &bits, &error);
+    if (!status && options.compare)
+        status = compare(&options, bits, &error);
+    return status ? failed(&error, status == MN_INVALID ? 2 : 1) : 0;
+}
