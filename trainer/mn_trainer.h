@@ -21,12 +21,11 @@
 extern "C" {
 #endif
 
-/* Programs compute in float. The tests' second build is in double, for finite differences. */
-#ifdef MN_REAL_DOUBLE
-typedef double mn_real;
-#else
-typedef float mn_real;
+/* float in every program; the tests' second build says double, for finite differences. */
+#ifndef MN_REAL
+#define MN_REAL float
 #endif
+typedef MN_REAL mn_real;
 
 enum {
     MN_BYTES = 256, /* the vocabulary */
@@ -95,6 +94,7 @@ typedef struct mn_segment {
     char name[MN_NAME_BYTES]; /* "layer3.memory.keys" */
     uint64_t offset, count;
     bool decays;
+    mn_init init;
 } mn_segment;
 
 /* Where a layer's parameters begin in the flat array, and a memory's (trainer/model.c lays them

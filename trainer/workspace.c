@@ -1,0 +1,150 @@
+/* Carves a workspace out of one piece of memory; walked once to measure, once to place. */
+#include "workspace.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "nn.h"
+
+enum { ALIGNMENT = 64 };
+
+typedef struct arena {
+    uint8_t *memory; /* NULL: measuring */
+    uint64_t used;
+} arena;
+
+static void *take(arena *from, uint64_t bytes)
+{
+    void *at = from->memory ? from->memory + from->used : NULL;
+    from->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return at;
+}
+
+static mn_real *take_reals(arena *from, uint64_t count)
+{
+    return take(from, count * sizeof(mn_real));
+}
+
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static void place_layer(arena *from, const mn_model *model, uint64_t tokens,
+                        const mn_layer_offsets *layer, mn_layer_saved *out_saved)
+{
+    uint64_t width = model->options.width;
+    uint64_t ffn = layer->feed_forward ? model->options.ffn_width : 0;
+    *out_saved = (mn_layer_saved){
+        .x1 = take_reals(from, tokens * width),
+        .n1 = take_reals(from, tokens * width),
+        .mean1 = take_reals(from, tokens),
+        .inverse1 = take_reals(from, tokens),
+        .qkv = take_reals(from, tokens * 3 * width),
+        .log_sums = take_reals(from, tokens * model->options.attention_heads),
+        .attended = take_reals(from, tokens * width),
+        .x2 = take_reals(from, tokens * width),
+        .n2 = take_reals(from, tokens * width),
+        .mean2 = take_reals(from, tokens),
+        .inverse2 = take_reals(from, tokens),
+        .up = take_reals(from, tokens * ffn),
+        .active = take_reals(from, tokens * ffn),
+    };
+}
+
+static void place_memory(arena *from, const mn_model *model, uint64_t tokens,
+                         mn_memory_saved *out_saved)
+{
+    const mn_memory_options *options = &model->options.memory;
+    uint64_t query = (uint64_t)options->heads * options->key_dim;
+    uint64_t reads = (uint64_t)options->heads * options->knn;
+    uint64_t gate = options->swiglu ? tokens * options->value_dim : 0;
+    bool rms = options->query_norm == MN_QUERY_RMS, batch = options->query_norm == MN_QUERY_BATCH;
+    *out_saved = (mn_memory_saved){
+        .linear = take_reals(from, tokens * query),
+        .norm_mean = take_reals(from, batch ? query : 0),
+        .norm_inverse = take_reals(from, batch ? query : tokens * options->heads),
+        .keys = take_reals(from, rms ? query * options->keys : 0),
+        .key_inverse = take_reals(from, rms ? 2 * (uint64_t)options->heads * options->keys : 0),
+        .rows = take(from, tokens * reads * sizeof(uint64_t)),
+        .weights = take_reals(from, tokens * reads),
+        .bag = take_reals(from, tokens * options->value_dim),
+        .gate = take_reals(from, gate),
+        .gated = take_reals(from, gate),
+    };
+    out_saved->query = batch || rms ? take_reals(from, tokens * query) : out_saved->linear;
+    for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX && options->query_hidden[i]; i++)
+        out_saved->hidden[i] = take_reals(from, tokens * options->query_hidden[i]);
+}
+
+/* Gradients of one memory at a time, and scratch: shared by all memories. */
+static void place_memory_gradients(arena *from, const mn_model *model, uint64_t tokens,
+                                   mn_workspace *out_workspace)
+{
+    const mn_memory_options *options = &model->options.memory;
+    uint64_t query = (uint64_t)options->heads * options->key_dim;
+    uint64_t reads = (uint64_t)options->heads * options->knn, hidden = 0;
+    uint64_t gate = options->swiglu ? tokens * options->value_dim : 0;
+    bool rms = options->query_norm == MN_QUERY_RMS;
+    for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX; i++)
+        hidden = larger(hidden, options->query_hidden[i]);
+    out_workspace->d_query = take_reals(from, tokens * query);
+    out_workspace->d_hidden[0] = take_reals(from, tokens * hidden);
+    out_workspace->d_hidden[1] = take_reals(from, tokens * hidden);
+    out_workspace->d_bag = take_reals(from, gate);
+    out_workspace->d_gate = take_reals(from, gate);
+    out_workspace->d_gated = take_reals(from, gate);
+    out_workspace->d_weights = take_reals(from, tokens * reads);
+    out_workspace->d_scores = take_reals(from, tokens * reads);
+    out_workspace->d_keys = take_reals(from, rms ? query * options->keys : 0);
+    out_workspace->sums = take(from, (2 * query + 1) * sizeof(double));
+}
+
+static void place(arena *from, const mn_model *model, uint64_t tokens, uint32_t sequences,
+                  mn_workspace *out_workspace)
+{
+    const mn_model_options *options = &model->options;
+    uint64_t width = options->width;
+    mn_workspace workspace = {.model = model, .tokens_max = tokens, .sequences_max = sequences};
+    for (uint32_t i = 0; i < options->layers; i++)
+        place_layer(from, model, tokens, &model->layers[i], &workspace.layers[i]);
+    workspace.x = take_reals(from, tokens * width);
+    workspace.n = take_reals(from, tokens * width);
+    workspace.mean = take_reals(from, tokens);
+    workspace.inverse = take_reals(from, tokens);
+    workspace.logits = take_reals(from, tokens * MN_BYTES);
+    workspace.d_x = take_reals(from, tokens * width);
+    workspace.d_n = take_reals(from, tokens * width);
+    workspace.d_attended = take_reals(from, tokens * width);
+    workspace.d_wide = take_reals(from, tokens * larger(3 * width, options->ffn_width));
+    uint64_t scratch =
+        mn_attention_scratch_bytes(options->width, options->attention_heads, options->context);
+    if (options->placement_count) {
+        for (uint32_t i = 0; i < options->placement_count; i++)
+            place_memory(from, model, tokens, &workspace.memories[i]);
+        place_memory_gradients(from, model, tokens, &workspace);
+        mn_search search = {tokens, options->memory.heads, options->memory.keys,
+                            options->memory.key_dim / 2, options->memory.knn};
+        scratch = larger(scratch, mn_nn_search_bytes(&search));
+    }
+    workspace.scratch = take(from, scratch);
+    if (from->memory)
+        *out_workspace = workspace;
+}
+
+uint64_t mn_workspace_bytes(const mn_model *model, uint64_t tokens, uint32_t sequences)
+{
+    arena measure = {NULL, 0};
+    (void)take(&measure, sizeof(mn_workspace));
+    place(&measure, model, tokens, sequences, NULL);
+    return measure.used;
+}
+
+mn_workspace *mn_workspace_init(const mn_model *model, uint64_t tokens, uint32_t sequences,
+                                void *memory)
+{
+    assert((uintptr_t)memory % ALIGNMENT == 0);
+    arena from = {memory, 0};
+    mn_workspace *workspace = take(&from, sizeof *workspace);
+    place(&from, model, tokens, sequences, workspace);
+    return workspace;
+}
+
+mn_phases *mn_workspace_phases(mn_workspace *workspace) { return &workspace->phases; }

@@ -1,0 +1,77 @@
+/* What a pass keeps between forward and backward, and a pass as its layers see it. Private to the
+ * trainer. */
+#ifndef MN_WORKSPACE_H
+#define MN_WORKSPACE_H
+
+#include "mn_kernels.h"
+#include "mn_trainer.h"
+
+/* Kept by one layer. n1, n2: normalised inputs; all [tokens][...]. */
+typedef struct mn_layer_saved {
+    mn_real *x1, *n1, *mean1, *inverse1;
+    mn_real *qkv, *log_sums, *attended;
+    mn_real *x2, *n2, *mean2, *inverse2;
+    mn_real *up, *active; /* [tokens][ffn_width] before and after GELU */
+} mn_layer_saved;
+
+/* Kept by one memory; C = heads * key_dim. */
+typedef struct mn_memory_saved {
+    mn_real *hidden[MN_QUERY_HIDDEN_MAX]; /* outputs of the hidden ReLU layers */
+    mn_real *linear;                      /* [tokens][C] the query network's last linear */
+    mn_real *query;                       /* [tokens][C] normalised; = linear without a norm */
+    mn_real *norm_mean, *norm_inverse;    /* batch norm [C]; RMS: inverse [tokens][heads] */
+    double norm_count;                    /* tokens of all ranks */
+    mn_real *keys, *key_inverse;          /* RMS: sub-keys of norm 1, [heads][2][keys] inverses */
+    uint64_t *rows;                       /* [tokens][heads][knn] */
+    mn_real *weights;                     /* the same */
+    mn_real *bag;                         /* [tokens][value_dim] */
+    mn_real *gate, *gated;                /* swiglu: x W1, and bag * silu(gate) */
+    void *ticket;
+} mn_memory_saved;
+
+struct mn_workspace {
+    const mn_model *model;
+    uint64_t tokens_max;
+    uint32_t sequences_max;
+    mn_phases phases;
+    uint64_t mark_ns; /* where the phase now running began */
+    mn_layer_saved layers[MN_LAYERS_MAX];
+    mn_memory_saved memories[MN_LAYERS_MAX];
+    mn_real *x, *n, *mean, *inverse; /* around the final norm */
+    mn_real *logits;                 /* [tokens][MN_BYTES]; after a loss its gradient */
+    mn_real *d_x, *d_n, *d_attended; /* [tokens][width] */
+    mn_real *d_wide;                 /* [tokens][max(3 * width, ffn_width)] */
+    mn_real *d_query;                /* [tokens][C] */
+    mn_real *d_hidden[2];            /* [tokens][widest hidden layer] */
+    mn_real *d_bag, *d_gate;         /* [tokens][value_dim] */
+    mn_real *d_gated;                /* the same */
+    mn_real *d_weights, *d_scores;   /* [tokens][heads * knn] */
+    mn_real *d_keys;                 /* RMS: of the normalised sub-keys */
+    double *sums;                    /* [2 * C + 1] for reduce */
+    void *scratch;                   /* search and attention, one after the other */
+};
+
+/* One pass. gradients: NULL in forward. */
+typedef struct mn_run {
+    const mn_model *model;
+    mn_workspace *workspace;
+    const mn_real *parameters;
+    mn_real *statistics;
+    mn_real *gradients;
+    const mn_pass *pass;
+    const mn_memory_access *access;
+    uint64_t tokens;
+    mn_error *error;
+} mn_run;
+
+/* Adds the time since the last lap to *phase. */
+static inline void mn_run_lap(const mn_run *run, uint64_t *phase)
+{
+    if (!run->access->now_ns)
+        return;
+    uint64_t now = run->access->now_ns(run->access->context);
+    *phase += now - run->workspace->mark_ns;
+    run->workspace->mark_ns = now;
+}
+
+#endif
