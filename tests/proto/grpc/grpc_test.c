@@ -30,10 +30,9 @@ static void test_answers(void **state)
     assert_int_equal(call.reply.step, 42);
     assert_true(call.exchange.bytes_sent > 5 && call.exchange.bytes_received > 5);
     rig_end(&call);
-    pthread_mutex_lock(&server.lock);
-    assert_int_equal(server.last_verb, MN_VERB_STATUS);
-    assert_string_equal(server.last_context.group, "g");
-    pthread_mutex_unlock(&server.lock);
+    mn_context context;
+    assert_int_equal(rig_last(&server, &context), MN_VERB_STATUS);
+    assert_string_equal(context.group, "g");
 
     static const uint8_t bytes[] = {1, 2, 3, 250};
     rig_begin(&call, client, &server.env, MN_VERB_PUSH, 1, bytes, sizeof bytes, 5000);
@@ -58,7 +57,7 @@ static void test_every_verb(void **state)
                                                        : MN_OK;
         uint64_t timeout_ms = verb == MN_VERB_SEAL ? 100 : 5000;
         assert_int_equal(ask(&server, client, (enum mn_verb)verb, timeout_ms, &call), wanted);
-        assert_int_equal(server.last_verb, verb);
+        assert_int_equal(rig_last(&server, NULL), verb);
         rig_end(&call);
     }
     client->destroy(client);

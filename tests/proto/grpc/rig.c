@@ -203,6 +203,16 @@ uint32_t rig_wait_parked(rig *it, uint32_t count) { return wait_for(it, &it->par
 
 uint32_t rig_wait_abandoned(rig *it, uint32_t count) { return wait_for(it, &it->abandoned, count); }
 
+enum mn_verb rig_last(rig *it, mn_context *out_context)
+{
+    pthread_mutex_lock(&it->lock);
+    enum mn_verb verb = it->last_verb;
+    if (out_context)
+        *out_context = it->last_context;
+    pthread_mutex_unlock(&it->lock);
+    return verb;
+}
+
 /* ---- The client -------------------------------------------------------------------------- */
 
 mn_transport *rig_client(const rig *it, const char *authorization)

@@ -45,6 +45,8 @@ void rig_start(rig *it, const rig_options *options);
 void rig_stop(rig *it);
 uint32_t rig_wait_parked(rig *it, uint32_t count);    /* until as many are parked; the count */
 uint32_t rig_wait_abandoned(rig *it, uint32_t count); /* likewise */
+/* The verb, and if asked the context, that the core saw last. */
+enum mn_verb rig_last(rig *it, mn_context *out_context);
 
 /* One exchange and its copied answer. */
 typedef struct rig_call {
