@@ -147,7 +147,9 @@ static struct client_call *take_slot(grpc_transport *transport, mn_exchange *exc
     else if (transport->slots_used < CALLS_MAX)
         call = &transport->slots[transport->slots_used++];
     if (call) {
-        *call = (struct client_call){.exchange = exchange, .text = grpc_empty_slice()};
+        call->exchange = exchange;
+        call->call = NULL;
+        call->cancelled = false;
         exchange->transport_data = call;
     } else {
         exchange->transport_data = transport->overflow;
@@ -167,6 +169,9 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
     struct client_call *call = take_slot(transport, exchange);
     if (!call)
         return; /* the draining thread answers it, busy as it is with CALLS_MAX others */
+    call->request = call->reply = NULL;
+    call->code = GRPC_STATUS_OK;
+    call->text = grpc_empty_slice();
     call->authorization.key = grpc_slice_from_static_string("authorization");
     call->authorization.value = grpc_slice_from_static_string(transport->authorization);
     grpc_metadata_array_init(&call->initial);

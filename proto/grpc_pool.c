@@ -4,13 +4,14 @@
 
 #include <assert.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 enum { PAGE_BYTES = 4096, ORDER_MAX = 11, NONE = UINT32_MAX }; /* largest block: 8 MiB */
 
 /* One per page; `order` and `free` mean something at a block's first page. */
 struct block {
-    struct mn_reply_pool *pool;
-    uint32_t next, previous; /* in the free list of its order */
+    _Atomic(struct mn_reply_pool *) pool; /* while the block is a slice */
+    uint32_t next, previous;              /* in the free list of its order */
     uint8_t order;
     bool free;
 };
@@ -30,7 +31,10 @@ struct mn_reply_pool {
 static void push_free(mn_reply_pool *pool, uint32_t page, uint32_t order)
 {
     struct block *block = &pool->blocks[page];
-    *block = (struct block){pool, pool->free_lists[order], NONE, (uint8_t)order, true};
+    block->next = pool->free_lists[order];
+    block->previous = NONE;
+    block->order = (uint8_t)order;
+    block->free = true;
     if (block->next != NONE)
         pool->blocks[block->next].previous = page;
     pool->free_lists[order] = page;
@@ -117,7 +121,7 @@ static uint32_t take_block(mn_reply_pool *pool, uint32_t order)
         found--;
         push_free(pool, page + (UINT32_C(1) << found), found);
     }
-    pool->blocks[page] = (struct block){pool, NONE, NONE, (uint8_t)order, false};
+    pool->blocks[page].order = (uint8_t)order;
     return page;
 }
 
@@ -162,13 +166,14 @@ void mn_reply_pool_give(mn_reply_pool *pool, uint8_t *buffer)
 static void drop_slice(void *user_data)
 {
     struct block *block = user_data;
-    mn_reply_pool *pool = block->pool;
+    mn_reply_pool *pool = atomic_load(&block->pool);
     mn_reply_pool_give(pool, pool->region + (uint64_t)(block - pool->blocks) * PAGE_BYTES);
 }
 
 grpc_slice mn_reply_pool_slice(mn_reply_pool *pool, uint8_t *buffer, uint64_t bytes)
 {
     struct block *block = &pool->blocks[(uint64_t)(buffer - pool->region) / PAGE_BYTES];
+    atomic_store(&block->pool, pool);
     return grpc_slice_new_with_user_data(buffer, bytes, drop_slice, block);
 }
 
