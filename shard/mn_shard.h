@@ -27,7 +27,9 @@ typedef struct mn_shard_options {
     uint32_t reduces_max;    /* results kept per open step; default 4096 */
     uint64_t
         table_bytes_max; /* address space of all tiles together (values + state); default 16 TiB */
-    const mn_kernels *kernels; /* default mn_kernels_best() */
+    uint32_t message_bytes_max; /* largest payload; working memory is reserved for it; default
+                                   MN_MESSAGE_BYTES_MAX */
+    const mn_kernels *kernels;  /* default mn_kernels_best() */
     /* Planted bugs, for the simulator's own test only (0 in every program): bit per MN_PLANT_*. */
     uint32_t plants;
 } mn_shard_options;

@@ -1,0 +1,376 @@
+/* Push, BagGrad and Store: pieces staged for an open step (STEPS.md "Changes"). A piece keeps what
+ * arrived; it is expanded only when its step is merged. */
+#include "shard_core.h"
+
+struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t number)
+{
+    struct step *step = &group->steps[number % shard->options.open_steps_max];
+    if (step->number != number) {
+        assert(number > group->committed && step->seal_count == 0);
+        step->number = number;
+    }
+    return step;
+}
+
+/* ---- Pieces by key */
+
+static struct piece **bucket_of(struct step *step, uint64_t table, uint32_t part, uint32_t rank,
+                                uint64_t position)
+{
+    uint64_t hash = table * UINT64_C(0x9e3779b97f4a7c15) + part;
+    hash = (hash ^ hash >> 32) * UINT64_C(0xd6e8feb86659fd93) + rank;
+    hash = (hash ^ hash >> 32) * UINT64_C(0xd6e8feb86659fd93) + position;
+    hash = (hash ^ hash >> 32) * UINT64_C(0xd6e8feb86659fd93);
+    return &step->buckets[hash >> 32 & (PIECE_BUCKETS - 1)];
+}
+
+static struct piece *find(struct step *step, const mn_request *request)
+{
+    uint32_t rank = request->context.rank;
+    struct piece *piece = *bucket_of(step, request->table, request->part, rank, request->position);
+    while (piece && (piece->table != request->table || piece->part != request->part ||
+                     piece->rank != rank || piece->position != request->position))
+        piece = piece->next_in_bucket;
+    return piece;
+}
+
+static uint64_t contribution_charge(enum piece_kind kind, const struct layout *layout,
+                                    uint64_t count)
+{
+    if (kind == PIECE_STORE)
+        return 0;
+    return layout->reads * 2 * sizeof(mn_contribution) + count * sizeof(void *);
+}
+
+static void insert(struct group *group, struct step *step, struct table_stage *stage,
+                   struct piece *piece)
+{
+    struct piece **bucket =
+        bucket_of(step, piece->table, piece->part, piece->rank, piece->position);
+    piece->next_in_bucket = *bucket;
+    *bucket = piece;
+    piece->next_in_table = NULL;
+    if (stage->last)
+        stage->last->next_in_table = piece;
+    else
+        stage->first = piece;
+    stage->last = piece;
+    if (piece->kind != PIECE_STORE) {
+        stage->value_dtype = piece->value_dtype;
+        stage->reads += piece->layout.reads;
+        stage->sources += piece->count;
+    }
+    step->seals[piece->rank].pieces++;
+    group->change_bytes += piece->charged_bytes;
+}
+
+static void drop_piece(mn_shard *shard, struct group *group, struct step *step,
+                       struct table_stage *stage, struct piece *piece)
+{
+    struct piece **link = bucket_of(step, piece->table, piece->part, piece->rank, piece->position);
+    while (*link != piece)
+        link = &(*link)->next_in_bucket;
+    *link = piece->next_in_bucket;
+    if (piece->kind != PIECE_STORE) {
+        stage->reads -= piece->layout.reads;
+        stage->sources -= piece->count;
+    }
+    step->seals[piece->rank].pieces--;
+    group->change_bytes -= piece->charged_bytes;
+    mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
+}
+
+void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step, uint32_t rank)
+{
+    mn_shard_merge_drop(shard, step);
+    for (uint32_t i = 0; i < shard->options.tables_max; i++) {
+        struct table_stage *stage = &step->tables[i];
+        struct piece *piece = stage->first;
+        stage->first = stage->last = NULL;
+        while (piece) {
+            struct piece *next = piece->next_in_table;
+            if (rank == UINT32_MAX || piece->rank == rank) {
+                drop_piece(shard, group, step, stage, piece);
+            } else {
+                piece->next_in_table = NULL;
+                if (stage->last)
+                    stage->last->next_in_table = piece;
+                else
+                    stage->first = piece;
+                stage->last = piece;
+            }
+            piece = next;
+        }
+    }
+    if (rank == UINT32_MAX)
+        step->reduce_count = 0;
+    for (uint32_t i = 0; i < group->ranks; i++) {
+        if (rank != UINT32_MAX && i != rank)
+            continue;
+        step->seal_count -= step->seals[i].sealed;
+        memset(&step->seals[i], 0, sizeof step->seals[i]);
+    }
+}
+
+/* ---- Making a piece */
+
+static enum piece_kind kind_of(enum mn_verb verb)
+{
+    return verb == MN_VERB_BAG_GRAD ? PIECE_BAG_GRAD
+           : verb == MN_VERB_STORE  ? PIECE_STORE
+                                    : PIECE_PUSH;
+}
+
+/* Where the arrays of a message lie, one after another in its payload. */
+struct arrays {
+    const uint8_t *indices, *weights, *rows, *states;
+};
+
+static struct arrays arrays_at(const uint8_t *bytes, const struct layout *layout)
+{
+    struct arrays arrays;
+    arrays.indices = bytes;
+    arrays.weights = arrays.indices + layout->indices_bytes;
+    arrays.rows = arrays.weights + layout->weights_bytes;
+    arrays.states = arrays.rows + layout->rows_bytes;
+    return arrays;
+}
+
+static uint64_t checksum(const struct arrays *arrays, const struct layout *layout)
+{
+    uint64_t sum = mn_checksum(arrays->indices, layout->indices_bytes, 0);
+    sum = mn_checksum(arrays->weights, layout->weights_bytes, sum);
+    sum = mn_checksum(arrays->rows, layout->rows_bytes, sum);
+    return mn_checksum(arrays->states, layout->states_bytes, sum);
+}
+
+/* A piece with the payload's arrays copied in, in no list yet; NULL without memory. */
+static struct piece *piece_of(mn_shard *shard, const mn_request *request,
+                              const struct layout *layout)
+{
+    uint64_t header = round_up(sizeof(struct piece), 64);
+    uint64_t indices = round_up(layout->indices_bytes, 64);
+    uint64_t weights = round_up(layout->weights_bytes, 64);
+    uint64_t rows = round_up(layout->rows_bytes, 64);
+    uint64_t bytes = header + indices + weights + rows + layout->states_bytes;
+    uint8_t *block = mn_shard_block_take(&shard->pool, bytes);
+    if (!block)
+        return NULL;
+    uint8_t *at = block + header;
+    mn_cursor cursor;
+    mn_cursor_init(&cursor, &request->payload, 0);
+    mn_cursor_read(&cursor, at, layout->indices_bytes);
+    mn_cursor_read(&cursor, at + indices, layout->weights_bytes);
+    mn_cursor_read(&cursor, at + indices + weights, layout->rows_bytes);
+    mn_cursor_read(&cursor, at + indices + weights + rows, layout->states_bytes);
+
+    struct piece *piece = (struct piece *)block;
+    *piece = (struct piece){
+        .table = request->table,
+        .position = request->position,
+        .incarnation = request->context.incarnation,
+        .part = request->part,
+        .rank = request->context.rank,
+        .kind = kind_of(request->verb),
+        .count = request->count,
+        .per_query = request->verb == MN_VERB_BAG_GRAD ? request->per_query : 1,
+        .index_encoding = request->index_encoding,
+        .weight_dtype = request->weight_dtype,
+        .value_dtype = request->value_dtype,
+        .with_state = request->with_state,
+        .layout = *layout,
+        .block_bytes = bytes,
+        .indices = at,
+        .weights = at + indices,
+        .rows = at + indices + weights,
+        .states = at + indices + weights + rows,
+    };
+    piece->charged_bytes =
+        mn_shard_block_bytes(bytes) + contribution_charge(piece->kind, layout, request->count);
+    return piece;
+}
+
+static uint64_t charge_of(const mn_request *request, const struct layout *layout)
+{
+    uint64_t bytes = round_up(sizeof(struct piece), 64) + round_up(layout->indices_bytes, 64) +
+                     round_up(layout->weights_bytes, 64) + round_up(layout->rows_bytes, 64) +
+                     layout->states_bytes;
+    return mn_shard_block_bytes(bytes) +
+           contribution_charge(kind_of(request->verb), layout, request->count);
+}
+
+/* Indices to scratch.offsets, and every number finite. */
+static enum mn_status check_arrays(mn_shard *shard, const mn_request *request,
+                                   const struct target *target, const struct layout *layout,
+                                   const struct arrays *arrays, mn_error *error)
+{
+    bool bag = request->verb == MN_VERB_BAG_GRAD, store = request->verb == MN_VERB_STORE;
+    const mn_optimizer *optimizer = &target->table->spec.optimizer;
+    enum mn_dtype state_dtype =
+        optimizer->kind == MN_OPTIMIZER_ROWWISE_ADAGRAD ? MN_F32 : optimizer->state_dtype;
+    enum mn_status status = mn_shard_offsets(shard, target->table, target, request->index_encoding,
+                                             arrays->indices, layout->reads, bag, error);
+    if (!status && bag)
+        status = mn_shard_check_finite("weights", request->weight_dtype, arrays->weights,
+                                       layout->reads, error);
+    if (!status)
+        status = mn_shard_check_finite(store ? "rows" : "gradients", request->value_dtype,
+                                       arrays->rows, request->count * target->columns, error);
+    if (!status && layout->states_bytes)
+        status = mn_shard_check_finite("states", state_dtype, arrays->states,
+                                       layout->states_bytes / mn_dtype_bytes(state_dtype), error);
+    return status;
+}
+
+/* ---- BagGrad's answer: d weight = <output gradient, row>, one array per tile. Offsets are in
+ * scratch. */
+static enum mn_status answer_bag_grad(mn_shard *shard, mn_call *call, const struct target *target,
+                                      const struct layout *layout, const uint8_t *gradients,
+                                      mn_error *error)
+{
+    const mn_request *request = &call->request;
+    uint64_t bytes = target->plane_count * layout->reads * sizeof(float);
+    uint32_t element = mn_dtype_bytes(request->value_dtype);
+    float *out = (float *)call->reserve(call, bytes);
+    if (!out)
+        return mn_fail(error, MN_BUSY, "reply_bytes_max",
+                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    uint64_t column = 0;
+    for (uint32_t i = 0; i < target->plane_count; i++) {
+        const mn_tile *plane = &target->table->planes[target->plane_first + i];
+        shard->kernels->bag_dot(plane, shard->scratch.offsets, request->count, request->per_query,
+                                request->value_dtype, gradients + column * element,
+                                (uint64_t)target->columns * element, out + i * layout->reads);
+        column += plane->columns;
+    }
+    return MN_OK;
+}
+
+/* A piece with this key stands: the same content is acknowledged, anything else refused. */
+static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target *target,
+                             const struct layout *layout, const struct piece *piece,
+                             mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct arrays arrays = arrays_at(mn_shard_payload(shard, &request->payload), layout);
+    bool bag = request->verb == MN_VERB_BAG_GRAD;
+    bool same = piece->kind == kind_of(request->verb) && piece->count == request->count &&
+                piece->index_encoding == request->index_encoding &&
+                piece->value_dtype == request->value_dtype &&
+                piece->with_state == request->with_state &&
+                (!bag || (piece->per_query == request->per_query &&
+                          piece->weight_dtype == request->weight_dtype)) &&
+                piece->checksum == checksum(&arrays, layout);
+    if (!same)
+        return mn_fail(error, MN_CONFLICT, "position",
+                       "%" PRIu64 " of (table %" PRIu64
+                       ", part %u, rank %u) is staged for step %" PRIu64 " with other content",
+                       piece->position, piece->table, piece->part, piece->rank,
+                       request->context.step);
+    if (!bag)
+        return MN_OK;
+    enum mn_status status = mn_shard_offsets(shard, target->table, target, request->index_encoding,
+                                             arrays.indices, layout->reads, true, error);
+    if (status)
+        return status;
+    return answer_bag_grad(shard, call, target, layout, arrays.rows, error);
+}
+
+static enum mn_status check_change(mn_shard *shard, mn_call *call, struct target *out_target,
+                                   struct layout *out_layout, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    enum mn_status status = mn_shard_check_target(shard, call, false, out_target, error);
+    if (status)
+        return status;
+    const struct group *group = out_target->group;
+    uint64_t first = group->committed + 1, step = request->context.step;
+    if (step < first || step - first >= shard->options.open_steps_max)
+        return mn_fail(error, MN_STEP, "step",
+                       "%" PRIu64 " is not open: %" PRIu64 " to %" PRIu64 " are", step, first,
+                       first + shard->options.open_steps_max - 1);
+    if (request->verb != MN_VERB_STORE &&
+        out_target->table->spec.optimizer.kind == MN_OPTIMIZER_NONE)
+        return mn_fail(error, MN_INVALID, "optimizer", "table %s has none: it takes Store only",
+                       out_target->table->spec.name);
+    return mn_shard_check_layout(shard, request, out_target, out_layout, error);
+}
+
+static enum mn_status check_room(mn_shard *shard, const mn_call *call, const struct group *group,
+                                 const struct table_stage *stage, const struct layout *layout,
+                                 mn_error *error)
+{
+    const mn_request *request = &call->request;
+    uint64_t charge = charge_of(request, layout);
+    if (charge > shard->options.change_bytes_max)
+        return mn_fail(error, MN_INVALID, "payload",
+                       "staging it takes %" PRIu64 " bytes, more "
+                       "than change_bytes_max (%" PRIu64 ") will ever hold",
+                       charge, shard->options.change_bytes_max);
+    if (stage->sources && request->verb != MN_VERB_STORE &&
+        stage->value_dtype != request->value_dtype)
+        return mn_fail(error, MN_CONFLICT, "value_dtype",
+                       "%s, but step %" PRIu64 " of table %" PRIu64 " is staged in %s",
+                       mn_dtype_name(request->value_dtype), request->context.step, request->table,
+                       mn_dtype_name(stage->value_dtype));
+    if (stage->sources + request->count > UINT32_MAX)
+        return mn_fail(error, MN_BUSY, "count",
+                       "step %" PRIu64 " of table %" PRIu64 " holds %" PRIu64 " gradient rows",
+                       request->context.step, request->table, stage->sources);
+    return mn_shard_change_room(shard, group, request->context.step, charge, error);
+}
+
+/* A BagGrad whose rows are not committed yet waits like a read; nothing is staged meanwhile. */
+static enum mn_status wait(mn_shard *shard, mn_call *call, const struct target *target,
+                           const struct layout *layout, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct arrays arrays = arrays_at(mn_shard_payload(shard, &request->payload), layout);
+    enum mn_status status = check_arrays(shard, request, target, layout, &arrays, error);
+    if (status)
+        return status;
+    return mn_shard_park(shard, target->group, call, request->payload.bytes, error);
+}
+
+enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    bool bag = request->verb == MN_VERB_BAG_GRAD;
+    struct target target;
+    struct layout layout;
+    enum mn_status status = check_change(shard, call, &target, &layout, error);
+    if (status)
+        return status;
+    struct group *group = target.group;
+    struct step *step = mn_shard_step_at(shard, group, request->context.step);
+    struct table_stage *stage = &step->tables[target.table - group->tables];
+    const struct piece *standing = find(step, request);
+    if (standing && !planted(shard, MN_PLANT_NO_DEDUP))
+        return repeat(shard, call, &target, &layout, standing, error);
+    if (step->seals[request->context.rank].sealed)
+        return mn_fail(error, MN_STEP, "step",
+                       "%" PRIu64 " is sealed by rank %u: nothing more "
+                       "joins it",
+                       request->context.step, request->context.rank);
+    if (bag && !mn_shard_read_ready(shard, group, request))
+        return wait(shard, call, &target, &layout, error);
+    status = check_room(shard, call, group, stage, &layout, error);
+    if (status)
+        return status;
+
+    struct piece *piece = piece_of(shard, request, &layout);
+    if (!piece)
+        return mn_fail(error, MN_NO_MEMORY, "payload", "no memory to stage %" PRIu64 " bytes",
+                       request->payload.bytes);
+    struct arrays arrays = {piece->indices, piece->weights, piece->rows, piece->states};
+    status = check_arrays(shard, request, &target, &layout, &arrays, error);
+    if (!status && bag)
+        status = answer_bag_grad(shard, call, &target, &layout, piece->rows, error);
+    if (status) {
+        mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
+        return status;
+    }
+    piece->checksum = checksum(&arrays, &layout);
+    insert(group, step, stage, piece);
+    return MN_OK;
+}

@@ -1,0 +1,209 @@
+/* Checks of a request, in the order of STEPS.md "Checks". Each message names the field and its
+ * value; a request that fails one has changed nothing. */
+#include "shard_core.h"
+
+enum mn_status mn_shard_check_request(mn_shard *shard, const mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    const mn_context *context = &request->context;
+    if (context->version < MN_PROTOCOL_VERSION_LEAST || context->version > MN_PROTOCOL_VERSION)
+        return mn_fail(error, MN_UNSUPPORTED, "version", "%u is not between %d and %d",
+                       context->version, MN_PROTOCOL_VERSION_LEAST, MN_PROTOCOL_VERSION);
+    if ((unsigned)request->verb >= MN_VERB_COUNT)
+        return mn_fail(error, MN_UNSUPPORTED, "verb", "%u is unknown", (unsigned)request->verb);
+    bool any_group = request->verb == MN_VERB_STATUS && !context->group[0];
+    if (!any_group && !mn_name_valid(context->group))
+        return mn_fail(error, MN_INVALID, "group",
+                       "\"%.63s\" is not a name of 1 to 63 letters, "
+                       "digits, dots, dashes and underscores",
+                       context->group);
+    if (context->remaining_ms == 0)
+        return mn_fail(error, MN_INVALID, "remaining_ms", "0: the call's time ran out already");
+    if (request->payload.bytes > shard->options.message_bytes_max)
+        return mn_fail(error, MN_INVALID, "payload", "%" PRIu64 " bytes are more than %u",
+                       request->payload.bytes, shard->options.message_bytes_max);
+    return MN_OK;
+}
+
+static enum mn_status no_group(const mn_context *context, mn_error *error)
+{
+    if (context->incarnation)
+        return mn_fail(error, MN_LOST, "group",
+                       "%s: rank %u joined it, but this shard does not "
+                       "hold it: restore it from a snapshot",
+                       context->group, context->rank);
+    return mn_fail(error, MN_NOT_FOUND, "group", "%s is not at this shard", context->group);
+}
+
+enum mn_status mn_shard_check_member(mn_shard *shard, const struct group *group,
+                                     const mn_context *context, bool anyone, mn_error *error)
+{
+    bool reader = anyone && context->incarnation == 0;
+    if (!reader && context->rank >= group->ranks)
+        return mn_fail(error, MN_INVALID, "rank", "%u is not below ranks (%u)", context->rank,
+                       group->ranks);
+    if (context->map_epoch != group->map_epoch && !planted(shard, MN_PLANT_NO_EPOCH) &&
+        !(context->map_epoch == 0 && anyone))
+        return mn_fail(error, MN_EPOCH, "map_epoch", "%" PRIu64 " is not this shard's %" PRIu64,
+                       context->map_epoch, group->map_epoch);
+    if (reader)
+        return MN_OK;
+    uint64_t known = group->incarnations[context->rank];
+    if (context->incarnation == 0 || context->incarnation > known)
+        return mn_fail(error, MN_INVALID, "incarnation",
+                       "%" PRIu64 " of rank %u has not joined "
+                       "here (known: %" PRIu64 ")",
+                       context->incarnation, context->rank, known);
+    if (context->incarnation < known && !planted(shard, MN_PLANT_NO_FENCE))
+        return mn_fail(error, MN_FENCED, "incarnation",
+                       "%" PRIu64 " of rank %u: %" PRIu64 " has joined since", context->incarnation,
+                       context->rank, known);
+    return MN_OK;
+}
+
+enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
+                                    struct group **out_group, mn_error *error)
+{
+    const mn_context *context = &call->request.context;
+    struct group *group = mn_shard_group_find(shard, context->group);
+    if (!group)
+        return no_group(context, error);
+    enum mn_status status = mn_shard_check_member(shard, group, context, anyone, error);
+    if (!status)
+        *out_group = group;
+    return status;
+}
+
+static enum mn_status check_tiles(const mn_request *request, const struct table *table,
+                                  mn_error *error)
+{
+    uint64_t end = (uint64_t)request->tile_first + request->tile_count;
+    if (request->tile_count == 0 || end > table->geometry.tiles)
+        return mn_fail(error, MN_INVALID, "tile_count", "tiles [%u, %" PRIu64 ") of a table of %u",
+                       request->tile_first, end, table->geometry.tiles);
+    if (request->tile_first < table->tile_first || end > table->tile_first + table->tile_count)
+        return mn_fail(error, MN_LOST, "tile_first",
+                       "tiles [%u, %" PRIu64 ") are not all here: this shard holds [%u, %u)",
+                       request->tile_first, end, table->tile_first,
+                       table->tile_first + table->tile_count);
+    bool change = mn_verb_kind_of(request->verb) == MN_KIND_CHANGE;
+    if (change && request->tile_count != table->tile_count)
+        return mn_fail(error, MN_INVALID, "tile_count",
+                       "a change names all %u tiles of this "
+                       "shard, not %u",
+                       table->tile_count, request->tile_count);
+    return MN_OK;
+}
+
+static void aim(const mn_request *request, struct table *table, struct target *target)
+{
+    const mn_geometry *geometry = &table->geometry;
+    target->table = table;
+    if (geometry->split == MN_ROWS) {
+        target->plane_first = 0;
+        target->plane_count = 1;
+        target->columns = geometry->dim;
+        target->position_first = (uint64_t)request->tile_first * geometry->rows_per_tile;
+        target->position_end =
+            (uint64_t)(request->tile_first + request->tile_count) * geometry->rows_per_tile;
+        return;
+    }
+    target->plane_first = request->tile_first - table->tile_first;
+    target->plane_count = request->tile_count;
+    target->columns = 0;
+    for (uint32_t i = 0; i < target->plane_count; i++)
+        target->columns += table->planes[target->plane_first + i].columns;
+    target->position_first = 0;
+    target->position_end = geometry->rows;
+}
+
+enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone,
+                                     struct target *out_target, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct target target = {0};
+    enum mn_status status = mn_shard_check_group(shard, call, anyone, &target.group, error);
+    if (status)
+        return status;
+    struct table *table = mn_shard_table_find(shard, target.group, request->table, NULL);
+    if (!table)
+        return mn_fail(error, MN_NOT_FOUND, "table", "%" PRIu64 " is no table of group %s here",
+                       request->table, target.group->name);
+    status = check_tiles(request, table, error);
+    if (status)
+        return status;
+    aim(request, table, &target);
+    *out_target = target;
+    return MN_OK;
+}
+
+static bool float_dtype(enum mn_dtype dtype) { return dtype == MN_F32 || dtype == MN_BF16; }
+
+static uint64_t state_bytes(const struct target *target)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < target->plane_count; i++) {
+        const mn_tile *plane = &target->table->planes[target->plane_first + i];
+        bytes += mn_state_row_bytes(&plane->optimizer, plane->columns);
+    }
+    return bytes;
+}
+
+enum mn_status mn_shard_check_layout(mn_shard *shard, const mn_request *request,
+                                     const struct target *target, struct layout *out_layout,
+                                     mn_error *error)
+{
+    bool bag = request->verb == MN_VERB_BAG || request->verb == MN_VERB_BAG_GRAD;
+    struct layout layout = {0};
+    if (!float_dtype(request->value_dtype))
+        return mn_fail(error, MN_UNSUPPORTED, "value_dtype", "%u is neither f32 nor bf16",
+                       (unsigned)request->value_dtype);
+    if (bag && !float_dtype(request->weight_dtype))
+        return mn_fail(error, MN_UNSUPPORTED, "weight_dtype", "%u is neither f32 nor bf16",
+                       (unsigned)request->weight_dtype);
+    if (bag && (request->per_query == 0 || request->per_query > MN_PER_QUERY_MAX))
+        return mn_fail(error, MN_INVALID, "per_query", "%u is not between 1 and %d",
+                       request->per_query, MN_PER_QUERY_MAX);
+    uint64_t per_query = bag ? request->per_query : 1;
+    if (request->count == 0 || request->count > shard->scratch.reads_max / per_query)
+        return mn_fail(error, MN_INVALID, "count", "%" PRIu64 " is not between 1 and %" PRIu64,
+                       request->count, shard->scratch.reads_max / per_query);
+    layout.reads = request->count * per_query;
+    if (!mn_indices_bytes(request->index_encoding, target->table->spec.rows, layout.reads,
+                          &layout.indices_bytes))
+        return mn_fail(error, MN_UNSUPPORTED, "index_encoding", "%u is unknown",
+                       (unsigned)request->index_encoding);
+    if (bag)
+        layout.weights_bytes = layout.reads * mn_dtype_bytes(request->weight_dtype);
+    if (mn_verb_kind_of(request->verb) == MN_KIND_CHANGE)
+        layout.rows_bytes = request->count * target->columns * mn_dtype_bytes(request->value_dtype);
+    if (request->verb == MN_VERB_STORE && request->with_state)
+        layout.states_bytes = request->count * state_bytes(target);
+    uint64_t bytes =
+        layout.indices_bytes + layout.weights_bytes + layout.rows_bytes + layout.states_bytes;
+    if (request->payload.bytes != bytes)
+        return mn_fail(error, MN_INVALID, "payload",
+                       "%" PRIu64 " bytes where %" PRIu64 " rows of %u columns make %" PRIu64,
+                       request->payload.bytes, request->count, target->columns, bytes);
+    *out_layout = layout;
+    return MN_OK;
+}
+
+/* A snapshot's folder, below the storage's root: no way out of it. */
+enum mn_status mn_shard_check_path(const char *path, mn_error *error)
+{
+    size_t length = strnlen(path, MN_PATH_BYTES);
+    bool valid = length > 0 && length < MN_PATH_BYTES - MN_NAME_BYTES && path[0] != '/';
+    for (size_t i = 0; valid && i < length; i++) {
+        bool start = i == 0 || path[i - 1] == '/';
+        bool dots =
+            path[i] == '.' && path[i + 1] == '.' && (path[i + 2] == '/' || path[i + 2] == '\0');
+        valid = (unsigned char)path[i] >= ' ' && path[i] != '\\' && !(start && dots);
+    }
+    if (!valid)
+        return mn_fail(error, MN_INVALID, "path",
+                       "\"%.120s\" is not a relative path without \"..\" "
+                       "of 1 to %d bytes",
+                       length < MN_PATH_BYTES ? path : "", MN_PATH_BYTES - MN_NAME_BYTES - 1);
+    return MN_OK;
+}

@@ -1,0 +1,174 @@
+/* Groups: ranks, incarnations, open steps; Join. */
+#include "shard_core.h"
+
+struct group *mn_shard_group_find(mn_shard *shard, const char *name)
+{
+    if (!name[0])
+        return NULL;
+    for (uint32_t i = 0; i < shard->options.groups_max; i++)
+        if (!strncmp(shard->groups[i].name, name, MN_NAME_BYTES))
+            return &shard->groups[i];
+    return NULL;
+}
+
+/* One block of memory for all that a group's size fixes: incarnations, tables, open steps. */
+static uint64_t carve(uint64_t *offset, uint64_t bytes)
+{
+    uint64_t at = *offset;
+    *offset += round_up(bytes, 64);
+    return at;
+}
+
+enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t ranks,
+                                   struct group *out_group, mn_error *error)
+{
+    uint32_t steps = shard->options.open_steps_max, tables = shard->options.tables_max;
+    uint64_t bytes = 0;
+    uint64_t incarnations_at = carve(&bytes, ranks * sizeof(uint64_t));
+    uint64_t tables_at = carve(&bytes, tables * sizeof(struct table));
+    uint64_t steps_at = carve(&bytes, steps * sizeof(struct step));
+    uint64_t stages_at = carve(&bytes, (uint64_t)steps * tables * sizeof(struct table_stage));
+    uint64_t buckets_at = carve(&bytes, (uint64_t)steps * PIECE_BUCKETS * sizeof(struct piece *));
+    uint64_t seals_at = carve(&bytes, (uint64_t)steps * ranks * sizeof(struct seal));
+    uint8_t *memory = shard->env.allocate(shard->env.context, bytes);
+    if (!memory)
+        return mn_fail(error, MN_NO_MEMORY, "group", "no memory for group %s", name);
+
+    struct group group = {.ranks = ranks, .map_epoch = 1};
+    memcpy(group.name, name, strnlen(name, MN_NAME_BYTES - 1));
+    group.memory = memory;
+    group.memory_bytes = bytes;
+    group.incarnations = (uint64_t *)(memory + incarnations_at);
+    group.tables = (struct table *)(memory + tables_at);
+    group.steps = (struct step *)(memory + steps_at);
+    for (uint32_t i = 0; i < steps; i++) {
+        struct step *step = &group.steps[i];
+        step->tables = (struct table_stage *)(memory + stages_at) + (uint64_t)i * tables;
+        step->buckets = (struct piece **)(memory + buckets_at) + (uint64_t)i * PIECE_BUCKETS;
+        step->seals = (struct seal *)(memory + seals_at) + (uint64_t)i * ranks;
+    }
+    *out_group = group;
+    return MN_OK;
+}
+
+void mn_shard_group_deinit(mn_shard *shard, struct group *group)
+{
+    assert(!group->parked_first);
+    for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
+        mn_shard_step_drop(shard, group, &group->steps[i], UINT32_MAX);
+    mn_shard_reduce_drop(shard, group, UINT64_MAX);
+    for (uint32_t i = 0; i < shard->options.tables_max; i++)
+        mn_shard_table_deinit(shard, &group->tables[i]);
+    shard->env.release(shard->env.context, group->memory, group->memory_bytes);
+    memset(group, 0, sizeof *group);
+}
+
+enum mn_status mn_shard_group_open(mn_shard *shard, const char *name, uint32_t ranks,
+                                   struct group **out_group, mn_error *error)
+{
+    if (ranks == 0 || ranks > MN_RANKS_MAX)
+        return mn_fail(error, MN_INVALID, "ranks", "%u is not between 1 and %d", ranks,
+                       MN_RANKS_MAX);
+    struct group *group = mn_shard_group_find(shard, name);
+    if (group && group->ranks != ranks)
+        return mn_fail(error, MN_CONFLICT, "ranks", "%u, but group %s has %u", ranks, name,
+                       group->ranks);
+    for (uint32_t i = 0; !group && i < shard->options.groups_max; i++) {
+        if (shard->groups[i].name[0])
+            continue;
+        group = &shard->groups[i];
+        enum mn_status status = mn_shard_group_init(shard, name, ranks, group, error);
+        if (status)
+            return status;
+    }
+    if (!group)
+        return mn_fail(error, MN_BUSY, "groups_max", "this shard holds %u groups already",
+                       shard->options.groups_max);
+    *out_group = group;
+    return MN_OK;
+}
+
+/* ---- Join */
+
+static enum mn_status adopt(mn_shard *shard, struct group *group, const mn_context *context,
+                            mn_error *error)
+{
+    uint64_t *known = &group->incarnations[context->rank];
+    if (context->incarnation == 0)
+        return mn_fail(error, MN_INVALID, "incarnation", "0: ASSIGN gives one");
+    if (context->incarnation < *known && !planted(shard, MN_PLANT_NO_FENCE))
+        return mn_fail(error, MN_FENCED, "incarnation",
+                       "%" PRIu64 " of rank %u: %" PRIu64 " has joined since", context->incarnation,
+                       context->rank, *known);
+    if (context->incarnation > *known) {
+        *known = context->incarnation;
+        group->wake = UINT32_MAX; /* what an earlier incarnation waits for is refused now */
+    }
+    return MN_OK;
+}
+
+/* The state of the open step, from which the client decides how to go on (STEPS.md "Join"). */
+static void tell_open_step(mn_shard *shard, struct group *group, mn_call *call)
+{
+    struct step *step = mn_shard_step_at(shard, group, group->committed + 1);
+    mn_reply *reply = &call->reply;
+    reply->sealed = step->seals[call->request.context.rank].sealed;
+    reply->proposal = reply->sealed ? mn_shard_outcome(group, step) : group->last_proposal;
+    memcpy(reply->factors, group->last_factors, sizeof reply->factors);
+}
+
+static void replay(mn_shard *shard, struct group *group, uint32_t rank)
+{
+    if (planted(shard, MN_PLANT_KEEP_ON_REPLAY))
+        return;
+    for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
+        mn_shard_step_drop(shard, group, &group->steps[i], rank);
+}
+
+static enum mn_status check_join(mn_shard *shard, const mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    const mn_context *context = &request->context;
+    if ((unsigned)request->join > MN_JOIN_REPLAY)
+        return mn_fail(error, MN_UNSUPPORTED, "join", "phase %u is unknown",
+                       (unsigned)request->join);
+    if (request->join == MN_JOIN_ASSIGN && !is_home(shard))
+        return mn_fail(error, MN_INVALID, "join", "ASSIGN goes to the home shard (0), not to %u",
+                       shard->options.shard);
+    if (context->rank >= request->ranks)
+        return mn_fail(error, MN_INVALID, "rank", "%u is not below ranks (%u)", context->rank,
+                       request->ranks);
+    if (context->map_epoch > 1 && !mn_shard_group_find(shard, context->group))
+        return mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
+                       context->group);
+    return MN_OK;
+}
+
+enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    const mn_context *context = &request->context;
+    struct group *group = NULL;
+    enum mn_status status = check_join(shard, call, error);
+    if (!status)
+        status = mn_shard_group_open(shard, context->group, request->ranks, &group, error);
+    if (status)
+        return status;
+    if (context->map_epoch && context->map_epoch != group->map_epoch &&
+        !planted(shard, MN_PLANT_NO_EPOCH))
+        return mn_fail(error, MN_EPOCH, "map_epoch", "%" PRIu64 " is not this shard's %" PRIu64,
+                       context->map_epoch, group->map_epoch);
+    if (request->join == MN_JOIN_ASSIGN) {
+        group->incarnations[context->rank]++;
+        group->wake = UINT32_MAX;
+    } else {
+        status = adopt(shard, group, context, error);
+        if (status)
+            return status;
+    }
+    if (request->join == MN_JOIN_REPLAY)
+        replay(shard, group, context->rank);
+    call->reply.incarnation = group->incarnations[context->rank];
+    tell_open_step(shard, group, call);
+    return MN_OK;
+}

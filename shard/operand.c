@@ -1,0 +1,126 @@
+/* A request's arrays, brought into the form that kernels take: plane offsets, f32 weights. */
+#include "shard_core.h"
+
+const uint8_t *mn_shard_payload(mn_shard *shard, const mn_payload *payload)
+{
+    for (uint32_t i = 0; i < payload->span_count; i++)
+        if (payload->spans[i].count == payload->bytes)
+            return payload->spans[i].bytes;
+    mn_cursor cursor;
+    mn_cursor_init(&cursor, payload, 0);
+    mn_cursor_read(&cursor, shard->scratch.payload, payload->bytes);
+    return shard->scratch.payload;
+}
+
+/* Position of a row of a rows table: (multiplier * row) mod rows, as mn_row_locate has it; below
+ * 2^32 rows the product fits 64 bits, whose division is several times faster. */
+static uint64_t position_of(const mn_geometry *geometry, uint64_t row)
+{
+    if (geometry->rows <= UINT32_MAX)
+        return geometry->multiplier * row % geometry->rows;
+    return (uint64_t)((unsigned __int128)geometry->multiplier * row % geometry->rows);
+}
+
+enum mn_status mn_shard_offsets(mn_shard *shard, const struct table *table,
+                                const struct target *target, enum mn_encoding encoding,
+                                const uint8_t *bytes, uint64_t count, bool skip, mn_error *error)
+{
+    uint64_t *offsets = shard->scratch.offsets;
+    const mn_geometry *geometry = &table->geometry;
+    enum mn_status status =
+        mn_indices_decode(encoding, geometry->rows, bytes, count, offsets, error);
+    if (status || geometry->split == MN_COLUMNS)
+        return status;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t row = offsets[i], position = position_of(geometry, row);
+        if (position >= target->position_first && position < target->position_end) {
+            offsets[i] = position - table->position_first;
+        } else if (skip) {
+            offsets[i] = MN_NO_ROW;
+        } else {
+            return mn_fail(error, MN_INVALID, "indices",
+                           "row %" PRIu64 " at place %" PRIu64 " lies in tile %" PRIu64
+                           ", not in those named",
+                           row, i, position / geometry->rows_per_tile);
+        }
+    }
+    return MN_OK;
+}
+
+/* A NaN or infinity has all exponent bits set. Eight values at a time, so that the usual case (all
+ * finite) runs at memory speed; the first bad one is then looked for by hand. */
+typedef uint32_t lanes32 __attribute__((vector_size(32)));
+typedef uint16_t lanes16 __attribute__((vector_size(32)));
+
+static bool finite_f32(const uint8_t *bytes, uint64_t count)
+{
+    lanes32 bad = {0};
+    uint64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        lanes32 bits;
+        memcpy(&bits, bytes + i * 4, sizeof bits);
+        bad |= (lanes32)((bits & 0x7f800000u) == 0x7f800000u);
+    }
+    uint32_t any = 0;
+    for (uint32_t lane = 0; lane < 8; lane++)
+        any |= bad[lane];
+    for (; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, bytes + i * 4, sizeof bits);
+        any |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !any;
+}
+
+static bool finite_bf16(const uint8_t *bytes, uint64_t count)
+{
+    lanes16 bad = {0};
+    uint64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        lanes16 bits;
+        memcpy(&bits, bytes + i * 2, sizeof bits);
+        bad |= (lanes16)((bits & 0x7f80u) == 0x7f80u);
+    }
+    uint32_t any = 0;
+    for (uint32_t lane = 0; lane < 16; lane++)
+        any |= bad[lane];
+    for (; i < count; i++) {
+        uint16_t bits;
+        memcpy(&bits, bytes + i * 2, sizeof bits);
+        any |= (bits & 0x7f80u) == 0x7f80u;
+    }
+    return !any;
+}
+
+enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, const uint8_t *bytes,
+                                     uint64_t count, mn_error *error)
+{
+    uint32_t size = mn_dtype_bytes(dtype);
+    bool (*finite)(const uint8_t *, uint64_t) = dtype == MN_F32 ? finite_f32 : finite_bf16;
+    if (finite(bytes, count))
+        return MN_OK;
+    uint64_t place = 0;
+    while (finite(bytes + place * size, 1))
+        place++;
+    return mn_fail(error, MN_INVALID, field,
+                   "the value at place %" PRIu64 " of %" PRIu64 " is not finite", place, count);
+}
+
+enum mn_status mn_shard_weights(mn_shard *shard, enum mn_dtype dtype, const uint8_t *bytes,
+                                uint64_t count, mn_error *error)
+{
+    enum mn_status status = mn_shard_check_finite("weights", dtype, bytes, count, error);
+    if (status)
+        return status;
+    float *weights = shard->scratch.weights;
+    if (dtype == MN_F32) {
+        memcpy(weights, bytes, count * sizeof *weights);
+        return MN_OK;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        uint16_t value;
+        memcpy(&value, bytes + i * sizeof value, sizeof value);
+        weights[i] = mn_bf16_to_f32(value);
+    }
+    return MN_OK;
+}

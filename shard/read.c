@@ -1,0 +1,143 @@
+/* Fetch and Bag: reads of committed rows. */
+#include "shard_core.h"
+
+bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
+                         const mn_request *request)
+{
+    uint64_t behind = (uint64_t)request->staleness + 1;
+    uint64_t least = request->context.step > behind ? request->context.step - behind : 0;
+    return group->committed >= least || planted(shard, MN_PLANT_READ_EARLY);
+}
+
+/* STEPS.md "Reads". Checked before the payload; whether the call must wait, after it, so that a bad
+ * request is refused at once. */
+static enum mn_status check_step(const struct group *group, const mn_request *request,
+                                 mn_error *error)
+{
+    if (request->read == MN_READ_LATEST)
+        return MN_OK;
+    if (request->read != MN_READ_STEP)
+        return mn_fail(error, MN_UNSUPPORTED, "read", "%u is unknown", (unsigned)request->read);
+    if (request->context.step <= group->committed)
+        return mn_fail(error, MN_STEP, "step",
+                       "%" PRIu64 " is committed already (now at %" PRIu64 "): its reads are over",
+                       request->context.step, group->committed);
+    return MN_OK;
+}
+
+static enum mn_status check_read(mn_shard *shard, mn_call *call, struct target *out_target,
+                                 struct layout *out_layout, mn_error *error)
+{
+    bool anyone = call->request.read == MN_READ_LATEST;
+    enum mn_status status = mn_shard_check_target(shard, call, anyone, out_target, error);
+    if (!status)
+        status = check_step(out_target->group, &call->request, error);
+    if (!status)
+        status = mn_shard_check_layout(shard, &call->request, out_target, out_layout, error);
+    return status;
+}
+
+static bool must_wait(const mn_shard *shard, const struct group *group, const mn_request *request)
+{
+    return request->read == MN_READ_STEP && !mn_shard_read_ready(shard, group, request);
+}
+
+static enum mn_status reply_budget(mn_error *error, uint64_t bytes)
+{
+    return mn_fail(error, MN_BUSY, "reply_bytes_max", "no room for a reply of %" PRIu64 " bytes",
+                   bytes);
+}
+
+static void gather_states(mn_shard *shard, const struct target *target, uint64_t count,
+                          uint64_t row_bytes, uint8_t *out_states)
+{
+    uint64_t offset = 0;
+    for (uint32_t i = 0; i < target->plane_count; i++) {
+        const mn_tile *plane = &target->table->planes[target->plane_first + i];
+        uint64_t bytes = mn_state_row_bytes(&plane->optimizer, plane->columns);
+        if (bytes)
+            shard->kernels->gather_state(plane, shard->scratch.offsets, count, out_states + offset,
+                                         row_bytes);
+        offset += bytes;
+    }
+}
+
+static uint64_t states_row_bytes(const struct target *target)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < target->plane_count; i++) {
+        const mn_tile *plane = &target->table->planes[target->plane_first + i];
+        bytes += mn_state_row_bytes(&plane->optimizer, plane->columns);
+    }
+    return bytes;
+}
+
+enum mn_status mn_shard_fetch(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct target target;
+    struct layout layout;
+    enum mn_status status = check_read(shard, call, &target, &layout, error);
+    if (status)
+        return status;
+    const uint8_t *payload = mn_shard_payload(shard, &request->payload);
+    status = mn_shard_offsets(shard, target.table, &target, request->index_encoding, payload,
+                              layout.reads, false, error);
+    if (status)
+        return status;
+    if (must_wait(shard, target.group, request))
+        return mn_shard_park(shard, target.group, call, request->payload.bytes, error);
+
+    uint64_t stride = (uint64_t)target.columns * mn_dtype_bytes(request->value_dtype);
+    uint64_t state_stride = request->with_state ? states_row_bytes(&target) : 0;
+    uint64_t bytes = request->count * (stride + state_stride);
+    uint8_t *out = call->reserve(call, bytes);
+    if (!out)
+        return reply_budget(error, bytes);
+    uint64_t column = 0;
+    for (uint32_t i = 0; i < target.plane_count; i++) {
+        const mn_tile *plane = &target.table->planes[target.plane_first + i];
+        shard->kernels->gather(plane, shard->scratch.offsets, request->count, request->value_dtype,
+                               out + column * mn_dtype_bytes(request->value_dtype), stride);
+        column += plane->columns;
+    }
+    if (state_stride)
+        gather_states(shard, &target, request->count, state_stride, out + request->count * stride);
+    return MN_OK;
+}
+
+enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct target target;
+    struct layout layout;
+    enum mn_status status = check_read(shard, call, &target, &layout, error);
+    if (status)
+        return status;
+    const uint8_t *payload = mn_shard_payload(shard, &request->payload);
+    status = mn_shard_offsets(shard, target.table, &target, request->index_encoding, payload,
+                              layout.reads, true, error);
+    if (!status)
+        status = mn_shard_weights(shard, request->weight_dtype, payload + layout.indices_bytes,
+                                  layout.reads, error);
+    if (status)
+        return status;
+    if (must_wait(shard, target.group, request))
+        return mn_shard_park(shard, target.group, call, request->payload.bytes, error);
+
+    uint32_t element = mn_dtype_bytes(request->value_dtype);
+    uint64_t stride = (uint64_t)target.columns * element;
+    uint64_t bytes = request->count * stride;
+    uint8_t *out = call->reserve(call, bytes);
+    if (!out)
+        return reply_budget(error, bytes);
+    uint64_t column = 0;
+    for (uint32_t i = 0; i < target.plane_count; i++) {
+        const mn_tile *plane = &target.table->planes[target.plane_first + i];
+        shard->kernels->bag(plane, shard->scratch.offsets, shard->scratch.weights, request->count,
+                            request->per_query, request->value_dtype, out + column * element,
+                            stride);
+        column += plane->columns;
+    }
+    return MN_OK;
+}

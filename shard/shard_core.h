@@ -1,0 +1,305 @@
+/* The shard core's own words: groups, tables, open steps, staged pieces, parked calls, and the
+ * functions that its files call in each other. Private to the folder.
+ *
+ * A verb's function gets a call and answers by its return value; a call that must wait is parked
+ * (call->core is set) and run again from the start when something changed. */
+#ifndef MN_SHARD_CORE_H
+#define MN_SHARD_CORE_H
+
+#include "mn_shard.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+enum {
+    COMMITS_KEPT = 8,      /* commits whose content a repeat can be compared with (STEPS.md) */
+    PIECE_BUCKETS = 1024,  /* per open step */
+    REDUCE_BUCKETS = 64,   /* per group */
+    BLOCK_CLASSES = 8 * 58 /* eight sizes per doubling, up to 2^61 */
+};
+
+/* ---- Blocks: staging memory, recycled from step to step (pool.c) */
+
+struct block_pool {
+    const mn_env *env;
+    void *free[BLOCK_CLASSES];
+    uint64_t used_bytes, cached_bytes, bytes_max;
+};
+uint64_t mn_shard_block_bytes(uint64_t bytes); /* what a block for `bytes` takes */
+void *mn_shard_block_take(struct block_pool *pool, uint64_t bytes); /* not zeroed; or NULL */
+void mn_shard_block_give(struct block_pool *pool, void *block, uint64_t bytes);
+void mn_shard_block_pool_deinit(struct block_pool *pool);
+
+/* ---- Tables (table.c) */
+
+/* The part of a table that this shard holds. A columns table has one plane per tile. A rows table
+ * has one plane for all its blocks: they follow one another in position space, so that a fetch over
+ * several blocks is one gather. */
+struct table {
+    uint64_t id; /* 0: the place is free */
+    mn_table_spec spec;
+    mn_geometry geometry;
+    uint32_t tile_first, tile_count; /* held here; count 0 when there are more shards than tiles */
+    uint32_t columns;                /* of all tiles held together */
+    uint64_t position_first;         /* rows tables: position of the plane's first row */
+    mn_tile *planes;
+    uint32_t plane_count;
+    bool promoted;
+    uint64_t reserved_bytes;
+};
+
+/* ---- Steps (step.c, change.c, merge.c) */
+
+enum piece_kind { PIECE_PUSH, PIECE_BAG_GRAD, PIECE_STORE };
+
+/* Bytes of a request's payload arrays, in the order in which they lie there. */
+struct layout {
+    uint64_t reads; /* indices: count, or count * per_query */
+    uint64_t indices_bytes, weights_bytes, rows_bytes, states_bytes;
+};
+
+/* One staged message: this header, then its arrays, each at a multiple of 64 bytes. */
+struct piece {
+    struct piece *next_in_bucket, *next_in_table;
+    uint64_t table, position, incarnation;
+    uint32_t part, rank;
+    enum piece_kind kind;
+    uint64_t count;
+    uint32_t per_query;
+    enum mn_encoding index_encoding;
+    enum mn_dtype weight_dtype, value_dtype;
+    bool with_state;
+    struct layout layout;
+    uint64_t checksum;
+    uint64_t charged_bytes;
+    uint64_t block_bytes;
+    const uint8_t *indices, *weights, *rows, *states;
+};
+
+/* What one table has staged for one step; sorted and merged once all ranks have sealed. */
+struct table_stage {
+    struct piece *first, *last;
+    enum mn_dtype value_dtype;
+    uint64_t reads, sources; /* of pushes and bag gradients */
+    mn_contribution *contributions;
+    uint64_t contribution_count;
+    const void **source_rows;
+};
+
+struct seal {
+    bool sealed, discard;
+    uint64_t incarnation;
+    uint64_t pieces; /* staged so far, sealed or not */
+};
+
+struct step {
+    uint64_t number;
+    struct table_stage *tables; /* [tables_max], as group->tables */
+    struct piece **buckets;     /* [PIECE_BUCKETS] */
+    struct seal *seals;         /* [ranks] */
+    uint32_t seal_count;
+    uint32_t reduce_count;
+    mn_proposal proposal; /* of the first seal; discard is in the seals */
+    bool norms;
+    bool merged;     /* contributions stand */
+    double *squares; /* with norms: [tables, ascending id][tiles held] */
+    uint64_t square_count;
+};
+
+struct commit_record {
+    uint64_t step, digest;
+};
+
+struct group {
+    char name[MN_NAME_BYTES]; /* "" : the place is free */
+    uint32_t ranks;
+    uint64_t map_epoch;
+    uint64_t committed;
+    uint64_t *incarnations; /* [ranks] */
+    struct table *tables;   /* [tables_max] */
+    struct step *steps;     /* [open_steps_max]; step t lies at t % open_steps_max */
+    struct reduce *reduces[REDUCE_BUCKETS];
+    struct commit_record commits[COMMITS_KEPT];
+    mn_proposal last_proposal;
+    float last_factors[MN_COMMIT_SETS_MAX];
+    uint64_t read_bytes, change_bytes; /* in use */
+    mn_call *parked_first, *parked_last;
+    uint32_t parked_count;
+    uint32_t wake; /* bit per verb whose parked calls are to run again: something changed */
+    uint64_t loaded_digest; /* of the path and step that made this map epoch */
+    void *memory;           /* incarnations, tables, steps and what they point at */
+    uint64_t memory_bytes;
+};
+
+/* ---- The shard (shard.c) */
+
+/* Working memory of one call at a time: address space, resident as far as it was ever used. */
+struct scratch {
+    uint64_t *offsets; /* [reads_max] */
+    float *weights;    /* [reads_max] */
+    uint8_t *payload;  /* [message_bytes_max] */
+    void *merge;       /* mn_merge_scratch_bytes(MN_DIM_MAX) */
+    uint64_t reads_max, payload_bytes_max, merge_bytes;
+};
+
+struct mn_shard {
+    mn_env env;
+    mn_shard_options options;
+    const mn_kernels *kernels;
+    struct group *groups; /* [groups_max] */
+    struct block_pool pool;
+    struct scratch scratch;
+    uint64_t next_table; /* home shard: the next table id */
+    uint64_t table_bytes;
+    uint64_t next_deadline_ns;
+    struct files_job *job;      /* the snapshot or restore in progress, or NULL */
+    mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
+    mn_group_info *group_infos; /* [MN_INFO_MAX] */
+    bool running;               /* inside handle, abandon or tick: finish() must not come back */
+};
+
+static inline bool planted(const mn_shard *shard, enum mn_plant plant)
+{
+    return (shard->options.plants & plant) != 0;
+}
+static inline bool is_home(const mn_shard *shard) { return shard->options.shard == 0; }
+static inline uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
+typedef enum mn_status (*verb_function)(mn_shard *shard, mn_call *call, mn_error *error);
+
+/* Answers the call; it is gone afterwards. */
+void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, const mn_error *error);
+/* Runs the call's verb and answers, unless it was parked. */
+void mn_shard_run(mn_shard *shard, mn_call *call);
+
+/* ---- Groups (group.c) */
+
+struct group *mn_shard_group_find(mn_shard *shard, const char *name);
+enum mn_status mn_shard_group_open(mn_shard *shard, const char *name, uint32_t ranks,
+                                   struct group **out_group, mn_error *error);
+/* An empty group in *out_group, in no list yet. */
+enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t ranks,
+                                   struct group *out_group, mn_error *error);
+void mn_shard_group_deinit(mn_shard *shard, struct group *group); /* no call may be parked */
+enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error);
+
+/* ---- Tables (table.c) */
+
+enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                   struct table *out_table, mn_error *error);
+void mn_shard_table_deinit(mn_shard *shard, struct table *table);
+struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t id,
+                                  const char *name);
+void mn_shard_table_promote(mn_shard *shard, struct table *table); /* when a quarter is written */
+enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error);
+
+/* ---- Checks, in the order of STEPS.md (check.c, operand.c) */
+
+enum mn_status mn_shard_check_request(mn_shard *shard, const mn_call *call, mn_error *error);
+/* Group, rank, map epoch, incarnation. `anyone`: incarnation 0 is a reader or an operator. */
+enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
+                                    struct group **out_group, mn_error *error);
+enum mn_status mn_shard_check_member(mn_shard *shard, const struct group *group,
+                                     const mn_context *context, bool anyone, mn_error *error);
+enum mn_status mn_shard_check_path(const char *path, mn_error *error);
+
+/* The tiles that a request names, as planes of the table. */
+struct target {
+    struct group *group;
+    struct table *table;
+    uint32_t plane_first, plane_count;
+    uint32_t columns;
+    uint64_t position_first, position_end; /* rows tables: of the blocks named */
+};
+enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone,
+                                     struct target *out_target, mn_error *error);
+enum mn_status mn_shard_check_layout(mn_shard *shard, const mn_request *request,
+                                     const struct target *target, struct layout *out_layout,
+                                     mn_error *error);
+/* The payload's bytes in one piece: in place, or copied into scratch. */
+const uint8_t *mn_shard_payload(mn_shard *shard, const mn_payload *payload);
+/* Indices to plane offsets, in scratch.offsets; a row of another tile is MN_NO_ROW with `skip`,
+ * else refused. */
+enum mn_status mn_shard_offsets(mn_shard *shard, const struct table *table,
+                                const struct target *target, enum mn_encoding encoding,
+                                const uint8_t *bytes, uint64_t count, bool skip, mn_error *error);
+/* Weights to scratch.weights as f32; a NaN or infinity is refused. */
+enum mn_status mn_shard_weights(mn_shard *shard, enum mn_dtype dtype, const uint8_t *bytes,
+                                uint64_t count, mn_error *error);
+enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, const uint8_t *bytes,
+                                     uint64_t count, mn_error *error);
+
+/* ---- Reads (read.c) */
+
+enum mn_status mn_shard_fetch(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error);
+/* Whether a read for context.step can be answered from the committed step. */
+bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
+                         const mn_request *request);
+
+/* ---- Changes (change.c) */
+
+enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error);
+struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t number);
+/* Gives back what `rank` (all ranks: UINT32_MAX) staged for the step. */
+void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step, uint32_t rank);
+
+/* ---- Merging (merge.c) */
+
+enum mn_status mn_shard_merge(mn_shard *shard, struct group *group, struct step *step,
+                              mn_error *error);
+enum mn_status mn_shard_merge_squares(mn_shard *shard, struct group *group, struct step *step,
+                                      mn_error *error);
+void mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *step,
+                          const mn_proposal *outcome, const float *factors);
+void mn_shard_merge_drop(mn_shard *shard, struct step *step);
+
+/* ---- Seal and Commit (step.c, proposal.c) */
+
+enum mn_status mn_shard_seal(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error);
+mn_proposal mn_shard_outcome(const struct group *group, const struct step *step);
+enum mn_status mn_shard_proposal_check(mn_shard *shard, struct group *group,
+                                       const mn_proposal *proposal, mn_error *error);
+enum mn_status mn_shard_proposal_equal(const mn_proposal *standing, const mn_proposal *given,
+                                       mn_error *error);
+uint64_t mn_shard_proposal_digest(const mn_proposal *proposal, const float *factors);
+/* The set that moves the table, or -1. */
+int mn_shard_proposal_set(const mn_proposal *proposal, uint64_t table);
+
+/* ---- Reduce (reduce.c) */
+
+enum mn_status mn_shard_reduce(mn_shard *shard, mn_call *call, mn_error *error);
+void mn_shard_reduce_drop(mn_shard *shard, struct group *group, uint64_t before_step);
+/* Ranks whose values are missing, as text. */
+void mn_shard_reduce_missing(struct group *group, const mn_request *request, char *out_text,
+                             size_t bytes);
+
+/* ---- Parked calls (park.c) */
+
+/* Parks the call, charged `bytes` to the budget of its kind: MN_BUSY when that is full. */
+enum mn_status mn_shard_park(mn_shard *shard, struct group *group, mn_call *call, uint64_t bytes,
+                             mn_error *error);
+void mn_shard_unpark(mn_shard *shard, mn_call *call); /* out of its list; not answered */
+void mn_shard_wake(mn_shard *shard);                  /* runs the parked calls that wake names */
+uint64_t mn_shard_expire(mn_shard *shard, uint64_t now_ns);
+void mn_shard_answer_parked(mn_shard *shard, struct group *group, enum mn_status status,
+                            const char *field, const char *message);
+/* Ranks r < ranks with missing(context, r), as "rank 1", "ranks 1, 2 and 5 more". */
+void mn_shard_name_ranks(uint32_t ranks, bool (*missing)(const void *context, uint32_t rank),
+                         const void *context, char *out_text, size_t bytes);
+
+/* Room for `bytes` more in the change budget of step `step` (STEPS.md "Changes"). */
+enum mn_status mn_shard_change_room(const mn_shard *shard, const struct group *group, uint64_t step,
+                                    uint64_t bytes, mn_error *error);
+
+/* ---- What an operator asks (info.c) */
+
+enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_list(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_status(mn_shard *shard, mn_call *call, mn_error *error);
+
+#endif

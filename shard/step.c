@@ -1,0 +1,223 @@
+/* Seal and Commit: the two phases of a step (STEPS.md). */
+#include "files.h"
+
+mn_proposal mn_shard_outcome(const struct group *group, const struct step *step)
+{
+    mn_proposal outcome = step->proposal;
+    outcome.discard = false;
+    for (uint32_t rank = 0; rank < group->ranks; rank++)
+        outcome.discard |= step->seals[rank].discard;
+    return outcome;
+}
+
+static uint64_t incarnation_sum(const struct group *group, const struct step *step)
+{
+    uint64_t sum = 0;
+    for (uint32_t rank = 0; rank < group->ranks; rank++)
+        sum += step->seals[rank].incarnation;
+    return sum;
+}
+
+static bool lacks_seal(const void *context, uint32_t rank)
+{
+    return !((const struct step *)context)->seals[rank].sealed;
+}
+
+/* ---- Seal */
+
+/* Gradients staged for a table that no set moves would be lost without a word. */
+static enum mn_status check_covered(mn_shard *shard, const struct group *group,
+                                    const struct step *step, const mn_proposal *proposal,
+                                    mn_error *error)
+{
+    for (uint32_t i = 0; i < shard->options.tables_max; i++)
+        if (step->tables[i].sources && mn_shard_proposal_set(proposal, group->tables[i].id) < 0)
+            return mn_fail(error, MN_INVALID, "sets",
+                           "table %" PRIu64 " (%s) has staged "
+                           "gradients but is in no set",
+                           group->tables[i].id, group->tables[i].spec.name);
+    return MN_OK;
+}
+
+static enum mn_status check_seal(mn_shard *shard, struct group *group, const struct step *step,
+                                 const mn_request *request, mn_error *error)
+{
+    const struct seal *seal = &step->seals[request->context.rank];
+    const mn_proposal *proposal = &request->proposal;
+    enum mn_status status = MN_OK;
+    if (step->seal_count)
+        status = mn_shard_proposal_equal(&step->proposal, proposal, error);
+    if (!status && step->seal_count && step->norms != request->norms)
+        status = mn_fail(error, MN_CONFLICT, "norms", "%s, but another rank sealed with %s",
+                         request->norms ? "true" : "false", step->norms ? "true" : "false");
+    if (status || seal->sealed)
+        return status;
+    if (seal->pieces != request->pieces && !planted(shard, MN_PLANT_NO_COUNT))
+        return mn_fail(error, MN_INCOMPLETE, "pieces",
+                       "%" PRIu64 " sealed, but %" PRIu64
+                       " of rank %u are staged here for step %" PRIu64,
+                       request->pieces, seal->pieces, request->context.rank, step->number);
+    status = mn_shard_proposal_check(shard, group, proposal, error);
+    if (!status && !proposal->discard)
+        status = check_covered(shard, group, step, proposal, error);
+    return status;
+}
+
+/* Records the seal; the last one brings the norms. Without memory for them the seal is taken back,
+ * so that a repeat finds things as they were. */
+static enum mn_status record(mn_shard *shard, struct group *group, struct step *step,
+                             const mn_request *request, mn_error *error)
+{
+    struct seal *seal = &step->seals[request->context.rank];
+    if (step->seal_count == 0) {
+        step->proposal = request->proposal;
+        step->norms = request->norms;
+    }
+    seal->sealed = true;
+    seal->discard = request->proposal.discard;
+    seal->incarnation = request->context.incarnation;
+    step->seal_count++;
+    if (step->seal_count < group->ranks)
+        return MN_OK;
+    enum mn_status status = MN_OK;
+    if (step->norms)
+        status = mn_shard_merge_squares(shard, group, step, error);
+    if (status) {
+        seal->sealed = seal->discard = false;
+        seal->incarnation = 0;
+        step->seal_count--;
+        return status;
+    }
+    group->wake |= 1u << MN_VERB_SEAL;
+    return MN_OK;
+}
+
+static enum mn_status answer_seal(const struct group *group, const struct step *step, mn_call *call,
+                                  mn_error *error)
+{
+    call->reply.proposal = mn_shard_outcome(group, step);
+    call->reply.incarnation_sum = incarnation_sum(group, step);
+    if (!step->square_count)
+        return MN_OK;
+    uint64_t bytes = step->square_count * sizeof(double);
+    uint8_t *out = call->reserve(call, bytes);
+    if (!out)
+        return mn_fail(error, MN_BUSY, "reply_bytes_max",
+                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    memcpy(out, step->squares, bytes);
+    return MN_OK;
+}
+
+enum mn_status mn_shard_seal(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct group *group;
+    enum mn_status status = mn_shard_check_group(shard, call, false, &group, error);
+    if (status)
+        return status;
+    uint64_t number = request->context.step;
+    if (number <= group->committed)
+        return MN_OK; /* permanent already: the reply's step says so */
+    if (number > group->committed + 1)
+        return mn_fail(error, MN_STEP, "step",
+                       "%" PRIu64 " cannot be sealed before %" PRIu64 " is committed", number,
+                       group->committed + 1);
+    struct step *step = mn_shard_step_at(shard, group, number);
+    status = check_seal(shard, group, step, request, error);
+    if (!status && !step->seals[request->context.rank].sealed)
+        status = record(shard, group, step, request, error);
+    if (status)
+        return status;
+    if (step->seal_count < group->ranks)
+        return mn_shard_park(shard, group, call, 0, error);
+    return answer_seal(group, step, call, error);
+}
+
+/* ---- Commit */
+
+/* A step committed before: its content must be the same. */
+static enum mn_status acknowledge(const struct group *group, const mn_request *request,
+                                  mn_error *error)
+{
+    uint64_t number = request->context.step;
+    const struct commit_record *commit = &group->commits[number % COMMITS_KEPT];
+    if (number == 0 || commit->step != number)
+        return mn_fail(error, MN_STEP, "step",
+                       "%" PRIu64 " was committed too long ago to compare "
+                       "(now at %" PRIu64 ")",
+                       number, group->committed);
+    if (commit->digest != mn_shard_proposal_digest(&request->proposal, request->factors))
+        return mn_fail(error, MN_CONFLICT, "proposal",
+                       "step %" PRIu64 " is committed with another proposal or other factors",
+                       number);
+    return MN_OK;
+}
+
+static enum mn_status check_commit(const struct group *group, const struct step *step,
+                                   const mn_request *request, mn_error *error)
+{
+    if (step->seal_count < group->ranks) {
+        char ranks[128];
+        mn_shard_name_ranks(group->ranks, lacks_seal, step, ranks, sizeof ranks);
+        return mn_fail(error, MN_STEP, "step", "%" PRIu64 " is not sealed by ranks %s",
+                       step->number, ranks);
+    }
+    uint64_t sum = incarnation_sum(group, step);
+    if (request->incarnation_sum != sum)
+        return mn_fail(error, MN_RESEAL, "incarnation_sum",
+                       "%" PRIu64 ", but the seals here make "
+                       "%" PRIu64 ": a rank came back, seal again",
+                       request->incarnation_sum, sum);
+    mn_proposal outcome = mn_shard_outcome(group, step);
+    enum mn_status status = mn_shard_proposal_equal(&outcome, &request->proposal, error);
+    if (!status && outcome.discard != request->proposal.discard)
+        status = mn_fail(error, MN_CONFLICT, "discard", "%s, but the ranks' votes make %s",
+                         request->proposal.discard ? "true" : "false",
+                         outcome.discard ? "true" : "false");
+    if (!status && !outcome.discard)
+        status = mn_shard_check_finite("factors", MN_F32, (const uint8_t *)request->factors,
+                                       outcome.set_count, error);
+    return status;
+}
+
+static void make_permanent(mn_shard *shard, struct group *group, struct step *step,
+                           const mn_request *request)
+{
+    mn_proposal outcome = mn_shard_outcome(group, step);
+    if (!outcome.discard)
+        mn_shard_merge_apply(shard, group, step, &outcome, request->factors);
+    mn_shard_step_drop(shard, group, step, UINT32_MAX);
+    group->committed = step->number;
+    group->last_proposal = outcome;
+    memcpy(group->last_factors, request->factors, sizeof group->last_factors);
+    group->commits[step->number % COMMITS_KEPT] = (struct commit_record){
+        .step = step->number, .digest = mn_shard_proposal_digest(&outcome, request->factors)};
+    mn_shard_reduce_drop(shard, group, group->committed);
+    group->wake = UINT32_MAX;
+}
+
+enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct group *group;
+    enum mn_status status = mn_shard_check_group(shard, call, false, &group, error);
+    if (status)
+        return status;
+    uint64_t number = request->context.step;
+    if (number <= group->committed)
+        return acknowledge(group, request, error);
+    if (number > group->committed + 1)
+        return mn_fail(error, MN_STEP, "step", "%" PRIu64 " cannot be committed before %" PRIu64,
+                       number, group->committed + 1);
+    struct step *step = mn_shard_step_at(shard, group, number);
+    status = check_commit(group, step, request, error);
+    if (status)
+        return status;
+    if (mn_shard_job_holds(shard, group))
+        return mn_shard_park(shard, group, call, 0, error);
+    if (!request->proposal.discard)
+        status = mn_shard_merge(shard, group, step, error);
+    if (!status)
+        make_permanent(shard, group, step, request);
+    return status;
+}

@@ -1,0 +1,282 @@
+/* Tables: planes in reserved address space, CreateTable, Drop. */
+#include "shard_core.h"
+
+/* Bytes of a plane's arrays; one at least, as the last blocks of a table may hold no row. */
+static uint64_t value_bytes(const mn_tile *plane)
+{
+    return plane->rows * plane->columns * mn_dtype_bytes(plane->dtype) + !plane->rows;
+}
+
+static uint64_t state_bytes(const mn_tile *plane)
+{
+    uint64_t row_bytes = mn_state_row_bytes(&plane->optimizer, plane->columns);
+    return plane->rows * row_bytes + (row_bytes && !plane->rows);
+}
+
+static uint64_t update_bytes(const mn_tile *plane)
+{
+    return plane->rows * sizeof(uint32_t) + !plane->rows;
+}
+
+static void plane_release(mn_shard *shard, mn_tile *plane)
+{
+    void *context = shard->env.context;
+    if (plane->values)
+        shard->env.unreserve(context, plane->values, value_bytes(plane));
+    if (plane->state)
+        shard->env.unreserve(context, plane->state, state_bytes(plane));
+    if (plane->updates)
+        shard->env.unreserve(context, plane->updates, update_bytes(plane));
+}
+
+/* Nothing is resident until written: a table of a billion parameters is there at once. */
+static bool plane_reserve(mn_shard *shard, mn_tile *plane)
+{
+    void *context = shard->env.context;
+    plane->values = shard->env.reserve(context, value_bytes(plane));
+    if (state_bytes(plane))
+        plane->state = shard->env.reserve(context, state_bytes(plane));
+    plane->updates = shard->env.reserve(context, update_bytes(plane));
+    return plane->values && plane->updates && (plane->state || !state_bytes(plane));
+}
+
+static void plane_init(const struct table *table, uint32_t index, mn_tile *plane)
+{
+    const mn_table_spec *spec = &table->spec;
+    const mn_geometry *geometry = &table->geometry;
+    plane->dtype = spec->dtype;
+    plane->optimizer = spec->optimizer;
+    plane->init = spec->init;
+    plane->seed = spec->seed;
+    plane->table_rows = spec->rows;
+    if (geometry->split == MN_ROWS) {
+        uint64_t end = (uint64_t)(table->tile_first + table->tile_count) * geometry->rows_per_tile;
+        plane->rows = (end < spec->rows ? end : spec->rows) - table->position_first;
+        plane->columns = spec->dim;
+        plane->row_base = table->position_first;
+        plane->row_inverse = geometry->inverse;
+    } else {
+        plane->rows = spec->rows;
+        plane->columns = mn_tile_columns(geometry, table->tile_first + index);
+        plane->first_column = mn_tile_first_column(geometry, table->tile_first + index);
+        plane->row_base = 0;
+        plane->row_inverse = 1;
+    }
+}
+
+/* Address space of a plane: at most 2^40 rows of 65,536 columns of 4 bytes with twice that in state,
+ * so the sums stay below 2^61. */
+static uint64_t plane_bytes(const mn_tile *plane)
+{
+    return value_bytes(plane) + state_bytes(plane) + update_bytes(plane);
+}
+
+static void place(mn_shard *shard, struct table *table)
+{
+    const mn_geometry *geometry = &table->geometry;
+    mn_map_tiles(geometry->tiles, shard->options.shards, shard->options.shard, &table->tile_first,
+                 &table->tile_count);
+    table->position_first = 0;
+    table->plane_count = table->tile_count;
+    if (geometry->split == MN_ROWS) {
+        uint64_t first = (uint64_t)table->tile_first * geometry->rows_per_tile;
+        table->position_first = first < geometry->rows ? first : geometry->rows;
+        table->plane_count = table->tile_count > 0;
+    }
+}
+
+enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                   struct table *out_table, mn_error *error)
+{
+    struct table table = {.spec = *checked};
+    enum mn_status status = MN_NO_MEMORY;
+    mn_geometry_init(checked, &table.geometry);
+    place(shard, &table);
+    if (table.plane_count) {
+        table.planes =
+            shard->env.allocate(shard->env.context, table.plane_count * sizeof *table.planes);
+        if (!table.planes)
+            goto fail;
+    }
+    for (uint32_t i = 0; i < table.plane_count; i++) {
+        plane_init(&table, i, &table.planes[i]);
+        table.columns += table.planes[i].columns;
+        uint64_t bytes = plane_bytes(&table.planes[i]);
+        if (bytes > shard->options.table_bytes_max - shard->table_bytes) {
+            status = MN_BUSY;
+            goto fail;
+        }
+        table.reserved_bytes += bytes;
+        shard->table_bytes += bytes;
+        if (!plane_reserve(shard, &table.planes[i]))
+            goto fail;
+    }
+    table.id = id;
+    *out_table = table;
+    return MN_OK;
+fail:
+    table.id = UINT64_MAX; /* not 0, so that deinit gives back what stands */
+    mn_shard_table_deinit(shard, &table);
+    if (status == MN_BUSY)
+        return mn_fail(error, MN_BUSY, "table_bytes_max",
+                       "no address space for table %s: %" PRIu64 " of %" PRIu64 " bytes are taken",
+                       checked->name, shard->table_bytes, shard->options.table_bytes_max);
+    return mn_fail(error, MN_NO_MEMORY, "table", "no memory for table %s", checked->name);
+}
+
+void mn_shard_table_deinit(mn_shard *shard, struct table *table)
+{
+    if (!table->id)
+        return;
+    for (uint32_t i = 0; table->planes && i < table->plane_count; i++)
+        plane_release(shard, &table->planes[i]);
+    shard->env.release(shard->env.context, table->planes,
+                       table->plane_count * sizeof *table->planes);
+    shard->table_bytes -= table->reserved_bytes;
+    memset(table, 0, sizeof *table);
+}
+
+struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t id,
+                                  const char *name)
+{
+    for (uint32_t i = 0; i < shard->options.tables_max; i++) {
+        struct table *table = &group->tables[i];
+        if (table->id && (name ? !strncmp(table->spec.name, name, MN_NAME_BYTES) : table->id == id))
+            return table;
+    }
+    return NULL;
+}
+
+/* Until a quarter of the rows is written, pages are small and memory follows the rows; then most
+ * of it will be touched anyway, and large pages save the processor's address cache. */
+void mn_shard_table_promote(mn_shard *shard, struct table *table)
+{
+    void *context = shard->env.context;
+    if (table->promoted || !table->plane_count ||
+        table->planes[0].rows_written < table->planes[0].rows / 4)
+        return;
+    table->promoted = true;
+    for (uint32_t i = 0; i < table->plane_count; i++) {
+        mn_tile *plane = &table->planes[i];
+        shard->env.promote(context, plane->values, value_bytes(plane));
+        if (plane->state)
+            shard->env.promote(context, plane->state, state_bytes(plane));
+    }
+}
+
+/* ---- CreateTable, Drop */
+
+/* The id under which a new table may come into being here, or why not. A shard that lost its group
+ * (it came back empty and was joined again) stands at another step than its client: it makes
+ * nothing anew. */
+static enum mn_status new_id(mn_shard *shard, const struct group *group, const mn_request *request,
+                             uint64_t *out_id, mn_error *error)
+{
+    if (request->table == 0 && !is_home(shard))
+        return mn_fail(error, MN_INVALID, "table",
+                       "0: the home shard (0) gives the id, this is "
+                       "shard %u",
+                       shard->options.shard);
+    if (request->table != 0 && is_home(shard))
+        return mn_fail(error, MN_LOST, "table", "%" PRIu64 " (%s) is not held here", request->table,
+                       request->spec.name);
+    if (request->table != 0 && request->context.step != group->committed)
+        return mn_fail(error, MN_LOST, "table",
+                       "%" PRIu64 " (%s) is not held here, and this shard "
+                       "stands at step %" PRIu64 ", not %" PRIu64,
+                       request->table, request->spec.name, group->committed, request->context.step);
+    *out_id = request->table ? request->table : shard->next_table;
+    return MN_OK;
+}
+
+static enum mn_status check_same(const struct table *table, const mn_request *request,
+                                 const mn_table_spec *checked, mn_error *error)
+{
+    const char *field = "spec";
+    if (!mn_spec_equal(&table->spec, checked, &field))
+        return mn_fail(error, MN_CONFLICT, field, "table %s stands with another %s",
+                       table->spec.name, field);
+    if (request->table && request->table != table->id)
+        return mn_fail(error, MN_CONFLICT, "table", "%" PRIu64 ", but %s is %" PRIu64 " here",
+                       request->table, table->spec.name, table->id);
+    return MN_OK;
+}
+
+static enum mn_status create(mn_shard *shard, struct group *group, const mn_request *request,
+                             const mn_table_spec *checked, struct table **out_table,
+                             mn_error *error)
+{
+    uint64_t id = 0;
+    enum mn_status status = new_id(shard, group, request, &id, error);
+    if (status)
+        return status;
+    struct table *free_place = NULL;
+    for (uint32_t i = shard->options.tables_max; i-- > 0;)
+        if (!group->tables[i].id)
+            free_place = &group->tables[i];
+    if (!free_place)
+        return mn_fail(error, MN_BUSY, "tables_max", "group %s holds %u tables already",
+                       group->name, shard->options.tables_max);
+    status = mn_shard_table_init(shard, id, checked, free_place, error);
+    if (status)
+        return status;
+    if (shard->next_table <= id)
+        shard->next_table = id + 1;
+    *out_table = free_place;
+    return MN_OK;
+}
+
+enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct group *group = mn_shard_group_find(shard, request->context.group);
+    mn_table_spec checked;
+    enum mn_status status =
+        group ? mn_shard_check_member(shard, group, &request->context, true, error) : MN_OK;
+    if (!status && !group && request->context.incarnation)
+        status = mn_shard_check_group(shard, call, true, &group, error); /* says what is lost */
+    if (!status && !group && request->context.map_epoch > 1)
+        status = mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
+                         request->context.group);
+    if (!status)
+        status = mn_spec_check(&request->spec, &checked, error);
+    if (!status && (!group || request->ranks))
+        status = mn_shard_group_open(shard, request->context.group, request->ranks, &group, error);
+    if (status)
+        return status;
+    struct table *table = mn_shard_table_find(shard, group, 0, checked.name);
+    status = table ? check_same(table, request, &checked, error)
+                   : create(shard, group, request, &checked, &table, error);
+    if (!status)
+        call->reply.table = table->id;
+    return status;
+}
+
+enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct group *group;
+    enum mn_status status = mn_shard_check_group(shard, call, true, &group, error);
+    if (status)
+        return status;
+    const char *name = request->table ? NULL : request->spec.name;
+    struct table *table = mn_shard_table_find(shard, group, request->table, name);
+    if (!table)
+        return mn_fail(error, MN_NOT_FOUND, "table",
+                       "%" PRIu64 " %.63s is no table of group %s "
+                       "here",
+                       request->table, name ? name : "", group->name);
+    for (uint32_t i = 0; i < shard->options.open_steps_max; i++) {
+        const struct step *step = &group->steps[i];
+        if (step->tables[table - group->tables].first || step->seal_count)
+            return mn_fail(error, MN_BUSY, "table",
+                           "an open step has parts or seals: drop %s "
+                           "once it is committed",
+                           table->spec.name);
+    }
+    if (shard->job)
+        return mn_fail(error, MN_BUSY, "table", "a snapshot or restore runs");
+    call->reply.table = table->id;
+    mn_shard_table_deinit(shard, table);
+    return MN_OK;
+}
