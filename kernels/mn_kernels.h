@@ -5,8 +5,9 @@
  * Bits (design.md §5): only + - * / sqrt and integer operations, multiply and add rounded
  * separately, no libm. Reductions along a row use 16 lanes (column c of the tile in lane c mod 16,
  * columns ascending, from +0), then the fixed tree for (w = 8; w; w /= 2) for (i < w) lane[i] +=
- * lane[i + w]. Callers' buffers may have any alignment unless said; row buffers are fastest at 64 bytes. A
- * tile's arrays are aligned to their elements; scratch to 64 bytes. Outputs never alias inputs. */
+ * lane[i + w]. Callers' buffers may have any alignment unless said; row buffers are fastest at 64
+ * bytes. A tile's arrays are aligned to their elements; scratch to 64 bytes. Outputs never alias
+ * inputs. */
 #ifndef MN_KERNELS_H
 #define MN_KERNELS_H
 
@@ -16,8 +17,10 @@
 extern "C" {
 #endif
 
-#define MN_NO_ROW     UINT64_MAX /* an offset that another shard holds: skipped, weight gradient +0 */
-#define MN_SELECT_MAX 128u       /* largest k of a selection */
+/* An offset that another shard holds: skipped, weight gradient +0. */
+#define MN_NO_ROW UINT64_MAX
+/* The largest k of a selection. */
+#define MN_SELECT_MAX 128u
 
 /* ---- 1. Random numbers: Philox4x32-10 (Salmon et al., SC'11) ----
  * Counter = (row low, row high, column block, update count); key = (seed low ^ purpose, seed high).

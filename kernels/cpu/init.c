@@ -5,30 +5,52 @@
 enum {
     BLOCKS = 32,        /* Philox blocks per batch */
     WORDS = 4 * BLOCKS, /* columns of initial values per batch */
-    HALVES = 2 * WORDS  /* columns of noise per batch */
+    HALVES = 2 * WORDS, /* columns of noise per batch */
+    WIDE = LANES / 2,   /* blocks per vector: each word in the low half of 64 bits */
+    VECTORS = 4,        /* vectors in flight, so that no product is waited for */
+    STRIDE = VECTORS * WIDE
 };
 
-/* Words of the blocks first .. first + BLOCKS - 1, in order; mn_philox, lane by lane. */
-static void philox_batch(uint64_t row, uint32_t first, uint32_t count, uint32_t key0, uint32_t key1,
-                         uint32_t *restrict out_words)
+/* Ten rounds over STRIDE blocks from `first`; mn_philox, lane by lane. Above the low 32 bits stands
+ * what no product reads. out_low: words 0 and 1 of each block, out_high: 2 and 3. */
+INLINE void philox_vectors(uint64_t row, uint32_t first, uint32_t count, uint32_t key0,
+                           uint32_t key1, uint64_t out_low[STRIDE], uint64_t out_high[STRIDE])
 {
-    uint32_t c0[BLOCKS], c1[BLOCKS], c2[BLOCKS], c3[BLOCKS];
-    for (uint32_t i = 0; i < BLOCKS; i++) {
-        c0[i] = (uint32_t)row, c1[i] = (uint32_t)(row >> 32);
-        c2[i] = first + i, c3[i] = count;
-    }
+    const vw zero = {0}, low_half = zero + UINT32_MAX;
+    vw c0[VECTORS], c1[VECTORS], c2[VECTORS], c3[VECTORS];
+    uint64_t blocks[STRIDE];
+    for (uint32_t i = 0; i < STRIDE; i++)
+        blocks[i] = (uint64_t)first + i;
+    memcpy(c2, blocks, sizeof c2);
+    for (uint32_t v = 0; v < VECTORS; v++)
+        c0[v] = zero + (uint32_t)row, c1[v] = zero + (row >> 32), c3[v] = zero + count;
     for (int round = 0; round < 10; round++) {
-        for (uint32_t i = 0; i < BLOCKS; i++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
-            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ key0;
-            c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ key1;
-            c1[i] = (uint32_t)p1, c3[i] = (uint32_t)p0;
+        for (uint32_t v = 0; v < VECTORS; v++) {
+            vw p0 = lanes_multiply(c0[v], zero + 0xD2511F53u);
+            vw p1 = lanes_multiply(c2[v], zero + 0xCD9E8D57u);
+            c0[v] = (p1 >> 32) ^ c1[v] ^ (zero + key0);
+            c2[v] = (p0 >> 32) ^ c3[v] ^ (zero + key1);
+            c1[v] = p1, c3[v] = p0;
         }
         key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
     }
-    for (uint32_t i = 0; i < BLOCKS; i++) {
-        out_words[4 * i] = c0[i], out_words[4 * i + 1] = c1[i];
-        out_words[4 * i + 2] = c2[i], out_words[4 * i + 3] = c3[i];
+    for (uint32_t v = 0; v < VECTORS; v++) {
+        vw low = (c0[v] & low_half) | (c1[v] << 32), high = (c2[v] & low_half) | (c3[v] << 32);
+        memcpy(out_low + v * WIDE, &low, sizeof low);
+        memcpy(out_high + v * WIDE, &high, sizeof high);
+    }
+}
+
+/* Words of the blocks first .. first + BLOCKS - 1, in order. */
+static void philox_batch(uint64_t row, uint32_t first, uint32_t count, uint32_t key0, uint32_t key1,
+                         uint32_t *restrict out_words)
+{
+    for (uint32_t b = 0; b < BLOCKS; b += STRIDE) {
+        uint64_t low[STRIDE], high[STRIDE], pairs[2 * STRIDE];
+        philox_vectors(row, first + b, count, key0, key1, low, high);
+        for (uint32_t i = 0; i < STRIDE; i++)
+            pairs[2 * i] = low[i], pairs[2 * i + 1] = high[i];
+        memcpy(out_words + 4 * b, pairs, sizeof pairs);
     }
 }
 

@@ -18,6 +18,12 @@ typedef struct candidates {
     uint32_t count;
 } candidates;
 
+/* Candidates in order. */
+typedef struct ranking {
+    float scores[RANKED_MAX];
+    uint32_t indices[RANKED_MAX];
+} ranking;
+
 INLINE vf splat(float x) { return x - (vf){0}; }
 
 /* Scores at `from`, at most LANES; -infinity beyond `count`. */
@@ -39,52 +45,73 @@ INLINE uint32_t count_reaching(const vf *groups, uint32_t vectors, float x)
     return count;
 }
 
-/* A score that at least k reach: the k-th best of the maxima of some 2k groups, from below. False
- * on NaN. */
-INLINE bool threshold_of(const float *scores, uint32_t n, uint32_t k, float *out_threshold)
+/* The maxima of `vectors` * LANES groups of scores. False on NaN. */
+INLINE bool group_maxima(const float *scores, uint32_t n, uint32_t vectors, vf *out_groups)
 {
-    vf groups[GROUPS_MAX / LANES + 1];
-    uint32_t vectors = (2 * k + LANES - 1) / LANES, nan = 0;
+    const uint32_t whole = n / LANES * LANES, stride = vectors * LANES;
+    uint32_t nan = 0;
     for (uint32_t v = 0; v < vectors; v++) {
         vf most = splat(-__builtin_inff());
-        for (uint32_t i = v * LANES; i < n; i += vectors * LANES) {
-            vf x = load_scores(scores + i, n - i);
+        for (uint32_t i = v * LANES; i < whole; i += stride) {
+            vf x = load_f32(scores + i);
             nan |= lanes_nan(x);
             most = lanes_max(x, most);
         }
-        groups[v] = most;
+        out_groups[v] = most;
     }
-    float low = __builtin_inff(), high = -__builtin_inff();
-    for (uint32_t v = 0; v < vectors; v++)
-        for (uint32_t i = 0; i < LANES; i++) {
-            low = groups[v][i] < low ? groups[v][i] : low;
-            high = groups[v][i] > high ? groups[v][i] : high;
-        }
+    if (whole < n) {
+        vf x = load_scores(scores + whole, n - whole), *last = out_groups + whole / LANES % vectors;
+        nan |= lanes_nan(x);
+        *last = lanes_max(x, *last);
+    }
+    return nan == 0;
+}
+
+/* A score that at least k reach, and not many more: the k-th best of the maxima of some 2k groups,
+ * bisected from below. False on NaN. */
+INLINE bool threshold_of(const float *scores, uint32_t n, uint32_t k, float *out_threshold)
+{
+    vf groups[GROUPS_MAX / LANES + 1];
+    const uint32_t vectors = (2 * k + LANES - 1) / LANES;
+    if (!group_maxima(scores, n, vectors, groups))
+        return false;
+    vf most = groups[0], least_negated = -groups[0];
+    for (uint32_t v = 1; v < vectors; v++) {
+        most = lanes_max(groups[v], most);
+        least_negated = lanes_max(-groups[v], least_negated);
+    }
+    float high = most[0], low = -least_negated[0];
+    for (uint32_t i = 1; i < LANES; i++) {
+        high = most[i] > high ? most[i] : high;
+        low = -least_negated[i] < low ? -least_negated[i] : low;
+    }
     for (uint32_t step = 0; step < SEARCH_STEPS; step++) {
         float middle = low + (high - low) * 0.5f;
         if (!(middle > low && middle < high))
             break;
-        if (count_reaching(groups, vectors, middle) >= k)
-            low = middle;
-        else
-            high = middle;
+        /* Without a branch that half of the searches would mispredict. */
+        uint32_t enough = -(uint32_t)(count_reaching(groups, vectors, middle) >= k);
+        low = float_of((bits_of(middle) & enough) | (bits_of(low) & ~enough));
+        high = float_of((bits_of(high) & enough) | (bits_of(middle) & ~enough));
     }
     *out_threshold = low;
-    return nan == 0;
+    return true;
 }
 
 INLINE void keep_reaching(const float *scores, uint32_t n, float threshold, candidates *kept)
 {
-    kept->count = 0;
-    for (uint32_t i = 0; i < n; i += LANES) {
-        vf x = load_scores(scores + i, n - i);
-        uint32_t bits = lanes_ge(x, splat(threshold));
-        if (n - i < LANES)
-            bits &= (1u << (n - i)) - 1;
-        if (bits)
-            kept->count +=
-                lanes_pack(x, i, bits, kept->scores + kept->count, kept->indices + kept->count);
+    const vf edge = splat(threshold);
+    uint32_t count = 0, i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf x = load_f32(scores + i);
+        count += lanes_pack(x, i, lanes_ge(x, edge), kept->scores + count, kept->indices + count);
     }
+    if (i < n) {
+        vf x = load_scores(scores + i, n - i);
+        uint32_t bits = lanes_ge(x, edge) & ((1u << (n - i)) - 1);
+        count += lanes_pack(x, i, bits, kept->scores + count, kept->indices + count);
+    }
+    kept->count = count;
 }
 
 /* Leaves exactly the k best (the earliest of the equal ones at the edge), in their first order. */
@@ -118,31 +145,36 @@ static void thin(candidates *c, uint32_t k)
     c->count = left;
 }
 
-/* Places the k best of the candidates by counting, for each, those that come before it. */
-INLINE void rank_by_counting(candidates *c, uint32_t k, float *out_scores, uint32_t *out_indices)
+/* Sorts the candidates by counting, for each, those that come before it. */
+INLINE void rank_by_counting(candidates *c, float *out_scores, uint32_t *out_indices)
 {
-    const uint32_t vectors = (c->count + LANES - 1) / LANES;
-    for (uint32_t i = c->count; i < vectors * LANES; i++)
-        c->scores[i] = -__builtin_inff();
-    for (uint32_t i = 0; i < c->count; i++) {
-        const vf mine = splat(c->scores[i]);
-        uint32_t rank = 0, v = 0;
-        for (; v < i / LANES; v++)
-            rank += (uint32_t)__builtin_popcount(lanes_ge(load_f32(c->scores + v * LANES), mine));
-        vf same = load_f32(c->scores + v * LANES);
-        uint32_t before = (1u << (i % LANES)) - 1;
-        rank += (uint32_t)__builtin_popcount((lanes_ge(same, mine) & before) |
-                                             (lanes_gt(same, mine) & ~before));
-        for (v++; v < vectors; v++)
-            rank += (uint32_t)__builtin_popcount(lanes_gt(load_f32(c->scores + v * LANES), mine));
-        if (rank < k)
-            out_scores[rank] = c->scores[i], out_indices[rank] = c->indices[i];
+    typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+    const uint32_t count = c->count;
+    for (uint32_t i = 0; i < count; i += LANES) {
+        const vf mine = load_f32(c->scores + i);
+        const uint32_t end = least(i + LANES, count);
+        vi before = {0}, lane;
+        for (uint32_t l = 0; l < LANES; l++)
+            lane[l] = (int32_t)l;
+        uint32_t j = 0;
+        for (; j < i; j++)
+            before -= splat(c->scores[j]) >= mine;
+        for (; j < end; j++) {
+            const vf other = splat(c->scores[j]);
+            before -= (other > mine) | ((other == mine) & (lane > (int32_t)(j - i)));
+        }
+        for (; j < count; j++)
+            before -= splat(c->scores[j]) > mine;
+        for (uint32_t l = 0; l < end - i; l++) {
+            out_scores[before[l]] = c->scores[i + l];
+            out_indices[before[l]] = c->indices[i + l];
+        }
     }
 }
 
-/* The k best of n scores, best first, equal ones by index. False on NaN. */
-INLINE bool best_of(const float *scores, uint32_t n, uint32_t k, candidates *kept,
-                    float *out_scores, uint32_t *out_indices)
+/* The k best of n scores, best first, equal ones by index, and perhaps some more after them. False
+ * on NaN. */
+INLINE bool best_of(const float *scores, uint32_t n, uint32_t k, candidates *kept, ranking *out)
 {
     float threshold;
     if (!threshold_of(scores, n, k, &threshold))
@@ -150,47 +182,56 @@ INLINE bool best_of(const float *scores, uint32_t n, uint32_t k, candidates *kep
     keep_reaching(scores, n, threshold, kept);
     if (kept->count > RANKED_MAX)
         thin(kept, k);
-    rank_by_counting(kept, k, out_scores, out_indices);
+    rank_by_counting(kept, out->scores, out->indices);
     return true;
 }
 
-/* Sums of the pairs that can win, (a asc, b asc); only pairs with (a+1)(b+1) <= k can: each pair
- * that is no worse in both ranks comes before. Returns their number. */
-INLINE uint32_t sum_pairs(const float *best1, const float *best2, uint32_t listed, uint32_t k,
-                          float *sums, uint8_t *ranks1, uint32_t *starts)
+/* Pairs of ranks whose sum can be among the k best, by (a asc, b asc). */
+typedef struct pairs {
+    float sums[PAIRS_MAX + SIXTEEN];
+    uint8_t ranks1[PAIRS_MAX + SIXTEEN];
+    uint32_t starts[MN_SELECT_MAX], count; /* pair (a, 0) */
+} pairs;
+
+/* Only pairs with (a+1)(b+1) <= k can win, as each pair that is no worse in both ranks comes
+ * before. Rows are written by whole vectors, and what sticks out is overwritten by the next. */
+INLINE void sum_pairs(const float *best1, const float *best2, uint32_t listed, uint32_t k,
+                      pairs *out)
 {
-    uint32_t count = 0;
+    uint32_t lengths[MN_SELECT_MAX], count = 0;
+    for (uint32_t a = 0; a < listed; a++) /* exact: k and a + 1 are far below 2^24 */
+        lengths[a] =
+            least(listed, (uint32_t)(int32_t)((float)(int32_t)k / (float)(int32_t)(a + 1)));
     for (uint32_t a = 0; a < listed; a++) {
-        uint32_t length = least(listed, k / (a + 1));
-        starts[a] = count;
-        for (uint32_t b = 0; b < length; b++) {
-            sums[count + b] = best1[a] + best2[b];
-            ranks1[count + b] = (uint8_t)a;
+        const vf first = splat(best1[a]);
+        for (uint32_t b = 0; b < lengths[a]; b += LANES) {
+            vf sums = first + load_f32(best2 + b);
+            memcpy(out->sums + count + b, &sums, sizeof sums);
+            memset(out->ranks1 + count + b, (int)a, LANES);
         }
-        count += length;
+        out->starts[a] = count;
+        count += lengths[a];
     }
-    return count;
+    out->count = count;
 }
 
 bool ISA(select)(const float *scores1, const float *scores2, uint32_t n, uint32_t k,
                  uint64_t *out_rows, float *out_scores, void *scratch)
 {
-    float best1[MN_SELECT_MAX], best2[MN_SELECT_MAX], sums[PAIRS_MAX];
-    uint32_t keys1[MN_SELECT_MAX], keys2[MN_SELECT_MAX], starts[MN_SELECT_MAX];
-    uint32_t picked[MN_SELECT_MAX];
-    uint8_t ranks1[PAIRS_MAX];
+    ranking first, second, best;
+    pairs all;
     const uint32_t listed = least(n, k);
     candidates kept = {.scores = scratch};
     kept.indices = (uint32_t *)scratch + mn_select_scratch_bytes(n, k) / sizeof(float) / 2;
-    if (!best_of(scores1, n, listed, &kept, best1, keys1) ||
-        !best_of(scores2, n, listed, &kept, best2, keys2))
+    if (!best_of(scores1, n, listed, &kept, &first) || !best_of(scores2, n, listed, &kept, &second))
         return false;
-    uint32_t pairs = sum_pairs(best1, best2, listed, k, sums, ranks1, starts);
-    if (!best_of(sums, pairs, k, &kept, out_scores, picked))
+    sum_pairs(first.scores, second.scores, listed, k, &all);
+    if (!best_of(all.sums, all.count, k, &kept, &best))
         return false;
     for (uint32_t i = 0; i < k; i++) {
-        uint32_t a = ranks1[picked[i]], b = picked[i] - starts[a];
-        out_rows[i] = (uint64_t)keys1[a] * n + keys2[b];
+        uint32_t a = all.ranks1[best.indices[i]], b = best.indices[i] - all.starts[a];
+        out_rows[i] = (uint64_t)first.indices[a] * n + second.indices[b];
+        out_scores[i] = best.scores[i] + 0.0f; /* -0 becomes +0 */
     }
     return true;
 }

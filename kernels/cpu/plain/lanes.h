@@ -1,5 +1,5 @@
-/* Vectors of SSE2 (every x86-64 CPU) registers: the few operations that neither GNU C vectors nor loops express. The
- * three lanes.h (plain, avx2, avx512) declare the same names. */
+/* Vectors for SSE2, which every x86-64 CPU has: the few operations that neither GNU C vectors nor loops express.
+ * The three lanes.h (plain, avx2, avx512) declare the same names. */
 #ifndef MN_KERNELS_LANES_H
 #define MN_KERNELS_LANES_H
 
@@ -12,6 +12,10 @@
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, for f64 sums */
 typedef double vd __attribute__((vector_size(4 * LANES)));
+typedef uint64_t vw __attribute__((vector_size(4 * LANES)));
+
+/* Products of the low 32 bits of each 64. */
+static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm_mul_epu32((__m128i)a, (__m128i)b); }
 
 /* The greater, lane by lane; b where a is NaN. */
 static inline vf lanes_max(vf a, vf b) { return _mm_max_ps(a, b); }
