@@ -73,7 +73,11 @@ typedef struct mn_core_options {
                                 the same for the same value: a replay must cut as its predecessor */
     uint64_t back_off_ms;    /* first retry after about this, doubling to 64 times it, with jitter;
                                 default 5 */
-    uint32_t plants;         /* simulator's planted bugs: MN_CORE_PLANT_*; 0 in every program */
+    /* Held around everything that a transport's done() runs; NULL when there is one thread. */
+    void (*enter)(void *lock);
+    void (*leave)(void *lock);
+    void *lock;      /* given to both; see mn_core_lock */
+    uint32_t plants; /* simulator's planted bugs: MN_CORE_PLANT_*; 0 in every program */
 } mn_core_options;
 
 enum mn_core_plant {
@@ -95,9 +99,12 @@ void mn_core_cancel(
 uint64_t
 mn_core_tick(mn_core *core,
              uint64_t now_ns); /* retries and deadlines that are due; returns the next due time */
+uint64_t mn_core_due(const mn_core *core);  /* when it next wants a tick; never: UINT64_MAX */
 uint64_t mn_core_step(const mn_core *core); /* last committed step known */
 uint64_t mn_core_incarnation(const mn_core *core);
 mn_client_counters mn_core_counters(const mn_core *core);
+void *mn_core_lock(const mn_core *core); /* options.lock */
+uint32_t mn_core_shards(const mn_core *core);
 
 /* Tables belong to the core; the spec is the effective one. */
 const mn_table_spec *mn_core_table_spec(const mn_table *table);

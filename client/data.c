@@ -1,0 +1,419 @@
+/* Data operations: fetch, bag, bag-grad, push, store. Cut into pieces of about MN_CHUNK_BYTES both
+ * ways, routed to the shards that hold the columns or rows, answers put where the caller wants
+ * them. */
+#include "client_private.h"
+
+#include <assert.h>
+#include <string.h>
+
+static bool is_change(const mn_operation *operation)
+{
+    return operation->kind == MN_OP_PUSH || operation->kind == MN_OP_STORE ||
+           operation->kind == MN_OP_BAG_GRAD;
+}
+
+static bool has_weights(const mn_operation *operation)
+{
+    return operation->kind == MN_OP_BAG || operation->kind == MN_OP_BAG_GRAD;
+}
+
+/* Shards that hold tiles: the first ones (mn_map_shard). */
+static uint32_t holders(const mn_table *table)
+{
+    uint32_t shards = table->core->shards;
+    return table->geometry.tiles < shards ? table->geometry.tiles : shards;
+}
+
+/* One dtype for what travels: partial bags are f32, so that only their sum is rounded. */
+static enum mn_dtype wire_dtype(const mn_task *task)
+{
+    const mn_operation *operation = task->operation;
+    if (is_change(operation))
+        return operation->values.dtype;
+    return task->data.added ? MN_F32 : operation->outputs.dtype;
+}
+
+static uint64_t chunks_of(const mn_data *data, uint64_t units)
+{
+    return (units + data->chunk_units - 1) / data->chunk_units;
+}
+
+/* ---- Planning ---- */
+
+static uint32_t index_bits(enum mn_encoding encoding, uint64_t rows)
+{
+    if (encoding == MN_INDEX_PACKED)
+        return mn_index_bits(rows);
+    return encoding == MN_INDEX_U32 ? 32 : 64;
+}
+
+/* Bits of one unit in a request and in its answer, at the shard with the widest share. */
+static uint64_t unit_bits(const mn_task *task)
+{
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    bool partial = operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS;
+    uint64_t most = 1;
+    for (uint32_t shard = 0; shard < holders(table); shard++) {
+        const mn_share *share = &table->shares[shard];
+        uint64_t dtype = partial                ? MN_F32
+                         : is_change(operation) ? operation->values.dtype
+                                                : operation->outputs.dtype;
+        uint64_t values = (uint64_t)share->columns * mn_dtype_bytes((enum mn_dtype)dtype) * 8;
+        uint64_t state = operation->state_in || operation->state_out ? share->state_bytes * 8 : 0;
+        uint64_t sent =
+            (uint64_t)task->data.reads * index_bits(task->data.encoding, table->spec.rows);
+        uint64_t answered = 0;
+        if (has_weights(operation))
+            sent += (uint64_t)task->data.reads * mn_dtype_bytes(operation->weights.dtype) * 8;
+        if (is_change(operation))
+            sent += values + state;
+        else
+            answered = values + state;
+        if (operation->kind == MN_OP_BAG_GRAD)
+            answered = (uint64_t)share->tile_count * task->data.reads * 32;
+        most = sent > most ? sent : most;
+        most = answered > most ? answered : most;
+    }
+    return most;
+}
+
+/* Groups the rows by the shard that holds them, each group in the caller's order. */
+static enum mn_status route_rows(mn_task *task)
+{
+    mn_core *core = task->core;
+    const mn_operation *operation = task->operation;
+    const mn_geometry *geometry = &operation->table->geometry;
+    mn_data *data = &task->data;
+    uint64_t owner_bytes = data->units * sizeof(uint16_t);
+    uint16_t *owners = mn_core_allocate(core, owner_bytes);
+    data->order = mn_core_allocate(core, data->units * sizeof *data->order);
+    if (!owners || !data->order) {
+        mn_core_release(core, owners, owner_bytes);
+        return mn_fail(&task->error, MN_NO_MEMORY, "count", "no memory to route %llu rows",
+                       (unsigned long long)data->units);
+    }
+    for (uint64_t i = 0; i < data->units; i++) {
+        uint64_t row = operation->indices.dtype == MN_U32
+                           ? ((const uint32_t *)operation->indices.data)[i]
+                           : (uint64_t)((const int64_t *)operation->indices.data)[i];
+        uint32_t tile;
+        uint64_t offset;
+        mn_row_locate(geometry, row, &tile, &offset);
+        owners[i] = (uint16_t)mn_map_shard(geometry->tiles, core->shards, tile);
+        task->lanes[owners[i]].units++;
+    }
+    uint64_t first = 0;
+    for (uint32_t shard = 0; shard < core->shards; shard++) {
+        task->lanes[shard].first = first;
+        first += task->lanes[shard].units;
+        task->lanes[shard].units = 0;
+    }
+    for (uint64_t i = 0; i < data->units; i++) {
+        mn_lane *lane = &task->lanes[owners[i]];
+        data->order[lane->first + lane->units++] = (uint32_t)i;
+    }
+    mn_core_release(core, owners, owner_bytes);
+    return MN_OK;
+}
+
+/* What is summed over shards needs to know which shards have been added to each chunk. */
+static enum mn_status plan_sums(mn_task *task)
+{
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    mn_data *data = &task->data;
+    bool partial =
+        operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS && holders(table) > 1;
+    if (operation->kind != MN_OP_BAG_GRAD && !partial)
+        return MN_OK;
+    data->added = mn_core_allocate(task->core, chunks_of(data, data->units) * sizeof *data->added);
+    if (!data->added)
+        goto no_memory;
+    if (operation->outputs.dtype == MN_F32)
+        return MN_OK;
+    data->sums = mn_core_allocate(task->core, data->units * table->spec.dim * sizeof *data->sums);
+    if (data->sums)
+        return MN_OK;
+no_memory:
+    return mn_fail(&task->error, MN_NO_MEMORY, "queries", "no memory to sum %llu queries",
+                   (unsigned long long)data->units);
+}
+
+static enum mn_status plan(mn_task *task)
+{
+    mn_core *core = task->core;
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    mn_data *data = &task->data;
+    enum mn_encoding plain = operation->indices.dtype == MN_U32 ? MN_INDEX_U32 : MN_INDEX_I64;
+    data->encoding = core->options.packed ? MN_INDEX_PACKED : plain;
+    data->chunk_units =
+        (core->options.chunk_bytes - 8) * UINT64_C(8) / unit_bits(task); /* 8: a last byte */
+    if (data->chunk_units == 0)
+        data->chunk_units = 1; /* fits: the widest row with its state has 768 KiB */
+    memset(task->lanes, 0, core->shards * sizeof *task->lanes);
+    if (table->spec.split == MN_ROWS && !has_weights(operation) && holders(table) > 1)
+        return route_rows(task);
+    for (uint32_t shard = 0; shard < holders(table); shard++)
+        task->lanes[shard].units = data->units;
+    return plan_sums(task);
+}
+
+/* ---- Requests ---- */
+
+static mn_units piece_units(const mn_task *task, const mn_lane *lane, uint64_t piece)
+{
+    uint64_t at = piece * task->data.chunk_units, left = lane->units - at;
+    mn_units units = {task->data.order, lane->first + at,
+                      left < task->data.chunk_units ? left : task->data.chunk_units};
+    return units;
+}
+
+static void fill_payload(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_units *units)
+{
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    const mn_share *share = &table->shares[lane->shard];
+    uint8_t *next = slot->buffer;
+    next += mn_put_indices(next, &operation->indices, task->data.encoding, table->spec.rows,
+                           task->data.reads, units);
+    if (has_weights(operation)) {
+        uint64_t bytes = (uint64_t)task->data.reads * mn_dtype_bytes(operation->weights.dtype);
+        next += mn_put_rows(next, operation->weights.data, bytes, 0, bytes, units);
+    }
+    if (is_change(operation)) {
+        uint64_t width = mn_dtype_bytes(operation->values.dtype);
+        next += mn_put_rows(next, operation->values.data, table->spec.dim * width,
+                            share->column_first * width, share->columns * width, units);
+    }
+    if (operation->state_in)
+        next += mn_put_rows(next, operation->state_in, table->state_row_bytes, share->state_first,
+                            share->state_bytes, units);
+    assert(next - slot->buffer <= MN_CHUNK_BYTES);
+    mn_fill_payload(slot, slot->buffer, (uint64_t)(next - slot->buffer));
+}
+
+static void fill_data(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    const mn_share *share = &table->shares[lane->shard];
+    mn_request *request = &slot->exchange.request;
+    mn_units units = piece_units(task, lane, slot->piece);
+    bool latest = operation->step == MN_LATEST;
+    request->context.step = latest ? 0 : operation->step;
+    request->table = table->id;
+    request->tile_first = share->tile_first;
+    request->tile_count = share->tile_count;
+    request->part = operation->part;
+    request->position = slot->piece;
+    request->count = units.count;
+    request->per_query = has_weights(operation) ? operation->per_query : 0;
+    request->index_encoding = task->data.encoding;
+    request->weight_dtype = has_weights(operation) ? operation->weights.dtype : MN_F32;
+    request->value_dtype = wire_dtype(task);
+    request->with_state = operation->state_in || operation->state_out;
+    request->read = latest ? MN_READ_LATEST : MN_READ_STEP;
+    request->staleness = task->core->options.staleness;
+    fill_payload(task, lane, slot, &units);
+}
+
+/* ---- Answers ---- */
+
+static uint64_t answer_bytes(const mn_task *task, const mn_lane *lane, const mn_units *units)
+{
+    const mn_operation *operation = task->operation;
+    const mn_share *share = &operation->table->shares[lane->shard];
+    bool columns = operation->table->spec.split == MN_COLUMNS;
+    uint64_t row_bytes = (uint64_t)share->columns * mn_dtype_bytes(wire_dtype(task));
+    switch (operation->kind) {
+    case MN_OP_FETCH:
+        return units->count * (row_bytes + (operation->state_out ? share->state_bytes : 0));
+    case MN_OP_BAG:
+        return units->count * row_bytes;
+    case MN_OP_BAG_GRAD:
+        return units->count * task->data.reads * sizeof(float) * (columns ? share->tile_count : 1);
+    default:
+        return 0;
+    }
+}
+
+static void scatter(mn_task *task, const mn_lane *lane, const mn_payload *payload,
+                    const mn_units *units)
+{
+    mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    const mn_share *share = &table->shares[lane->shard];
+    uint64_t width = mn_dtype_bytes(operation->outputs.dtype);
+    mn_cursor cursor;
+    mn_cursor_init(&cursor, payload, 0);
+    mn_take_rows(&cursor, operation->outputs.data, table->spec.dim * width,
+                 share->column_first * width, share->columns * width, units);
+    if (operation->state_out)
+        mn_take_rows(&cursor, operation->state_out, table->state_row_bytes, share->state_first,
+                     share->state_bytes, units);
+}
+
+/* Adds one shard's answer to its chunk: weight gradients tile by tile, or partial bags. */
+static void add(mn_task *task, const mn_lane *lane, uint64_t piece, const mn_payload *payload)
+{
+    mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    mn_data *data = &task->data;
+    bool dots = operation->kind == MN_OP_BAG_GRAD;
+    mn_units units = piece_units(task, lane, piece);
+    uint64_t width = dots ? data->reads : table->spec.dim, n = units.count * width;
+    uint32_t arrays =
+        dots && table->spec.split == MN_COLUMNS ? table->shares[lane->shard].tile_count : 1;
+    float *sums = (data->sums ? data->sums : operation->outputs.data) + units.first * width;
+    mn_cursor cursor;
+    mn_cursor_init(&cursor, payload, 0);
+    if (lane->shard == 0)
+        memset(sums, 0, n * sizeof *sums);
+    for (uint32_t array = 0; array < arrays; array++)
+        mn_add_f32(&cursor, n, sums);
+    data->added[piece] = lane->shard + 1;
+    if (data->sums && data->added[piece] == holders(table))
+        mn_round_bf16(sums, n, (uint16_t *)operation->outputs.data + units.first * width);
+}
+
+/* The answer of `shard` to this piece, if it came before its turn. */
+static mn_slot *held_slot(mn_task *task, uint32_t shard, uint64_t piece)
+{
+    mn_window *window = mn_core_window(task->core, shard, mn_verb_kind_of(task->phase->verb));
+    for (uint32_t i = 0; i < window->slots_used; i++) {
+        mn_slot *slot = &window->slots[i];
+        if (slot->state == MN_SLOT_HELD && slot->lane == &task->lanes[shard] &&
+            slot->piece == piece)
+            return slot;
+    }
+    return NULL;
+}
+
+/* Answers are added in shard order. One that is early stays in its slot, whose request is no longer
+ * needed: so the memory is the windows', and the first shard's slots always come free. */
+static void add_in_order(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_payload *payload)
+{
+    uint64_t piece = slot->piece;
+    if (task->data.added[piece] != lane->shard) {
+        mn_cursor cursor;
+        mn_cursor_init(&cursor, payload, 0);
+        mn_cursor_read(&cursor, slot->buffer, payload->bytes);
+        slot->held_bytes = payload->bytes;
+        slot->state = MN_SLOT_HELD;
+        return;
+    }
+    add(task, lane, piece, payload);
+    for (uint32_t shard = lane->shard + 1; shard < holders(task->operation->table); shard++) {
+        mn_slot *held = held_slot(task, shard, piece);
+        if (!held)
+            return;
+        mn_span span = {held->buffer, held->held_bytes};
+        mn_payload early = {&span, 1, held->held_bytes};
+        add(task, &task->lanes[shard], piece, &early);
+        mn_slot_finish(held);
+    }
+}
+
+static enum mn_status answered_data(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    mn_operation *operation = task->operation;
+    const mn_reply *reply = &slot->exchange.reply;
+    mn_units units = piece_units(task, lane, slot->piece);
+    uint64_t expected = answer_bytes(task, lane, &units);
+    if (reply->payload.bytes != expected)
+        return mn_fail(&task->error, MN_CORRUPT, "payload",
+                       "shard %u answered %llu bytes where %llu were due", lane->shard,
+                       (unsigned long long)reply->payload.bytes, (unsigned long long)expected);
+    if (task->step_shown == UINT64_MAX)
+        task->step_shown = reply->step;
+    else if (task->step_shown != reply->step)
+        task->torn = true;
+    if (reply->step < task->step_shown)
+        task->step_shown = reply->step;
+    if (task->data.added)
+        add_in_order(task, lane, slot, &reply->payload);
+    else if (!is_change(operation))
+        scatter(task, lane, &reply->payload, &units);
+    return MN_OK;
+}
+
+static void start_data(mn_task *task);
+
+/* The parts of a LATEST read must all show one step. */
+static void complete_data(mn_task *task)
+{
+    mn_operation *operation = task->operation;
+    bool torn = task->torn && operation->step == MN_LATEST;
+    if (!torn || (task->core->options.plants & MN_CORE_PLANT_NO_TORN)) {
+        operation->answered_step = task->step_shown;
+        mn_task_done(task);
+        return;
+    }
+    mn_error why;
+    (void)mn_fail(&why, MN_TORN, "step", "the shards kept answering from different steps");
+    if (task->data.added)
+        memset(task->data.added, 0,
+               chunks_of(&task->data, task->data.units) * sizeof *task->data.added);
+    task->torn = false;
+    task->step_shown = UINT64_MAX;
+    mn_task_pause(task, start_data, &why);
+}
+
+static const mn_phase data_phases[] = {
+    [MN_OP_FETCH] = {MN_VERB_FETCH, fill_data, answered_data, NULL, complete_data},
+    [MN_OP_BAG] = {MN_VERB_BAG, fill_data, answered_data, NULL, complete_data},
+    [MN_OP_BAG_GRAD] = {MN_VERB_BAG_GRAD, fill_data, answered_data, NULL, complete_data},
+    [MN_OP_PUSH] = {MN_VERB_PUSH, fill_data, answered_data, NULL, complete_data},
+    [MN_OP_STORE] = {MN_VERB_STORE, fill_data, answered_data, NULL, complete_data},
+};
+
+static void open_lanes(mn_task *task)
+{
+    mn_phase_begin(task, &data_phases[task->operation->kind]);
+    for (uint32_t shard = 0; shard < holders(task->operation->table); shard++)
+        mn_lane_open(task, shard, chunks_of(&task->data, task->lanes[shard].units));
+}
+
+static void start_data(mn_task *task)
+{
+    open_lanes(task);
+    mn_phase_go(task);
+}
+
+void mn_begin_data(mn_task *task)
+{
+    const mn_operation *operation = task->operation;
+    task->data.units = operation->count;
+    task->data.reads = has_weights(operation) ? operation->per_query : 1;
+    enum mn_status status = mn_check_data(task, &task->error);
+    if (status || operation->count == 0) {
+        mn_task_end(task, status);
+        return;
+    }
+    status = plan(task);
+    if (!status) {
+        open_lanes(task);
+        if (is_change(operation))
+            status = mn_steps_claim(task);
+    }
+    if (status)
+        mn_task_end(task, status);
+    else
+        mn_phase_go(task);
+}
+
+void mn_end_data(mn_task *task)
+{
+    mn_core *core = task->core;
+    mn_data *data = &task->data;
+    mn_steps_settle(task);
+    if (data->order)
+        mn_core_release(core, data->order, data->units * sizeof *data->order);
+    if (data->added)
+        mn_core_release(core, data->added, chunks_of(data, data->units) * sizeof *data->added);
+    if (data->sums)
+        mn_core_release(core, data->sums,
+                        data->units * task->operation->table->spec.dim * sizeof *data->sums);
+}

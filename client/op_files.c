@@ -1,0 +1,139 @@
+/* Save and load of the group (STEPS.md "Snapshot", "Restore"). */
+#include "client_private.h"
+
+#include <string.h>
+
+static void fill_path(mn_task *task, mn_slot *slot, enum mn_files_phase phase)
+{
+    mn_request *request = &slot->exchange.request;
+    request->files = phase;
+    memcpy(request->path, task->operation->name, sizeof request->path);
+    request->context.step = task->core->step;
+}
+
+static bool check_path(mn_task *task)
+{
+    const char *path = task->operation->name;
+    if (path[0] && memchr(path, 0, MN_PATH_BYTES))
+        return true;
+    mn_task_end(task, mn_fail(&task->error, MN_INVALID, "path", "a path has between 1 and %d bytes",
+                              MN_PATH_BYTES - 1));
+    return false;
+}
+
+/* ---- Save ---- */
+
+static void fill_manifest(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the home shard's */
+    fill_path(task, slot, MN_FILES_MANIFEST);
+}
+
+static const mn_phase manifest_phase = {MN_VERB_SNAPSHOT, fill_manifest, NULL, NULL, mn_task_done};
+
+static void fill_write(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the same for every shard */
+    fill_path(task, slot, MN_FILES_WRITE);
+}
+
+static void complete_write(mn_task *task) { mn_phase_home(task, &manifest_phase); }
+
+static const mn_phase write_phase = {MN_VERB_SNAPSHOT, fill_write, NULL, NULL, complete_write};
+
+void mn_begin_save(mn_task *task)
+{
+    if (check_path(task))
+        mn_phase_all(task, &write_phase);
+}
+
+/* ---- Load ---- */
+
+/* Handles opened before serve the tables of the same name and spec; others are dropped ones. */
+static enum mn_status answered_list(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the home shard's */
+    const mn_reply *reply = &slot->exchange.reply;
+    for (mn_table *table = task->core->tables; table; table = table->next) {
+        bool live = table->id != 0;
+        table->id = 0;
+        for (uint32_t i = 0; live && i < reply->table_count; i++) {
+            const mn_table_info *info = &reply->tables[i];
+            const char *field;
+            if (strcmp(info->spec.name, table->spec.name) == 0 &&
+                mn_spec_equal(&info->spec, &table->spec, &field))
+                table->id = info->table;
+        }
+    }
+    return MN_OK;
+}
+
+static const mn_phase relist_phase = {MN_VERB_LIST, NULL, answered_list, NULL, mn_task_done};
+
+static void joined_load(mn_task *task) { mn_phase_home(task, &relist_phase); }
+
+static void fill_load(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the same for every shard */
+    fill_path(task, slot, MN_FILES_LOAD);
+    slot->exchange.request.ranks = task->core->options.ranks;
+    slot->exchange.request.context.map_epoch = task->epoch;
+}
+
+static void complete_load(mn_task *task)
+{
+    task->joined = joined_load;
+    mn_begin_join(task);
+}
+
+static const mn_phase load_phase = {MN_VERB_RESTORE, fill_load, NULL, NULL, complete_load};
+
+static void see_epoch(mn_task *task, const mn_reply *reply)
+{
+    if (reply->map_epoch >= task->epoch)
+        task->epoch = reply->map_epoch + 1;
+}
+
+static void fill_map(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)task; /* asked without an epoch: it may be another */
+    (void)lane;
+    slot->exchange.request.context.map_epoch = 0;
+}
+
+static enum mn_status answered_epoch(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane;
+    see_epoch(task, &slot->exchange.reply);
+    return MN_OK;
+}
+
+/* A shard that does not know the group has no epoch to be above of. */
+static bool refused_map(mn_task *task, mn_lane *lane, const mn_reply *reply)
+{
+    (void)task;
+    (void)lane;
+    return reply->status == MN_NOT_FOUND;
+}
+
+static void complete_map(mn_task *task) { mn_phase_all(task, &load_phase); }
+
+static const mn_phase map_phase = {MN_VERB_MAP, fill_map, answered_epoch, refused_map,
+                                   complete_map};
+
+static void fill_check(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the home shard's */
+    fill_path(task, slot, MN_FILES_CHECK);
+}
+
+static void complete_check(mn_task *task) { mn_phase_all(task, &map_phase); }
+
+static const mn_phase check_phase = {MN_VERB_RESTORE, fill_check, answered_epoch, NULL,
+                                     complete_check};
+
+void mn_begin_load(mn_task *task)
+{
+    if (check_path(task))
+        mn_phase_home(task, &check_phase);
+}

@@ -1,0 +1,213 @@
+/* Tables: handles, and the operations that open, find and drop them. */
+#include "client_private.h"
+
+#include "mn_kernels.h"
+
+#include <string.h>
+
+/* ---- Handles ---- */
+
+static void shape(mn_table *table)
+{
+    const mn_geometry *geometry = &table->geometry;
+    const mn_optimizer *optimizer = &table->spec.optimizer;
+    bool columns = table->spec.split == MN_COLUMNS;
+    for (uint32_t shard = 0; shard < table->core->shards; shard++) {
+        mn_share *share = &table->shares[shard];
+        mn_map_tiles(geometry->tiles, table->core->shards, shard, &share->tile_first,
+                     &share->tile_count);
+        share->state_first = table->state_row_bytes;
+        for (uint32_t i = 0; columns && i < share->tile_count; i++) {
+            uint32_t width = mn_tile_columns(geometry, share->tile_first + i);
+            share->columns += width;
+            share->state_bytes += mn_state_row_bytes(optimizer, width);
+        }
+        if (columns && share->tile_count)
+            share->column_first = mn_tile_first_column(geometry, share->tile_first);
+        table->state_row_bytes += share->state_bytes;
+    }
+    if (columns)
+        return;
+    table->state_row_bytes = mn_state_row_bytes(optimizer, table->spec.dim);
+    for (uint32_t shard = 0; shard < table->core->shards; shard++) {
+        table->shares[shard].columns = table->spec.dim;
+        table->shares[shard].state_first = 0;
+        table->shares[shard].state_bytes = table->state_row_bytes;
+    }
+}
+
+enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
+                              mn_table **out_table, mn_error *error)
+{
+    mn_table *table = core->tables;
+    const char *field;
+    while (table && (strcmp(table->spec.name, spec->name) != 0 ||
+                     !mn_spec_equal(&table->spec, spec, &field)))
+        table = table->next;
+    if (!table) {
+        uint64_t shares_bytes = core->shards * sizeof *table->shares;
+        table = mn_core_allocate(core, sizeof *table);
+        mn_share *shares = mn_core_allocate(core, shares_bytes);
+        if (!table || !shares) {
+            mn_core_release(core, table, sizeof *table);
+            mn_core_release(core, shares, shares_bytes);
+            return mn_fail(error, MN_NO_MEMORY, "table", "no memory for a handle of \"%s\"",
+                           spec->name);
+        }
+        table->core = core;
+        table->spec = *spec;
+        table->shares = shares;
+        mn_geometry_init(spec, &table->geometry);
+        shape(table);
+        table->next = core->tables;
+        core->tables = table;
+    }
+    mn_table_forget(core, spec->name);
+    table->id = id;
+    *out_table = table;
+    return MN_OK;
+}
+
+void mn_table_forget(mn_core *core, const char *name)
+{
+    for (mn_table *table = core->tables; table; table = table->next)
+        if (strcmp(table->spec.name, name) == 0)
+            table->id = 0;
+}
+
+void mn_tables_release(mn_core *core)
+{
+    for (mn_table *table = core->tables, *next; table; table = next) {
+        next = table->next;
+        mn_core_release(core, table->shares, core->shards * sizeof *table->shares);
+        mn_core_release(core, table, sizeof *table);
+    }
+    core->tables = NULL;
+}
+
+const mn_table_spec *mn_core_table_spec(const mn_table *table) { return &table->spec; }
+uint64_t mn_core_table_id(const mn_table *table) { return table->id; }
+mn_core *mn_core_of_table(const mn_table *table) { return table->core; }
+
+/* ---- Open: created at the home shard, which gives the id, then at the others ---- */
+
+static void fill_create(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    mn_request *request = &slot->exchange.request;
+    request->spec = task->spec;
+    request->ranks = task->core->options.ranks;
+    request->table = lane->shard == 0 ? 0 : task->table;
+}
+
+static enum mn_status answered_create(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    const mn_reply *reply = &slot->exchange.reply;
+    if (lane->shard == 0)
+        task->table = reply->table;
+    if (reply->table == 0 || reply->table != task->table)
+        return mn_fail(&task->error, MN_CORRUPT, "table", "shard %u gave the id %llu", lane->shard,
+                       (unsigned long long)reply->table);
+    return MN_OK;
+}
+
+static void complete_create(mn_task *task)
+{
+    enum mn_status status =
+        mn_table_adopt(task->core, task->table, &task->spec, &task->operation->table, &task->error);
+    mn_task_end(task, status);
+}
+
+static const mn_phase create_phase = {MN_VERB_CREATE_TABLE, fill_create, answered_create, NULL,
+                                      complete_create};
+
+static void complete_home(mn_task *task)
+{
+    if (task->core->shards == 1) {
+        complete_create(task);
+        return;
+    }
+    mn_phase_begin(task, &create_phase);
+    for (uint32_t shard = 1; shard < task->core->shards; shard++)
+        mn_lane_open(task, shard, 1);
+    mn_phase_go(task);
+}
+
+static const mn_phase home_phase = {MN_VERB_CREATE_TABLE, fill_create, answered_create, NULL,
+                                    complete_home};
+
+void mn_begin_table_open(mn_task *task)
+{
+    enum mn_status status = mn_spec_check(&task->operation->spec, &task->spec, &task->error);
+    if (status)
+        mn_task_end(task, status);
+    else
+        mn_phase_home(task, &home_phase);
+}
+
+/* ---- Find and drop, by name ---- */
+
+static void fill_name(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the same for every shard */
+    memcpy(slot->exchange.request.spec.name, task->operation->spec.name, MN_NAME_BYTES);
+}
+
+static enum mn_status answered_find(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    const mn_reply *reply = &slot->exchange.reply;
+    if (reply->table_count != 1)
+        return mn_fail(&task->error, MN_CORRUPT, "tables", "shard %u described %u tables",
+                       lane->shard, reply->table_count);
+    enum mn_status status = mn_spec_check(&reply->tables[0].spec, &task->spec, &task->error);
+    if (status)
+        return status;
+    return mn_table_adopt(task->core, reply->tables[0].table, &task->spec, &task->operation->table,
+                          &task->error);
+}
+
+static const mn_phase find_phase = {MN_VERB_DESCRIBE, fill_name, answered_find, NULL, mn_task_done};
+
+static enum mn_status answered_drop(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane;
+    (void)slot;
+    task->accepted++;
+    return MN_OK;
+}
+
+/* A drop made again finds the table at the shards only that the first one did not reach. */
+static bool refused_drop(mn_task *task, mn_lane *lane, const mn_reply *reply)
+{
+    mn_error_of_shard(&task->error, lane->shard, reply->status, reply);
+    return reply->status == MN_NOT_FOUND;
+}
+
+static void complete_drop(mn_task *task)
+{
+    mn_table_forget(task->core, task->operation->spec.name);
+    mn_task_end(task, task->accepted ? MN_OK : MN_NOT_FOUND);
+}
+
+static const mn_phase drop_phase = {MN_VERB_DROP, fill_name, answered_drop, refused_drop,
+                                    complete_drop};
+
+static bool check_name(mn_task *task)
+{
+    const char *name = task->operation->spec.name;
+    if (mn_name_valid(name))
+        return true;
+    mn_task_end(task, mn_fail(&task->error, MN_INVALID, "name", "\"%.63s\" is not a name", name));
+    return false;
+}
+
+void mn_begin_table_find(mn_task *task)
+{
+    if (check_name(task))
+        mn_phase_home(task, &find_phase);
+}
+
+void mn_begin_table_drop(mn_task *task)
+{
+    if (check_name(task))
+        mn_phase_all(task, &drop_phase);
+}

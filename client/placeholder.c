@@ -1,1 +1,0 @@
-typedef int mn_client_placeholder; /* replaced by the first source of this folder */

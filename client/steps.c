@@ -1,0 +1,127 @@
+/* Step records: per open step the pieces that each call (table, part) is cut into for each shard,
+ * and their sum, which Seal declares. */
+#include "client_private.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+enum { PARTS_FULL = MN_STEP_PARTS_MAX / 4 * 3 }; /* open addressing stays short */
+
+static uint64_t step_bytes(uint32_t shards)
+{
+    uint64_t bytes = MN_STEP_PARTS_MAX * sizeof(mn_part_record) +
+                     (uint64_t)MN_STEP_PARTS_MAX * shards * sizeof(uint32_t) +
+                     shards * sizeof(uint64_t);
+    return (bytes + 63) / 64 * 64;
+}
+
+uint64_t mn_steps_bytes(uint32_t shards) { return MN_OPEN_STEPS * step_bytes(shards); }
+
+void mn_steps_init(mn_core *core, uint8_t *memory)
+{
+    for (uint32_t i = 0; i < MN_OPEN_STEPS; i++) {
+        uint8_t *next = memory + i * step_bytes(core->shards);
+        mn_step_record *record = &core->steps[i];
+        record->pieces = (uint64_t *)next;
+        next += core->shards * sizeof(uint64_t);
+        record->parts = (mn_part_record *)next;
+        next += MN_STEP_PARTS_MAX * sizeof(mn_part_record);
+        record->keys = (uint32_t *)next;
+    }
+}
+
+static mn_step_record *record_of(const mn_core *core, uint64_t step)
+{
+    const mn_step_record *record = &core->steps[step % MN_OPEN_STEPS];
+    return record->step == step ? (mn_step_record *)record : NULL;
+}
+
+static uint32_t *part_keys(const mn_core *core, mn_step_record *record, uint64_t table,
+                           uint32_t part)
+{
+    uint64_t hash = (table * UINT64_C(0x9E3779B97F4A7C15)) ^ (part * UINT64_C(0xC2B2AE3D27D4EB4F));
+    for (uint64_t at = hash >> 32;; at++) {
+        at %= MN_STEP_PARTS_MAX;
+        mn_part_record *key = &record->parts[at];
+        if (key->used && (key->table != table || key->part != part))
+            continue;
+        if (!key->used) {
+            if (record->part_count == PARTS_FULL)
+                return NULL;
+            key->used = true;
+            key->table = table;
+            key->part = part;
+            record->part_count++;
+        }
+        return record->keys + at * core->shards;
+    }
+}
+
+enum mn_status mn_steps_claim(mn_task *task)
+{
+    mn_core *core = task->core;
+    const mn_operation *operation = task->operation;
+    uint64_t step = operation->step;
+    if (step <= core->step || step - core->step > MN_OPEN_STEPS)
+        return mn_fail(&task->error, MN_STEP, "step",
+                       "step %" PRIu64 " is not one of the %d after %" PRIu64
+                       ", the last committed one",
+                       step, MN_OPEN_STEPS, core->step);
+    mn_step_record *record = &core->steps[step % MN_OPEN_STEPS];
+    record->step = step;
+    uint32_t *keys = part_keys(core, record, operation->table->id, operation->part);
+    if (!keys)
+        return mn_fail(&task->error, MN_BUSY, "part",
+                       "step %" PRIu64 " has changes in %d (table, part) pairs already", step,
+                       PARTS_FULL);
+    for (uint32_t shard = 0; shard < core->shards; shard++) {
+        uint64_t pieces = task->lanes[shard].pieces;
+        if (pieces <= keys[shard])
+            continue;
+        record->pieces[shard] += pieces - keys[shard];
+        keys[shard] = (uint32_t)pieces;
+    }
+    record->changing++;
+    task->claimed = true;
+    return MN_OK;
+}
+
+void mn_steps_settle(mn_task *task)
+{
+    mn_step_record *record = record_of(task->core, task->operation->step);
+    if (task->claimed && record)
+        record->changing--;
+    task->claimed = false;
+}
+
+uint64_t mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard)
+{
+    const mn_step_record *record = record_of(core, step);
+    return record ? record->pieces[shard] : 0;
+}
+
+uint32_t mn_steps_changing(const mn_core *core, uint64_t step)
+{
+    const mn_step_record *record = record_of(core, step);
+    return record ? record->changing : 0;
+}
+
+void mn_steps_close(mn_core *core, uint64_t step)
+{
+    for (mn_task *task = core->alive_first; task; task = task->next)
+        if (task->operation->step <= step)
+            task->claimed = false; /* a call that outlives its step */
+    for (uint32_t i = 0; i < MN_OPEN_STEPS; i++) {
+        mn_step_record *record = &core->steps[i];
+        if (record->step == 0 || record->step > step)
+            continue;
+        memset(record->pieces, 0, core->shards * sizeof *record->pieces);
+        if (record->part_count) {
+            memset(record->parts, 0, MN_STEP_PARTS_MAX * sizeof *record->parts);
+            memset(record->keys, 0,
+                   (uint64_t)MN_STEP_PARTS_MAX * core->shards * sizeof *record->keys);
+        }
+        record->part_count = record->changing = 0;
+        record->step = 0;
+    }
+}
