@@ -86,7 +86,7 @@ enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error)
     return MN_OK;
 }
 
-enum mn_status mn_shard_status(mn_shard *shard, mn_call *call, mn_error *error)
+enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const char *name = call->request.context.group;
     uint32_t count = 0;

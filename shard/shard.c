@@ -252,5 +252,5 @@ static const verb_function verbs[MN_VERB_COUNT] = {
     [MN_VERB_RESTORE] = mn_shard_restore,
     [MN_VERB_MOVE] = move,
     [MN_VERB_MAP] = mn_shard_map,
-    [MN_VERB_STATUS] = mn_shard_status,
+    [MN_VERB_STATUS] = mn_shard_service_status,
 };

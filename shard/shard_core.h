@@ -300,6 +300,6 @@ enum mn_status mn_shard_change_room(const mn_shard *shard, const struct group *g
 enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_list(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error);
-enum mn_status mn_shard_status(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error *error);
 
 #endif
