@@ -67,7 +67,7 @@ static void local_start(mn_transport *base, uint32_t ordinal, mn_exchange *excha
     uv_mutex_unlock(&shard->mutex);
 }
 
-/* The thread looks for what was cancelled: in its calls by this flag, in the queue by deadline 0. */
+/* The thread looks for what was cancelled: in its calls by a flag, in the queue by deadline 0. */
 static void local_cancel(mn_transport *base, mn_exchange *exchange)
 {
     local_transport *transport = (local_transport *)base;
