@@ -127,7 +127,7 @@ static const flag flags[] = {
      "then train the same model without a memory (group NAME-plain)", false},
     {FLAG, "quiet", NULL, AT(quiet), 0, 0, NULL, "no progress lines", false},
 };
-enum { FLAGS = sizeof flags / sizeof *flags, HELP = 1000 };
+enum { FLAGS = sizeof flags / sizeof *flags, FIRST = 256, HELP = FIRST + FLAGS };
 
 /* Position of `word` among '|'-separated `words`, or -1. */
 static int choice_of(const char *words, const char *word)
@@ -227,8 +227,9 @@ enum mn_status mn_train_options_parse(int argc, char **argv, mn_train_options *o
     for (int i = 0; i < FLAGS; i++) {
         if (flags[i].kind == HEADING)
             continue;
-        longs[count++] = (struct option){
-            flags[i].name, flags[i].kind == FLAG ? no_argument : required_argument, NULL, i};
+        longs[count++] =
+            (struct option){flags[i].name, flags[i].kind == FLAG ? no_argument : required_argument,
+                            NULL, FIRST + i};
         if (flags[i].initial && !status)
             status = flag_set(&flags[i], &options, flags[i].initial, error);
     }
@@ -248,7 +249,7 @@ enum mn_status mn_train_options_parse(int argc, char **argv, mn_train_options *o
             status = mn_fail(error, MN_INVALID, "flags", "%s needs a value: see mneme-train --help",
                              argv[place]);
         else if (!help)
-            status = flag_set(&flags[got], &options, optarg, error);
+            status = flag_set(&flags[got - FIRST], &options, optarg, error);
     }
     if (!status && !help && optind < argc)
         status = mn_fail(error, MN_INVALID, "flags",
