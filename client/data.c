@@ -266,7 +266,8 @@ static void add(mn_task *task, const mn_lane *lane, uint64_t piece, const mn_pay
     uint64_t width = dots ? data->reads : table->spec.dim, n = units.count * width;
     uint32_t arrays =
         dots && table->spec.split == MN_COLUMNS ? table->shares[lane->shard].tile_count : 1;
-    float *sums = (data->sums ? data->sums : operation->outputs.data) + units.first * width;
+    float *sums = data->sums ? data->sums : operation->outputs.data;
+    sums += units.first * width;
     mn_cursor cursor;
     mn_cursor_init(&cursor, payload, 0);
     if (lane->shard == 0)
