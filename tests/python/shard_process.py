@@ -104,6 +104,7 @@ class Caller:
 
     def join(self, ranks):
         """Both phases at one shard, as a trainer does it."""
+        self.incarnation = self.map_epoch = 0
         reply = self.call("Join", ranks=ranks, phase=pb.JOIN_ASSIGN)
         self.incarnation, self.map_epoch = reply.incarnation, reply.map_epoch
         return self.call("Join", ranks=ranks, phase=pb.JOIN_FENCE)

@@ -220,6 +220,13 @@ class Verbs(unittest.TestCase):
         self.model.update(stored)
         for row, gradient in ((7, row_of(20)), (1, row_of(21)), (7, row_of(30)), (8, row_of(31))):
             self.model[row] = [v - RATE * g for v, g in zip(self.value(row), gradient)]
+        for rank in self.ranks:  # nobody from before the restore may go on
+            with self.assertRaises(Failure):
+                rank.call("Push", step=2, count=1, **self.tiles(payload=u32(3) + f32(row_of(1))))
+            rank.join(2)
+        self.assertEqual([rank.map_epoch for rank in self.ranks], [old_epoch + 1] * 2)
+        self.check_table()
+        self.bag()
         self.check_table()
         first.map_epoch = old_epoch
         with self.assertRaises(Failure) as caught:
