@@ -97,6 +97,7 @@ static void fill_create(mn_task *task, mn_lane *lane, mn_slot *slot)
     request->spec = task->spec;
     request->ranks = task->core->options.ranks;
     request->table = lane->shard == 0 ? 0 : task->table;
+    request->context.step = task->core->step; /* a shard behind it has lost the group */
 }
 
 static enum mn_status answered_create(mn_task *task, mn_lane *lane, mn_slot *slot)
