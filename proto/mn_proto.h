@@ -306,7 +306,8 @@ typedef struct mn_reply {
     mn_proposal proposal; /* Join FENCE: of that seal, or of the last commit; Seal: the outcome
                              (discard = any vote) */
     float factors[MN_COMMIT_SETS_MAX]; /* Join FENCE: of the last commit */
-    uint64_t incarnation_sum;          /* Seal: sum over ranks of the incarnations that sealed */
+    uint64_t incarnation_sum; /* Seal: sum over ranks of the incarnations that sealed; Join FENCE:
+                                 of the last commit */
     uint32_t ranks;
     uint32_t shards, shard; /* Map, Status: size of the map and who answers */
     uint64_t bytes;         /* Snapshot, Restore: written or read */

@@ -1,39 +1,234 @@
-/* Snapshot and Restore as jobs of the shard's tick. */
+/* Snapshot and Restore as a job of the shard's tick: at most one, bound to its call. When the call
+ * ends early (its deadline, its caller gone), so does the job; what it wrote so far has a temporary
+ * name or is in no manifest. */
 #include "files.h"
 
-enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error)
+#include <stdio.h>
+
+/* ---- Names and transfers */
+
+void mn_shard_tile_path(const char *folder, uint64_t table, uint32_t tile, uint64_t step,
+                        char out_path[FILE_PATH_BYTES])
 {
-    (void)shard;
-    (void)call;
-    return mn_fail(error, MN_STORAGE, "storage", "this shard has no storage");
+    (void)snprintf(out_path, FILE_PATH_BYTES, "%s/%" PRIu64 "-%u-%" PRIu64 ".tile", folder, table,
+                   tile, step); /* it fits: the path was checked */
 }
 
-enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error)
+void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES])
 {
-    (void)shard;
-    (void)call;
-    return mn_fail(error, MN_STORAGE, "storage", "this shard has no storage");
+    (void)snprintf(out_path, FILE_PATH_BYTES, "%s/manifest", folder); /* likewise */
 }
 
-void mn_shard_job_run(mn_shard *shard) { (void)shard; }
+static uint32_t chunk_rows(uint64_t row_bytes, uint64_t rows)
+{
+    uint64_t fit = FILE_CHUNK_BYTES / row_bytes / 8 * 8;
+    uint64_t max = round_up(rows ? rows : 1, 8);
+    if (fit < 8)
+        fit = 8;
+    return (uint32_t)(fit < max ? fit : max);
+}
+
+enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *transfer,
+                                       const char *group, struct table *table, uint32_t tile,
+                                       uint64_t step, mn_error *error)
+{
+    bool rows = table->geometry.split == MN_ROWS;
+    mn_tile *plane = &table->planes[rows ? 0 : tile - table->tile_first];
+    *transfer = (struct tile_transfer){.table = table, .tile = tile, .plane = plane};
+    transfer->rows = rows ? mn_tile_rows(&table->geometry, tile) : plane->rows;
+    if (rows && transfer->rows)
+        transfer->row_first = tile * table->geometry.rows_per_tile - table->position_first;
+    struct file_tile_head *head = &transfer->head;
+    *head = (struct file_tile_head){
+        .magic = TILE_MAGIC,
+        .format_version = FILE_FORMAT_VERSION,
+        .least_reader = FILE_READER_LEAST,
+        .endianness = FILE_ENDIANNESS,
+        .table = table->id,
+        .tile = tile,
+        .step = step,
+        .rows = transfer->rows,
+        .columns = plane->columns,
+        .value_bytes = plane->columns * mn_dtype_bytes(plane->dtype),
+        .state_bytes = (uint32_t)mn_state_row_bytes(&plane->optimizer, plane->columns),
+    };
+    memcpy(head->group, group, strnlen(group, MN_NAME_BYTES - 1));
+    head->chunk_rows_max =
+        chunk_rows(sizeof(uint32_t) + (uint64_t)head->value_bytes + head->state_bytes, head->rows);
+    transfer->buffer_bytes = mn_shard_chunk_bytes(head, head->chunk_rows_max, head->chunk_rows_max);
+    transfer->buffer = shard->env.allocate(shard->env.context, transfer->buffer_bytes);
+    if (!transfer->buffer)
+        return mn_fail(error, MN_NO_MEMORY, "path", "no memory for a chunk of %" PRIu64 " bytes",
+                       transfer->buffer_bytes);
+    transfer->active = true;
+    return MN_OK;
+}
+
+void mn_shard_transfer_stop(mn_shard *shard, struct tile_transfer *transfer)
+{
+    if (!transfer->active)
+        return;
+    shard->env.release(shard->env.context, transfer->buffer, transfer->buffer_bytes);
+    memset(transfer, 0, sizeof *transfer);
+}
+
+/* ---- The job's life */
+
+static enum mn_status job_start(mn_shard *shard, mn_call *call, struct group *group, bool holds,
+                                enum mn_status (*run)(mn_shard *, struct files_job *, bool *,
+                                                      mn_error *),
+                                mn_error *error)
+{
+    if (!shard->env.storage)
+        return mn_fail(error, MN_STORAGE, "storage", "this shard was started without a folder");
+    if (shard->job)
+        return mn_fail(error, MN_BUSY, "path", "another snapshot or restore (%.120s) runs",
+                       shard->job->call->request.path);
+    struct files_job *job = shard->env.allocate(shard->env.context, sizeof *job);
+    if (!job)
+        return mn_fail(error, MN_NO_MEMORY, "path", "no memory for the job");
+    job->call = call;
+    job->group = group;
+    job->holds = holds;
+    job->step = call->request.context.step;
+    job->run = run;
+    shard->job = job;
+    call->core = job;
+    return MN_OK;
+}
+
+/* Frees the job; its call is free to be answered. */
+static void job_end(mn_shard *shard)
+{
+    struct files_job *job = shard->job;
+    mn_shard_writer_abort(&job->writer);
+    mn_shard_reader_close(&job->reader);
+    mn_shard_transfer_stop(shard, &job->transfer);
+    mn_shard_manifest_deinit(shard, &job->manifest);
+    if (job->fresh_stands)
+        mn_shard_group_deinit(shard, &job->fresh);
+    if (job->holds)
+        job->group->wake |= 1u << MN_VERB_COMMIT;
+    job->call->core = NULL;
+    shard->job = NULL;
+    shard->env.release(shard->env.context, job, sizeof *job);
+}
+
+void mn_shard_job_run(mn_shard *shard)
+{
+    struct files_job *job = shard->job;
+    mn_call *call = job->call;
+    mn_error error = {0};
+    bool done = false;
+    enum mn_status status = job->run(shard, job, &done, &error);
+    if (!status && !done)
+        return;
+    call->reply.bytes = job->bytes;
+    job_end(shard);
+    mn_shard_answer(shard, call, status, &error);
+}
 
 bool mn_shard_job_holds(const mn_shard *shard, const struct group *group)
 {
-    (void)shard;
-    (void)group;
-    return false;
+    return shard->job && shard->job->holds && shard->job->group == group;
+}
+
+static void job_fail(mn_shard *shard, enum mn_status status, const char *field, const char *message)
+{
+    mn_call *call = shard->job->call;
+    mn_error error = {0};
+    (void)mn_fail(&error, status, field, "%s", message); /* fills error */
+    job_end(shard);
+    mn_shard_answer(shard, call, status, &error);
 }
 
 void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns)
 {
-    (void)shard;
-    (void)now_ns;
+    if (shard->job && shard->job->call->deadline_ns <= now_ns)
+        job_fail(shard, MN_DEADLINE, "path", "the files were not done in time: nothing changed");
 }
 
-void mn_shard_job_forget(mn_shard *shard, mn_call *call)
+bool mn_shard_job_forget(mn_shard *shard, mn_call *call)
 {
-    (void)shard;
-    (void)call;
+    if (!shard->job || shard->job->call != call)
+        return false;
+    job_fail(shard, MN_CANCELLED, "call", "the caller gave up");
+    return true;
 }
 
-void mn_shard_job_cancel(mn_shard *shard) { (void)shard; }
+void mn_shard_job_cancel(mn_shard *shard)
+{
+    if (shard->job)
+        job_fail(shard, MN_UNAVAILABLE, "shard", "the shard is going away");
+}
+
+/* ---- The verbs */
+
+enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    struct group *group;
+    enum mn_status status = mn_shard_check_group(shard, call, true, &group, error);
+    if (!status)
+        status = mn_shard_check_path(request->path, error);
+    if (status)
+        return status;
+    bool manifest = request->files == MN_FILES_MANIFEST;
+    if (request->files != MN_FILES_WRITE && !manifest)
+        return mn_fail(error, MN_UNSUPPORTED, "files", "phase %u is not one of Snapshot's",
+                       (unsigned)request->files);
+    if (manifest && !is_home(shard))
+        return mn_fail(error, MN_INVALID, "files", "MANIFEST goes to the home shard (0), not to %u",
+                       shard->options.shard);
+    if (request->context.step != group->committed)
+        return mn_fail(error, MN_STEP, "step",
+                       "%" PRIu64 " is not the committed step (%" PRIu64 ")", request->context.step,
+                       group->committed);
+    status = job_start(shard, call, group, true,
+                       manifest ? mn_shard_save_manifest : mn_shard_save_tiles, error);
+    if (status)
+        return status;
+    mn_storage *storage = shard->env.storage;
+    status = storage->make_folder(storage, request->path, error);
+    if (status)
+        job_end(shard);
+    return status;
+}
+
+static enum mn_status check_load(mn_shard *shard, const mn_request *request, bool *out_repeat,
+                                 mn_error *error)
+{
+    const struct group *group = mn_shard_group_find(shard, request->context.group);
+    uint64_t epoch = request->context.map_epoch, known = group ? group->map_epoch : 0;
+    *out_repeat =
+        group && epoch == known &&
+        group->loaded_digest == mn_checksum(request->path, strlen(request->path), group->committed);
+    if (*out_repeat)
+        return MN_OK;
+    if (epoch <= known || epoch < 2 || epoch > UINT32_MAX)
+        return mn_fail(error, epoch <= known ? MN_EPOCH : MN_INVALID, "map_epoch",
+                       "%" PRIu64 " is not above this shard's %" PRIu64 ", 2 to 2^32-1", epoch,
+                       known);
+    if (request->ranks > MN_RANKS_MAX)
+        return mn_fail(error, MN_INVALID, "ranks", "%u is more than %d", request->ranks,
+                       MN_RANKS_MAX);
+    return MN_OK;
+}
+
+enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
+    enum mn_status status = mn_shard_check_path(request->path, error);
+    if (status)
+        return status;
+    if (request->files == MN_FILES_CHECK)
+        return job_start(shard, call, NULL, false, mn_shard_load_check, error);
+    if (request->files != MN_FILES_LOAD)
+        return mn_fail(error, MN_UNSUPPORTED, "files", "phase %u is not one of Restore's",
+                       (unsigned)request->files);
+    bool repeat = false;
+    status = check_load(shard, request, &repeat, error);
+    if (status || repeat)
+        return status;
+    return job_start(shard, call, NULL, false, mn_shard_load_tiles, error);
+}

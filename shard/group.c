@@ -115,6 +115,7 @@ static void tell_open_step(mn_shard *shard, struct group *group, mn_call *call)
     reply->sealed = step->seals[call->request.context.rank].sealed;
     reply->proposal = reply->sealed ? mn_shard_outcome(group, step) : group->last_proposal;
     memcpy(reply->factors, group->last_factors, sizeof reply->factors);
+    reply->incarnation_sum = group->last_incarnation_sum;
 }
 
 static void replay(mn_shard *shard, struct group *group, uint32_t rank)

@@ -153,10 +153,13 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
         reply->error = *error;
         reply->error.status = status;
     }
+    bool foretold = call->request.verb == MN_VERB_RESTORE && call->request.files == MN_FILES_CHECK;
     if (group) {
         reply->map_epoch = group->map_epoch;
-        reply->step = group->committed;
-        reply->ranks = group->ranks;
+        if (!foretold) { /* a restore's check tells the snapshot's step and ranks instead */
+            reply->step = group->committed;
+            reply->ranks = group->ranks;
+        }
     }
     reply->shards = shard->options.shards;
     reply->shard = shard->options.shard;
@@ -201,11 +204,12 @@ void mn_shard_abandon(mn_shard *shard, mn_call *call)
     assert(!shard->running);
     shard->running = true;
     if (call->core) {
-        mn_shard_job_forget(shard, call);
-        mn_shard_unpark(shard, call);
-        mn_error error = {0};
-        (void)mn_fail(&error, MN_CANCELLED, "call", "the caller gave up"); /* fills error */
-        mn_shard_answer(shard, call, MN_CANCELLED, &error);
+        if (!mn_shard_job_forget(shard, call)) {
+            mn_error error = {0};
+            (void)mn_fail(&error, MN_CANCELLED, "call", "the caller gave up"); /* fills error */
+            mn_shard_unpark(shard, call);
+            mn_shard_answer(shard, call, MN_CANCELLED, &error);
+        }
         mn_shard_wake(shard);
     }
     shard->running = false;

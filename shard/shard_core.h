@@ -123,6 +123,7 @@ struct group {
     struct commit_record commits[COMMITS_KEPT];
     mn_proposal last_proposal;
     float last_factors[MN_COMMIT_SETS_MAX];
+    uint64_t last_incarnation_sum;
     uint64_t read_bytes, change_bytes; /* in use */
     mn_call *parked_first, *parked_last;
     uint32_t parked_count;

@@ -189,6 +189,7 @@ static void make_permanent(mn_shard *shard, struct group *group, struct step *st
     mn_shard_step_drop(shard, group, step, UINT32_MAX);
     group->committed = step->number;
     group->last_proposal = outcome;
+    group->last_incarnation_sum = request->incarnation_sum;
     memcpy(group->last_factors, request->factors, sizeof group->last_factors);
     group->commits[step->number % COMMITS_KEPT] = (struct commit_record){
         .step = step->number, .digest = mn_shard_proposal_digest(&outcome, request->factors)};

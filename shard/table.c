@@ -167,8 +167,7 @@ void mn_shard_table_promote(mn_shard *shard, struct table *table)
 /* ---- CreateTable, Drop */
 
 /* The id under which a new table may come into being here, or why not. A shard that lost its group
- * (it came back empty and was joined again) stands at another step than its client: it makes
- * nothing anew. */
+ * (it came back empty and was joined again) stands behind its client: it makes nothing anew. */
 static enum mn_status new_id(mn_shard *shard, const struct group *group, const mn_request *request,
                              uint64_t *out_id, mn_error *error)
 {
@@ -180,10 +179,10 @@ static enum mn_status new_id(mn_shard *shard, const struct group *group, const m
     if (request->table != 0 && is_home(shard))
         return mn_fail(error, MN_LOST, "table", "%" PRIu64 " (%s) is not held here", request->table,
                        request->spec.name);
-    if (request->table != 0 && request->context.step != group->committed)
+    if (request->table != 0 && request->context.step > group->committed)
         return mn_fail(error, MN_LOST, "table",
                        "%" PRIu64 " (%s) is not held here, and this shard "
-                       "stands at step %" PRIu64 ", not %" PRIu64,
+                       "stands at step %" PRIu64 ", behind %" PRIu64,
                        request->table, request->spec.name, group->committed, request->context.step);
     *out_id = request->table ? request->table : shard->next_table;
     return MN_OK;

@@ -1,0 +1,137 @@
+/* The shard's files: one field table per record yields its struct, its codec and its size. All
+ * little-endian. A record is its fields, then the checksum of its bytes, seeded with the checksum
+ * of the record before it: so neither a byte nor the order of records can change unseen.
+ *
+ *   tile file   tile_head, { chunk_head, body }*, end
+ *   manifest    manifest_head, rank_record [ranks], table_record [tables], tile_record [tiles], end
+ *
+ * A chunk's body holds the written rows among `rows` rows from `first` on: a bitmap [rows / 8,
+ * rounded up], then update counts u32, values and states of the written rows, each array dense. */
+#ifndef MN_SHARD_FILES_FORMAT_H
+#define MN_SHARD_FILES_FORMAT_H
+
+#include "mn_proto.h"
+
+enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020304 };
+#define TILE_MAGIC     UINT64_C(0x0a656c69744d4e4d) /* "MNMtile\n" */
+#define MANIFEST_MAGIC UINT64_C(0x0a696e616d4d4e4d) /* "MNMmani\n" */
+#define END_MAGIC      UINT64_C(0x0a2e646e654d4e4d) /* "MNMend.\n" */
+
+/* Every file begins with these. */
+#define PREAMBLE_FIELDS(X)                                                                         \
+    X(U64, magic)                                                                                  \
+    X(U32, format_version)                                                                         \
+    X(U32, least_reader) /* the oldest reader that understands this file */                        \
+    X(U32, endianness)
+
+#define TILE_HEAD_FIELDS(X)                                                                        \
+    PREAMBLE_FIELDS(X)                                                                             \
+    X(NAME, group)                                                                                 \
+    X(U64, table)                                                                                  \
+    X(U32, tile)                                                                                   \
+    X(U64, step)                                                                                   \
+    X(U64, rows)                                                                                   \
+    X(U32, columns)                                                                                \
+    X(U32, value_bytes)    /* of a row */                                                          \
+    X(U32, state_bytes)    /* of a row */                                                          \
+    X(U32, chunk_rows_max) /* rows that one chunk spans at most */
+
+#define CHUNK_HEAD_FIELDS(X)                                                                       \
+    X(U64, first)                                                                                  \
+    X(U32, rows)                                                                                   \
+    X(U32, written)                                                                                \
+    X(U64, body_checksum)
+
+#define MANIFEST_HEAD_FIELDS(X)                                                                    \
+    PREAMBLE_FIELDS(X)                                                                             \
+    X(NAME, group)                                                                                 \
+    X(U64, step)                                                                                   \
+    X(U64, map_epoch)                                                                              \
+    X(U64, next_table)                                                                             \
+    X(U32, ranks)                                                                                  \
+    X(U32, tables)                                                                                 \
+    X(U32, tiles)
+
+#define RANK_RECORD_FIELDS(X) X(U64, incarnation)
+
+#define TABLE_RECORD_FIELDS(X)                                                                     \
+    X(U64, table)                                                                                  \
+    X(NAME, name)                                                                                  \
+    X(U64, rows)                                                                                   \
+    X(U32, dim)                                                                                    \
+    X(U32, dtype)                                                                                  \
+    X(U32, split)                                                                                  \
+    X(U32, tiles)                                                                                  \
+    X(U64, seed)                                                                                   \
+    X(U32, init_kind)                                                                              \
+    X(F32, init_a)                                                                                 \
+    X(F32, init_b)                                                                                 \
+    X(U32, optimizer_kind)                                                                         \
+    X(F32, beta1)                                                                                  \
+    X(F32, beta2)                                                                                  \
+    X(F32, eps)                                                                                    \
+    X(U32, state_dtype)                                                                            \
+    X(U32, row_correction)
+
+#define TILE_RECORD_FIELDS(X)                                                                      \
+    X(U64, table)                                                                                  \
+    X(U32, tile)                                                                                   \
+    X(U64, bytes)                                                                                  \
+    X(U64, rows_written)                                                                           \
+    X(U64, checksum) /* of the tile file's end */
+
+/* Its own checksum starts from 0, so that it can be read alone; `chain` is that of the last record
+ * before it. */
+#define END_FIELDS(X)                                                                              \
+    X(U64, magic)                                                                                  \
+    X(U64, records) /* chunks; or ranks + tables + tiles */                                        \
+    X(U64, rows_written)                                                                           \
+    X(U64, bytes) /* of the file before this record */                                             \
+    X(U64, chain)
+
+#define RECORD_LIST(X)                                                                             \
+    X(tile_head, TILE_HEAD_FIELDS)                                                                 \
+    X(chunk_head, CHUNK_HEAD_FIELDS)                                                               \
+    X(manifest_head, MANIFEST_HEAD_FIELDS)                                                         \
+    X(rank_record, RANK_RECORD_FIELDS)                                                             \
+    X(table_record, TABLE_RECORD_FIELDS)                                                           \
+    X(tile_record, TILE_RECORD_FIELDS)                                                             \
+    X(end, END_FIELDS)
+
+#define FIELD_IN_STRUCT(type, field) FIELD_IN_STRUCT_##type(field)
+#define FIELD_IN_STRUCT_U32(field)   uint32_t field;
+#define FIELD_IN_STRUCT_U64(field)   uint64_t field;
+#define FIELD_IN_STRUCT_F32(field)   float field;
+#define FIELD_IN_STRUCT_NAME(field)  char field[MN_NAME_BYTES];
+
+#define FIELD_BYTES(type, field) +FIELD_BYTES_##type
+#define FIELD_BYTES_U32          4
+#define FIELD_BYTES_U64          8
+#define FIELD_BYTES_F32          4
+#define FIELD_BYTES_NAME         MN_NAME_BYTES
+
+/* struct file_tile_head, FILE_BYTES_tile_head (with the checksum), and so on. */
+#define RECORD_DECLARE(record, FIELDS)                                                             \
+    struct file_##record {                                                                         \
+        FIELDS(FIELD_IN_STRUCT)                                                                    \
+    };                                                                                             \
+    enum { FILE_BYTES_##record = 0 FIELDS(FIELD_BYTES) + 8 };                                      \
+    /* Both advance *chain, the checksum of the record before. Decode: false on a wrong one. */    \
+    void mn_shard_encode_##record(const struct file_##record *record, uint64_t *chain,             \
+                                  uint8_t *out_bytes);                                             \
+    bool mn_shard_decode_##record(const uint8_t *bytes, uint64_t *chain,                           \
+                                  struct file_##record *out_record);
+RECORD_LIST(RECORD_DECLARE)
+#undef RECORD_DECLARE
+
+enum { FILE_RECORD_BYTES_MAX = 256 };
+
+/* Magic, version and endianness of a file's first record. */
+enum mn_status mn_shard_check_preamble(const char *path, uint64_t magic, uint64_t magic_due,
+                                       uint32_t version, uint32_t least_reader, uint32_t endianness,
+                                       mn_error *error);
+
+/* Body bytes of a chunk. */
+uint64_t mn_shard_chunk_bytes(const struct file_tile_head *head, uint64_t rows, uint64_t written);
+
+#endif

@@ -1,0 +1,236 @@
+/* Restore: the manifest, then the tiles that this shard holds under its own map, into a fresh group
+ * that takes the old one's place only when all of it has been verified. */
+#include "files.h"
+
+/* ---- A tile */
+
+static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct table *table,
+                                 uint32_t tile, mn_error *error)
+{
+    struct tile_transfer *transfer = &job->transfer;
+    struct file_tile_head due, head;
+    uint8_t bytes[FILE_BYTES_tile_head];
+    char path[FILE_PATH_BYTES];
+    mn_shard_tile_path(job->call->request.path, table->id, tile, job->step, path);
+    enum mn_status status = mn_shard_transfer_start(shard, transfer, job->manifest.head.group,
+                                                    table, tile, job->step, error);
+    if (!status)
+        status = mn_shard_reader_open(&job->reader, shard->env.storage, path, error);
+    if (!status)
+        status = mn_shard_reader_take(&job->reader, bytes, sizeof bytes, error);
+    if (status)
+        return status;
+    if (!mn_shard_decode_tile_head(bytes, &job->reader.chain, &head))
+        return mn_shard_damaged(path, "tile_head", error);
+    status = mn_shard_check_preamble(path, head.magic, TILE_MAGIC, head.format_version,
+                                     head.least_reader, head.endianness, error);
+    due = transfer->head;
+    bool same = head.table == due.table && head.tile == due.tile && head.step == due.step &&
+                head.rows == due.rows && head.columns == due.columns &&
+                head.value_bytes == due.value_bytes && head.state_bytes == due.state_bytes &&
+                head.chunk_rows_max == due.chunk_rows_max &&
+                !strncmp(head.group, due.group, sizeof head.group);
+    if (!status && !same)
+        status = mn_shard_damaged(path, "tile_head", error);
+    return status;
+}
+
+static uint32_t bits_of(const uint8_t *bitmap, uint32_t rows)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < rows; i++)
+        count += bitmap[i / 8] >> i % 8 & 1;
+    return count;
+}
+
+/* Puts a verified chunk's rows where they belong; false if an update count is zero. */
+static bool unpack_chunk(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
+{
+    mn_tile *plane = transfer->plane;
+    const struct file_tile_head *head = &transfer->head;
+    uint64_t base = transfer->row_first + chunk->first;
+    const uint8_t *bitmap = transfer->buffer, *updates = bitmap + (chunk->rows + 7) / 8;
+    const uint8_t *values = updates + (uint64_t)chunk->written * sizeof(uint32_t);
+    const uint8_t *states = values + (uint64_t)chunk->written * head->value_bytes;
+    uint64_t packed = 0;
+    for (uint32_t i = 0; i < chunk->rows; i++) {
+        if (!(bitmap[i / 8] >> i % 8 & 1))
+            continue;
+        memcpy(&plane->updates[base + i], updates + packed * sizeof(uint32_t), sizeof(uint32_t));
+        if (!plane->updates[base + i])
+            return false;
+        memcpy((uint8_t *)plane->values + (base + i) * head->value_bytes,
+               values + packed * head->value_bytes, head->value_bytes);
+        if (head->state_bytes)
+            memcpy((uint8_t *)plane->state + (base + i) * head->state_bytes,
+                   states + packed * head->state_bytes, head->state_bytes);
+        packed++;
+    }
+    plane->rows_written += packed;
+    return true;
+}
+
+static enum mn_status load_chunk(struct files_job *job, mn_error *error)
+{
+    struct tile_transfer *transfer = &job->transfer;
+    struct file_reader *reader = &job->reader;
+    struct file_chunk_head chunk;
+    uint8_t bytes[FILE_BYTES_chunk_head];
+    enum mn_status status = mn_shard_reader_take(reader, bytes, sizeof bytes, error);
+    if (status)
+        return status;
+    if (!mn_shard_decode_chunk_head(bytes, &reader->chain, &chunk) ||
+        chunk.first < transfer->next_row || chunk.first >= transfer->rows || !chunk.rows ||
+        chunk.rows > transfer->head.chunk_rows_max || chunk.rows > transfer->rows - chunk.first ||
+        !chunk.written || chunk.written > chunk.rows)
+        return mn_shard_damaged(reader->path, "chunk_head", error);
+    uint64_t body = mn_shard_chunk_bytes(&transfer->head, chunk.rows, chunk.written);
+    assert(body <= transfer->buffer_bytes);
+    status = mn_shard_reader_take(reader, transfer->buffer, body, error);
+    if (status)
+        return status;
+    if (mn_checksum(transfer->buffer, body, 0) != chunk.body_checksum ||
+        bits_of(transfer->buffer, chunk.rows) != chunk.written || !unpack_chunk(transfer, &chunk))
+        return mn_shard_damaged(reader->path, "chunk body", error);
+    transfer->next_row = chunk.first + chunk.rows;
+    reader->records++;
+    return MN_OK;
+}
+
+static enum mn_status finish_tile(mn_shard *shard, struct files_job *job,
+                                  const struct file_tile_record *record, mn_error *error)
+{
+    struct file_reader *reader = &job->reader;
+    if (reader->bytes != record->bytes || reader->chain != record->checksum)
+        return mn_shard_damaged(reader->path, "end (the manifest names another file)", error);
+    enum mn_status status = mn_shard_reader_end(reader, record->rows_written, error);
+    if (status)
+        return status;
+    job->bytes += reader->bytes;
+    mn_shard_reader_close(reader);
+    mn_shard_transfer_stop(shard, &job->transfer);
+    return MN_OK;
+}
+
+/* ---- The group */
+
+/* Incarnations start above all that any shard gave out before: the map epoch is their upper half.
+ * So a trainer from before the restore stays fenced, whatever it was, and all shards agree. */
+static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *error)
+{
+    const mn_request *request = &job->call->request;
+    struct manifest *manifest = &job->manifest;
+    enum mn_status status = mn_shard_manifest_read(shard, request->path, manifest, error);
+    if (status)
+        return status;
+    uint32_t ranks = request->ranks ? request->ranks : manifest->head.ranks;
+    status = mn_shard_group_init(shard, request->context.group, ranks, &job->fresh, error);
+    if (status)
+        return status;
+    job->fresh_stands = true;
+    job->step = manifest->head.step;
+    job->fresh.committed = manifest->head.step;
+    job->fresh.map_epoch = request->context.map_epoch;
+    for (uint32_t rank = 0; rank < ranks; rank++) {
+        uint64_t saved = rank < manifest->head.ranks ? manifest->incarnations[rank] : 0;
+        uint64_t base = request->context.map_epoch << 32;
+        job->fresh.incarnations[rank] = saved > base ? saved : base;
+    }
+    for (uint32_t i = 0; !status && i < manifest->head.tables; i++)
+        status = mn_shard_table_init(shard, manifest->ids[i], &manifest->specs[i],
+                                     &job->fresh.tables[i], error);
+    return status;
+}
+
+/* The old group goes, with all that was staged or parked; the fresh one stands in its place. */
+static enum mn_status swap(mn_shard *shard, struct files_job *job, mn_error *error)
+{
+    const mn_request *request = &job->call->request;
+    struct group *group = mn_shard_group_find(shard, request->context.group);
+    if (group) {
+        if (group->map_epoch >= request->context.map_epoch)
+            return mn_fail(error, MN_EPOCH, "map_epoch",
+                           "%" PRIu64 " is not above this shard's %" PRIu64,
+                           request->context.map_epoch, group->map_epoch);
+        group->map_epoch = request->context.map_epoch; /* what those parked are told */
+        mn_shard_answer_parked(shard, group, MN_EPOCH, "map_epoch",
+                               "the group was restored from a snapshot meanwhile");
+        mn_shard_group_deinit(shard, group);
+    }
+    for (uint32_t i = 0; !group && i < shard->options.groups_max; i++)
+        if (!shard->groups[i].name[0])
+            group = &shard->groups[i];
+    if (!group)
+        return mn_fail(error, MN_BUSY, "groups_max", "this shard holds %u groups already",
+                       shard->options.groups_max);
+    job->fresh.loaded_digest = mn_checksum(request->path, strlen(request->path), job->step);
+    *group = job->fresh;
+    job->fresh_stands = false;
+    for (uint32_t i = 0; i < shard->options.tables_max; i++)
+        if (group->tables[i].id)
+            mn_shard_table_promote(shard, &group->tables[i]);
+    if (shard->next_table < job->manifest.head.next_table)
+        shard->next_table = job->manifest.head.next_table;
+    return MN_OK;
+}
+
+enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool *out_done,
+                                   mn_error *error)
+{
+    struct tile_transfer *transfer = &job->transfer;
+    struct manifest *manifest = &job->manifest;
+    enum mn_status status = MN_OK;
+    if (!job->fresh_stands)
+        return begin(shard, job, error);
+    uint64_t bytes = 0;
+    while (!status && bytes < JOB_PIECE_BYTES) {
+        if (job->table_place == manifest->head.tables) {
+            status = swap(shard, job, error);
+            *out_done = !status;
+            return status;
+        }
+        struct table *table = &job->fresh.tables[job->table_place];
+        if (job->tile == table->tile_count) {
+            job->table_place++;
+            job->tile = 0;
+            continue;
+        }
+        uint32_t tile = table->tile_first + job->tile;
+        const struct file_tile_record *record =
+            &manifest->tiles[manifest->first_tile[job->table_place] + tile];
+        uint64_t before = job->reader.offset;
+        if (!transfer->active) {
+            status = start_tile(shard, job, table, tile, error);
+            before = 0;
+        } else if (job->reader.offset + FILE_BYTES_end < job->reader.bytes) {
+            status = load_chunk(job, error);
+        } else {
+            status = finish_tile(shard, job, record, error);
+            job->tile++;
+        }
+        bytes += job->reader.offset - before;
+    }
+    return status;
+}
+
+/* ---- CHECK: what a snapshot holds */
+
+enum mn_status mn_shard_load_check(mn_shard *shard, struct files_job *job, bool *out_done,
+                                   mn_error *error)
+{
+    struct manifest *manifest = &job->manifest;
+    mn_reply *reply = &job->call->reply;
+    enum mn_status status = mn_shard_manifest_read(shard, job->call->request.path, manifest, error);
+    if (status)
+        return status;
+    for (uint32_t i = 0; i < manifest->head.tables && i < MN_INFO_MAX; i++)
+        shard->table_infos[i] = (mn_table_info){.table = manifest->ids[i],
+                                                .spec = manifest->specs[i],
+                                                .tile_count = manifest->specs[i].tiles};
+    reply->tables = shard->table_infos;
+    reply->table_count = manifest->head.tables;
+    reply->ranks = manifest->head.ranks;
+    reply->step = manifest->head.step;
+    *out_done = true;
+    return MN_OK;
+}
