@@ -93,6 +93,7 @@ typedef struct mn_training {
 
     /* Time spent outside the model's own phases, and bytes, over the steps trained here. */
     uint64_t exchange_ns, commit_ns, train_ns, steps_trained;
+    uint64_t cpu_ns; /* of all threads of this process, in steps; what a busy machine leaves true */
     mn_phases phases;
     mn_client_counters counted;
 } mn_training;
@@ -106,6 +107,7 @@ void mn_training_close(mn_training *training);
 uint64_t mn_training_done(const mn_training *training);
 
 uint64_t mn_train_now_ns(void *unused); /* monotonic */
+uint64_t mn_train_cpu_ns(void);         /* of this process */
 
 /* ---- 3. Dense parameters (train_tables.c) ---- */
 

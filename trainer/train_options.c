@@ -110,7 +110,7 @@ static const flag flags[] = {
     HEAD("What to show"),
     {TEXT, "metrics-file", "FILE", AT(metrics_file), 0, 0, NULL, "JSON lines, one a step", false},
     {FLAG, "metrics-times", NULL, AT(metrics_times), 0, 0, NULL,
-     "seconds in them too (else equal runs write equal files)", false},
+     "seconds of training in them too (else equal runs write equal files)", false},
     {U32, "eval-every", "STEPS", AT(eval_every), 0, 1e9, "0",
      "validation loss on the way; 0: a tenth of --steps", false},
     {U32, "eval-bytes", "N", AT(eval_bytes), 1, 1e9, "32768", "of such an evaluation", false},

@@ -40,7 +40,8 @@ static bool silent(const mn_report *report)
 static void times_write(const mn_report *report, const mn_training *training)
 {
     if (report->options->metrics_times)
-        fprintf(report->metrics, ",\"seconds\":%.3f", (double)training->train_ns * 1e-9);
+        fprintf(report->metrics, ",\"seconds\":%.3f,\"cpu-seconds\":%.3f",
+                (double)training->train_ns * 1e-9, (double)training->cpu_ns * 1e-9);
     fputs("}\n", report->metrics);
 }
 

@@ -213,7 +213,8 @@ enum mn_status mn_training_step(mn_training *training, mn_step_result *out_resul
 {
     mn_step_result result = {0};
     mn_client_counters counted = mn_client_counted(training->client);
-    uint64_t start = mn_train_now_ns(NULL), number = mn_training_done(training) + 1;
+    uint64_t start = mn_train_now_ns(NULL), start_cpu = mn_train_cpu_ns();
+    uint64_t number = mn_training_done(training) + 1;
     *mn_workspace_phases(training->workspace) = (mn_phases){0};
     training->step = number + 1;
     training->evaluation_sums = 0;
@@ -234,6 +235,7 @@ enum mn_status mn_training_step(mn_training *training, mn_step_result *out_resul
     training->step = number + 2;
     training->commit_ns += end - sealed;
     training->train_ns += end - start;
+    training->cpu_ns += mn_train_cpu_ns() - start_cpu;
     training->steps_trained++;
     phases_add(&training->phases, mn_workspace_phases(training->workspace));
     counters_add(&training->counted, counted, mn_client_counted(training->client));
