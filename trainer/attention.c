@@ -11,8 +11,9 @@ enum { LANES = 16, BLOCK = 32 };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-typedef mn_real vector
-    __attribute__((vector_size(LANES * sizeof(mn_real)), aligned(64), may_alias));
+/* Half of the LANES columns of a block: a register of AVX2 in float. Wider vectors would be slow
+ * where the CPU lacks them: the compiler keeps their pieces in memory. */
+typedef mn_real vector __attribute__((vector_size(LANES / 2 * sizeof(mn_real)), may_alias));
 
 static uint32_t rounded(uint32_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -69,45 +70,37 @@ typedef struct product {
     bool add;
 } product;
 
-/* C[R][V * LANES] at (row, column), R and V constants: all sums stay in registers. */
-#define PRODUCT_BLOCK(R, V)                                                                        \
+/* C[R][LANES] at (row, column), R a constant: all sums stay in registers. */
+#define PRODUCT_BLOCK(R)                                                                           \
     do {                                                                                           \
-        vector sums[R][V] = {0};                                                                   \
+        vector sums[R][2] = {0};                                                                   \
         const mn_real *a = p->a.data + row * p->a.row_stride, *b = p->b + column;                  \
         for (uint32_t step = 0; step < p->steps; step++, b += p->b_stride) {                       \
-            for (int v = 0; v < (V); v++) {                                                        \
-                vector right = ((const vector *)b)[v];                                             \
-                for (int r = 0; r < (R); r++)                                                      \
-                    sums[r][v] += a[r * p->a.row_stride + step * p->a.step_stride] * right;        \
+            const vector *right = (const vector *)b;                                               \
+            for (int r = 0; r < (R); r++) {                                                        \
+                mn_real left = a[r * p->a.row_stride + step * p->a.step_stride];                   \
+                sums[r][0] += left * right[0];                                                     \
+                sums[r][1] += left * right[1];                                                     \
             }                                                                                      \
         }                                                                                          \
-        for (int r = 0; r < (R); r++)                                                              \
-            for (int v = 0; v < (V); v++) {                                                        \
-                vector *c = (vector *)(p->c + (row + r) * p->c_stride + column) + v;               \
+        for (int r = 0; r < (R); r++) {                                                            \
+            vector *c = (vector *)(p->c + (row + r) * p->c_stride + column);                       \
+            for (int v = 0; v < 2; v++) {                                                          \
                 if (p->add)                                                                        \
-                    sums[r][v] += *c;                                                              \
-                *c = sums[r][v];                                                                   \
+                    sums[r][v] += c[v];                                                            \
+                c[v] = sums[r][v];                                                                 \
             }                                                                                      \
+        }                                                                                          \
     } while (0)
 
 ALWAYS_INLINE void multiply(const product *p)
 {
-    for (uint32_t column = 0; column < p->columns;) {
-        bool wide = p->columns - column >= 2 * LANES;
+    for (uint32_t column = 0; column < p->columns; column += LANES) {
         uint32_t row = 0;
-        for (; row + 4 <= p->rows; row += 4) {
-            if (wide)
-                PRODUCT_BLOCK(4, 2);
-            else
-                PRODUCT_BLOCK(4, 1);
-        }
-        for (; row < p->rows; row++) {
-            if (wide)
-                PRODUCT_BLOCK(1, 2);
-            else
-                PRODUCT_BLOCK(1, 1);
-        }
-        column += wide ? 2 * LANES : LANES;
+        for (; row + 4 <= p->rows; row += 4)
+            PRODUCT_BLOCK(4);
+        for (; row < p->rows; row++)
+            PRODUCT_BLOCK(1);
     }
 }
 

@@ -8,7 +8,7 @@
 #include "mn_trainer.h"
 
 /* Functions of hot loops, compiled for three instruction sets and chosen when the program starts. */
-#define MN_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define MN_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 
 /* ---- Through the kernels (nn_kernels.c; the double build of the tests has its own) ---- */
 
