@@ -50,41 +50,29 @@ static uint64_t gcd(uint64_t a, uint64_t b)
     return a;
 }
 
-static uint64_t square_root(uint64_t value)
-{
-    uint64_t root = (uint64_t)sqrt((double)value); /* exact: value <= 2^40 */
-    return root;
-}
-
-static uint64_t golden(uint64_t value)
-{
-    return (uint64_t)((unsigned __int128)value * 0x9e3779b97f4a7c15u >> 64);
-}
-
 /* A grid of n*n product keys puts hot first halves into runs of rows (a hot grid row) and hot
- * second halves into rows n apart (a hot grid column). a near 0.618*rows spreads the first, a mod n
- * well inside 0..n the second (Knuth, TAOCP 3, 6.4: the golden ratio leaves no gap long). */
+ * second halves into rows n apart (a hot grid column). a near 0.618*rows spreads the first (Knuth,
+ * TAOCP 3, 6.4: multiples of the golden ratio leave no gap long), a mod n well inside 0..n the
+ * second. Aiming a mod n at a constant too was tried: it moves a, and the first get worse. */
 static bool spreads(uint64_t a, uint64_t rows, uint64_t n)
 {
-    if (gcd(a, rows) != 1)
+    if (n && (5 * (a % n) < n || 5 * (a % n) > 4 * n))
         return false;
-    return !n || (5 * (a % n) >= n && 5 * (a % n) <= 4 * n);
+    return gcd(a, rows) == 1;
 }
 
 static uint64_t choose_multiplier(uint64_t rows)
 {
-    if (rows <= 2)
-        return 1;
-    uint64_t n = square_root(rows);
-    if (n * n != rows || n == 6) /* 6 has no residue in [1.2, 4.8] that is coprime to it */
+    uint64_t n = (uint64_t)sqrt((double)rows); /* exact for a square <= 2^40 */
+    if (n * n != rows || n == 1 || n == 6)     /* 6: nothing in [1.2, 4.8] is coprime to it */
         n = 0;
-    uint64_t best = n ? n * golden(n) + golden(n) : golden(rows);
-    for (uint64_t distance = 0;; distance++) { /* ends at 1 or rows - 1 at the latest, if n is 0 */
-        if (best + distance < rows && spreads(best + distance, rows, n))
-            return best + distance;
-        if (best > distance && spreads(best - distance, rows, n))
-            return best - distance;
-        assert(distance < rows);
+    uint64_t golden = (uint64_t)((unsigned __int128)rows * 0x9e3779b97f4a7c15u >> 64);
+    for (uint64_t distance = 0;; distance++) {
+        assert(distance < rows); /* 1 is coprime to rows; (n - 1)/2, n/2 - 1 or n/2 - 2 to n */
+        if (golden + distance < rows && spreads(golden + distance, rows, n))
+            return golden + distance;
+        if (golden > distance && spreads(golden - distance, rows, n))
+            return golden - distance;
     }
 }
 
