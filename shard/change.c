@@ -80,17 +80,20 @@ static void drop_piece(mn_shard *shard, struct group *group, struct step *step,
     mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
 }
 
-void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step, uint32_t rank)
+/* Pieces of `rank` (all ranks: UINT32_MAX) that an incarnation below `incarnation` staged. */
+static bool drop_pieces(mn_shard *shard, struct group *group, struct step *step, uint32_t rank,
+                        uint64_t incarnation)
 {
-    mn_shard_merge_drop(shard, step);
+    bool any = false;
     for (uint32_t i = 0; i < shard->options.tables_max; i++) {
         struct table_stage *stage = &step->tables[i];
         struct piece *piece = stage->first;
         stage->first = stage->last = NULL;
         while (piece) {
             struct piece *next = piece->next_in_table;
-            if (rank == UINT32_MAX || piece->rank == rank) {
+            if ((rank == UINT32_MAX || piece->rank == rank) && piece->incarnation < incarnation) {
                 drop_piece(shard, group, step, stage, piece);
+                any = true;
             } else {
                 piece->next_in_table = NULL;
                 if (stage->last)
@@ -102,14 +105,34 @@ void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step,
             piece = next;
         }
     }
-    if (rank == UINT32_MAX)
-        step->reduce_count = 0;
-    for (uint32_t i = 0; i < group->ranks; i++) {
-        if (rank != UINT32_MAX && i != rank)
-            continue;
-        step->seal_count -= step->seals[i].sealed;
-        memset(&step->seals[i], 0, sizeof step->seals[i]);
-    }
+    return any;
+}
+
+static void unseal(struct step *step, struct seal *seal)
+{
+    step->seal_count -= seal->sealed;
+    seal->sealed = seal->discard = false;
+    seal->incarnation = 0;
+}
+
+void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step)
+{
+    mn_shard_merge_drop(shard, step);
+    (void)drop_pieces(shard, group, step, UINT32_MAX, UINT64_MAX); /* whether any were there */
+    step->reduce_count = 0;
+    for (uint32_t i = 0; i < group->ranks; i++)
+        unseal(step, &step->seals[i]);
+}
+
+void mn_shard_step_replay(mn_shard *shard, struct group *group, struct step *step, uint32_t rank,
+                          uint64_t incarnation)
+{
+    struct seal *seal = &step->seals[rank];
+    bool sealed = seal->sealed && seal->incarnation < incarnation;
+    if (drop_pieces(shard, group, step, rank, incarnation) || sealed)
+        mn_shard_merge_drop(shard, step);
+    if (sealed)
+        unseal(step, seal);
 }
 
 /* ---- Making a piece */

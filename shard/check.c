@@ -49,10 +49,12 @@ enum mn_status mn_shard_check_member(mn_shard *shard, const struct group *group,
     if (reader)
         return MN_OK;
     uint64_t known = group->incarnations[context->rank];
-    if (context->incarnation == 0 || context->incarnation > known)
-        return mn_fail(error, MN_INVALID, "incarnation",
-                       "%" PRIu64 " of rank %u has not joined "
-                       "here (known: %" PRIu64 ")",
+    if (context->incarnation == 0)
+        return mn_fail(error, MN_INVALID, "incarnation", "0: Join gives one");
+    if (context->incarnation > known)
+        return mn_fail(error, MN_LOST, "incarnation",
+                       "%" PRIu64 " of rank %u is not known here (%" PRIu64 " is): this shard has "
+                       "forgotten it, or it never joined",
                        context->incarnation, context->rank, known);
     if (context->incarnation < known && !planted(shard, MN_PLANT_NO_FENCE))
         return mn_fail(error, MN_FENCED, "incarnation",

@@ -25,6 +25,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
     uint32_t steps = shard->options.open_steps_max, tables = shard->options.tables_max;
     uint64_t bytes = 0;
     uint64_t incarnations_at = carve(&bytes, ranks * sizeof(uint64_t));
+    uint64_t assigned_at = carve(&bytes, ranks * sizeof(uint64_t));
     uint64_t tables_at = carve(&bytes, tables * sizeof(struct table));
     uint64_t steps_at = carve(&bytes, steps * sizeof(struct step));
     uint64_t stages_at = carve(&bytes, (uint64_t)steps * tables * sizeof(struct table_stage));
@@ -39,6 +40,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
     group.memory = memory;
     group.memory_bytes = bytes;
     group.incarnations = (uint64_t *)(memory + incarnations_at);
+    group.assigned = (uint64_t *)(memory + assigned_at);
     group.tables = (struct table *)(memory + tables_at);
     group.steps = (struct step *)(memory + steps_at);
     for (uint32_t i = 0; i < steps; i++) {
@@ -55,7 +57,7 @@ void mn_shard_group_deinit(mn_shard *shard, struct group *group)
 {
     assert(!group->parked_first);
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
-        mn_shard_step_drop(shard, group, &group->steps[i], UINT32_MAX);
+        mn_shard_step_drop(shard, group, &group->steps[i]);
     mn_shard_reduce_drop(shard, group, UINT64_MAX);
     for (uint32_t i = 0; i < shard->options.tables_max; i++)
         mn_shard_table_deinit(shard, &group->tables[i]);
@@ -90,6 +92,15 @@ enum mn_status mn_shard_group_open(mn_shard *shard, const char *name, uint32_t r
 
 /* ---- Join */
 
+/* Never the same number twice; nobody is fenced before the new life says so itself, so that a late
+ * repeat of this request does no harm. */
+static uint64_t assign(struct group *group, uint32_t rank)
+{
+    uint64_t *assigned = &group->assigned[rank], known = group->incarnations[rank];
+    *assigned = (*assigned > known ? *assigned : known) + 1;
+    return *assigned;
+}
+
 static enum mn_status adopt(mn_shard *shard, struct group *group, const mn_context *context,
                             mn_error *error)
 {
@@ -118,12 +129,12 @@ static void tell_open_step(mn_shard *shard, struct group *group, mn_call *call)
     reply->incarnation_sum = group->last_incarnation_sum;
 }
 
-static void replay(mn_shard *shard, struct group *group, uint32_t rank)
+static void replay(mn_shard *shard, struct group *group, const mn_context *context)
 {
     if (planted(shard, MN_PLANT_KEEP_ON_REPLAY))
         return;
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
-        mn_shard_step_drop(shard, group, &group->steps[i], rank);
+        mn_shard_step_replay(shard, group, &group->steps[i], context->rank, context->incarnation);
 }
 
 static enum mn_status check_join(mn_shard *shard, const mn_call *call, mn_error *error)
@@ -139,9 +150,18 @@ static enum mn_status check_join(mn_shard *shard, const mn_call *call, mn_error 
     if (context->rank >= request->ranks)
         return mn_fail(error, MN_INVALID, "rank", "%u is not below ranks (%u)", context->rank,
                        request->ranks);
-    if (context->map_epoch > 1 && !mn_shard_group_find(shard, context->group))
+    if (request->join != MN_JOIN_ASSIGN && context->map_epoch == 0)
+        return mn_fail(error, MN_INVALID, "map_epoch", "0: ASSIGN tells it");
+    if (mn_shard_group_find(shard, context->group))
+        return MN_OK;
+    if (context->map_epoch > 1)
         return mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
                        context->group);
+    if (request->join == MN_JOIN_REPLAY || (request->join == MN_JOIN_FENCE && context->step > 0))
+        return mn_fail(error, MN_LOST, "group",
+                       "%s is at step %" PRIu64 " elsewhere, but this shard does not hold it: "
+                       "restore it from a snapshot",
+                       context->group, context->step);
     return MN_OK;
 }
 
@@ -160,16 +180,16 @@ enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
         return mn_fail(error, MN_EPOCH, "map_epoch", "%" PRIu64 " is not this shard's %" PRIu64,
                        context->map_epoch, group->map_epoch);
     if (request->join == MN_JOIN_ASSIGN) {
-        group->incarnations[context->rank]++;
-        group->wake = UINT32_MAX;
+        call->reply.incarnation = assign(group, context->rank);
     } else {
         status = adopt(shard, group, context, error);
         if (status)
             return status;
     }
     if (request->join == MN_JOIN_REPLAY)
-        replay(shard, group, context->rank);
-    call->reply.incarnation = group->incarnations[context->rank];
+        replay(shard, group, context);
+    if (request->join != MN_JOIN_ASSIGN)
+        call->reply.incarnation = group->incarnations[context->rank];
     tell_open_step(shard, group, call);
     return MN_OK;
 }

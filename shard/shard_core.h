@@ -116,7 +116,8 @@ struct group {
     uint32_t ranks;
     uint64_t map_epoch;
     uint64_t committed;
-    uint64_t *incarnations; /* [ranks] */
+    uint64_t *incarnations; /* [ranks] known: lower ones are fenced */
+    uint64_t *assigned;     /* [ranks] highest ever given out here: never the same one twice */
     struct table *tables;   /* [tables_max] */
     struct step *steps;     /* [open_steps_max]; step t lies at t % open_steps_max */
     struct reduce *reduces[REDUCE_BUCKETS];
@@ -244,8 +245,11 @@ bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
 
 enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error);
 struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t number);
-/* Gives back what `rank` (all ranks: UINT32_MAX) staged for the step. */
-void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step, uint32_t rank);
+/* Gives back what all ranks staged and sealed for the step. */
+void mn_shard_step_drop(mn_shard *shard, struct group *group, struct step *step);
+/* Likewise of incarnations of `rank` below `incarnation` alone, with their seal. */
+void mn_shard_step_replay(mn_shard *shard, struct group *group, struct step *step, uint32_t rank,
+                          uint64_t incarnation);
 
 /* ---- Merging (merge.c) */
 

@@ -1,13 +1,24 @@
 /* Seal and Commit: the two phases of a step (STEPS.md). */
 #include "files.h"
 
+/* One vote to discard is enough; the outcome then has no sets, so that it is the same at all shards
+ * in whatever order the seals came. */
 mn_proposal mn_shard_outcome(const struct group *group, const struct step *step)
 {
-    mn_proposal outcome = step->proposal;
-    outcome.discard = false;
+    const mn_proposal discard = {.discard = true};
     for (uint32_t rank = 0; rank < group->ranks; rank++)
-        outcome.discard |= step->seals[rank].discard;
-    return outcome;
+        if (step->seals[rank].discard)
+            return discard;
+    return step->proposal;
+}
+
+/* Whether a seal that stands proposes sets. */
+static bool proposed(const struct group *group, const struct step *step)
+{
+    for (uint32_t rank = 0; rank < group->ranks; rank++)
+        if (step->seals[rank].sealed && !step->seals[rank].discard)
+            return true;
+    return false;
 }
 
 static uint64_t incarnation_sum(const struct group *group, const struct step *step)
@@ -39,15 +50,24 @@ static enum mn_status check_covered(mn_shard *shard, const struct group *group,
     return MN_OK;
 }
 
+/* The first seal of a rank stands: a repeat with another vote is answered by it. A vote to discard
+ * says nothing about sets, and what it drops needs no counting. */
 static enum mn_status check_seal(mn_shard *shard, struct group *group, const struct step *step,
                                  const mn_request *request, mn_error *error)
 {
     const struct seal *seal = &step->seals[request->context.rank];
     const mn_proposal *proposal = &request->proposal;
     enum mn_status status = MN_OK;
-    if (step->seal_count)
+    if (proposal->discard) {
+        if (proposal->set_count)
+            status = mn_fail(error, MN_INVALID, "sets", "%u beside a vote to discard",
+                             proposal->set_count);
+        return status;
+    }
+    bool compared = proposed(group, step);
+    if (compared)
         status = mn_shard_proposal_equal(&step->proposal, proposal, error);
-    if (!status && step->seal_count && step->norms != request->norms)
+    if (!status && compared && step->norms != request->norms)
         status = mn_fail(error, MN_CONFLICT, "norms", "%s, but another rank sealed with %s",
                          request->norms ? "true" : "false", step->norms ? "true" : "false");
     if (status || seal->sealed)
@@ -58,9 +78,7 @@ static enum mn_status check_seal(mn_shard *shard, struct group *group, const str
                        " of rank %u are staged here for step %" PRIu64,
                        request->pieces, seal->pieces, request->context.rank, step->number);
     status = mn_shard_proposal_check(shard, group, proposal, error);
-    if (!status && !proposal->discard)
-        status = check_covered(shard, group, step, proposal, error);
-    return status;
+    return status ? status : check_covered(shard, group, step, proposal, error);
 }
 
 /* Records the seal; the last one brings the norms. Without memory for them the seal is taken back,
@@ -69,7 +87,7 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
                              const mn_request *request, mn_error *error)
 {
     struct seal *seal = &step->seals[request->context.rank];
-    if (step->seal_count == 0) {
+    if (!request->proposal.discard && !proposed(group, step)) {
         step->proposal = request->proposal;
         step->norms = request->norms;
     }
@@ -80,7 +98,7 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
     if (step->seal_count < group->ranks)
         return MN_OK;
     enum mn_status status = MN_OK;
-    if (step->norms)
+    if (!mn_shard_outcome(group, step).discard && step->norms)
         status = mn_shard_merge_squares(shard, group, step, error);
     if (status) {
         seal->sealed = seal->discard = false;
@@ -141,12 +159,13 @@ static enum mn_status acknowledge(const struct group *group, const mn_request *r
 {
     uint64_t number = request->context.step;
     const struct commit_record *commit = &group->commits[number % COMMITS_KEPT];
-    if (number == 0 || commit->step != number)
-        return mn_fail(error, MN_STEP, "step",
-                       "%" PRIu64 " was committed too long ago to compare "
-                       "(now at %" PRIu64 ")",
-                       number, group->committed);
-    if (commit->digest != mn_shard_proposal_digest(&request->proposal, request->factors))
+    if (number == 0)
+        return mn_fail(error, MN_STEP, "step", "0: steps count from 1");
+    if (commit->step != number)
+        return MN_OK; /* too long ago to compare */
+    const mn_proposal discard = {.discard = true};
+    const mn_proposal *given = request->proposal.discard ? &discard : &request->proposal;
+    if (commit->digest != mn_shard_proposal_digest(given, request->factors))
         return mn_fail(error, MN_CONFLICT, "proposal",
                        "step %" PRIu64 " is committed with another proposal or other factors",
                        number);
@@ -168,13 +187,13 @@ static enum mn_status check_commit(const struct group *group, const struct step 
                        "%" PRIu64 ", but the seals here make "
                        "%" PRIu64 ": a rank came back, seal again",
                        request->incarnation_sum, sum);
+    if (request->proposal.discard)
+        return MN_OK; /* a vote that another shard has, perhaps */
     mn_proposal outcome = mn_shard_outcome(group, step);
+    if (outcome.discard)
+        return mn_fail(error, MN_RESEAL, "discard", "false, but a rank voted so here: seal again");
     enum mn_status status = mn_shard_proposal_equal(&outcome, &request->proposal, error);
-    if (!status && outcome.discard != request->proposal.discard)
-        status = mn_fail(error, MN_CONFLICT, "discard", "%s, but the ranks' votes make %s",
-                         request->proposal.discard ? "true" : "false",
-                         outcome.discard ? "true" : "false");
-    if (!status && !outcome.discard)
+    if (!status)
         status = mn_shard_check_finite("factors", MN_F32, (const uint8_t *)request->factors,
                                        outcome.set_count, error);
     return status;
@@ -183,10 +202,12 @@ static enum mn_status check_commit(const struct group *group, const struct step 
 static void make_permanent(mn_shard *shard, struct group *group, struct step *step,
                            const mn_request *request)
 {
-    mn_proposal outcome = mn_shard_outcome(group, step);
+    mn_proposal outcome = {.discard = true};
+    if (!request->proposal.discard)
+        outcome = mn_shard_outcome(group, step);
     if (!outcome.discard)
         mn_shard_merge_apply(shard, group, step, &outcome, request->factors);
-    mn_shard_step_drop(shard, group, step, UINT32_MAX);
+    mn_shard_step_drop(shard, group, step);
     group->committed = step->number;
     group->last_proposal = outcome;
     group->last_incarnation_sum = request->incarnation_sum;
