@@ -61,12 +61,22 @@ INLINE float element(const void *row, uint32_t c, enum mn_dtype dtype)
     return dtype == MN_F32 ? ((const any_f32 *)row)[c] : bf16_widen(((const any_bf16 *)row)[c]);
 }
 
+/* memcpy, but for the call: rows of 128 bytes are common. */
+INLINE void copy_bytes(const void *in, uint32_t bytes, void *out)
+{
+    uint32_t b = 0;
+    for (; b + LINE <= bytes; b += LINE)
+        memcpy((char *)out + b, (const char *)in + b, LINE);
+    if (b < bytes)
+        memcpy((char *)out + b, (const char *)in + b, bytes - b);
+}
+
 /* out[c] = in[c], as out_dtype (f32 -> bf16: nearest). */
 INLINE void convert_row(const void *in, enum mn_dtype in_dtype, uint32_t columns,
                         enum mn_dtype out_dtype, void *out)
 {
     if (in_dtype == out_dtype)
-        memcpy(out, in, (size_t)columns * element_bytes(in_dtype));
+        copy_bytes(in, columns * element_bytes(in_dtype), out);
     else if (in_dtype == MN_BF16)
         for (uint32_t c = 0; c < columns; c++)
             ((any_f32 *)out)[c] = bf16_widen(((const any_bf16 *)in)[c]);
@@ -109,39 +119,23 @@ INLINE const void *row_columns(const mn_tile *tile, uint64_t offset, uint32_t co
 
 INLINE uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-/* sum[c] += weights[0] * rows[0][c], then weights[1] * rows[1][c] ...: each rounded, in order. */
-INLINE void accumulate_rows(float *restrict sum, const void *const *rows, const float *weights,
-                            uint32_t count, uint32_t columns, enum mn_dtype dtype)
-{
-    uint32_t r = 0;
-    for (; r + 4 <= count; r += 4) {
-        const void *row0 = rows[r], *row1 = rows[r + 1], *row2 = rows[r + 2], *row3 = rows[r + 3];
-        const float w0 = weights[r], w1 = weights[r + 1], w2 = weights[r + 2], w3 = weights[r + 3];
-        for (uint32_t c = 0; c < columns; c++) {
-            float value = sum[c] + w0 * element(row0, c, dtype);
-            value = value + w1 * element(row1, c, dtype);
-            value = value + w2 * element(row2, c, dtype);
-            sum[c] = value + w3 * element(row3, c, dtype);
-        }
-    }
-    for (; r < count; r++) {
-        const void *row = rows[r];
-        const float weight = weights[r];
-        for (uint32_t c = 0; c < columns; c++)
-            sum[c] = sum[c] + weight * element(row, c, dtype);
-    }
-}
-
 /* Sixteen running sums, as registers hold them: column c adds to lane c mod 16. */
 enum { SIXTEEN = 16, LANE_VECTORS = SIXTEEN / LANES };
 
-/* The fixed tree over sixteen lanes. */
-INLINE float lanes_tree(float lane[SIXTEEN])
+/* The fixed tree over sixteen lanes: i + 8, then i + 4, i + 2, i + 1. */
+INLINE float lanes_tree(const float lane[SIXTEEN])
 {
-    for (uint32_t w = 8; w; w /= 2)
-        for (uint32_t i = 0; i < w; i++)
-            lane[i] += lane[i + w];
-    return lane[0];
+    typedef float v8 __attribute__((vector_size(32)));
+    typedef float v4 __attribute__((vector_size(16)));
+    v8 half, other_half;
+    memcpy(&half, lane, sizeof half);
+    memcpy(&other_half, lane + 8, sizeof half);
+    half = half + other_half;
+    v4 quarter, other_quarter;
+    memcpy(&quarter, &half, sizeof quarter);
+    memcpy(&other_quarter, (const char *)&half + sizeof quarter, sizeof quarter);
+    quarter = quarter + other_quarter;
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
 INLINE vf load_f32(const void *from)
@@ -154,13 +148,37 @@ INLINE vf load_f32(const void *from)
 /* Elements c .. c + LANES - 1 of a row. */
 INLINE vf load_vector(const void *row, uint32_t c, enum mn_dtype dtype)
 {
-    typedef uint16_t narrow __attribute__((vector_size(2 * LANES)));
-    typedef uint32_t wide __attribute__((vector_size(4 * LANES)));
-    if (dtype == MN_F32)
-        return load_f32((const any_f32 *)row + c);
-    narrow halves;
-    memcpy(&halves, (const any_bf16 *)row + c, sizeof halves);
-    return (vf)(__builtin_convertvector(halves, wide) << 16);
+    return dtype == MN_F32 ? load_f32((const any_f32 *)row + c)
+                           : lanes_widen((const any_bf16 *)row + c);
+}
+
+/* sum[c .. c + LANES) += weights[0] * rows[0][c ..), then weights[1] * rows[1][c ..) ...: each
+ * product and sum rounded, in order. */
+INLINE void accumulate_vector(float *sum, const void *const *rows, const float *weights,
+                              uint32_t count, uint32_t c, enum mn_dtype dtype)
+{
+    vf total = load_f32(sum + c);
+    for (uint32_t r = 0; r < count; r++)
+        total = total + weights[r] * load_vector(rows[r], c, dtype);
+    memcpy(sum + c, &total, sizeof total);
+}
+
+/* sum[c] += weights[0] * rows[0][c], then weights[1] * rows[1][c] ... over all columns; four rows
+ * are streamed at a time. */
+INLINE void accumulate_rows(float *sum, const void *const *rows, const float *weights,
+                            uint32_t count, uint32_t columns, enum mn_dtype dtype)
+{
+    const uint32_t whole = columns / LANES * LANES;
+    uint32_t r = 0;
+    for (; r + 4 <= count; r += 4)
+        for (uint32_t c = 0; c < whole; c += LANES)
+            accumulate_vector(sum, rows + r, weights + r, 4, c, dtype);
+    for (; r < count; r++)
+        for (uint32_t c = 0; c < whole; c += LANES)
+            accumulate_vector(sum, rows + r, weights + r, 1, c, dtype);
+    for (uint32_t c = whole; c < columns; c++)
+        for (r = 0; r < count; r++)
+            sum[c] = sum[c] + weights[r] * element(rows[r], c, dtype);
 }
 
 #endif

@@ -2,7 +2,8 @@
  * offsets are known, so rows are prefetched some reads ahead. */
 #include "tile.h"
 
-/* How far to prefetch: about this many bytes ahead, and at least this many rows. */
+/* How far to prefetch: about this many bytes ahead, and at least this many rows; update counts (one
+ * line for each) further. */
 enum { AHEAD_BYTES = 8192, AHEAD_ROWS = 4, AHEAD_UPDATES = 32 };
 
 typedef struct reader {
@@ -10,34 +11,37 @@ typedef struct reader {
     const uint64_t *offsets;
     uint64_t n;
     uint32_t row_bytes, ahead;
+    bool all_written;
 } reader;
 
 INLINE reader reader_of(const mn_tile *tile, const uint64_t *offsets, uint64_t n)
 {
     uint32_t row_bytes = tile->columns * element_bytes(tile->dtype);
-    return (reader){tile, offsets, n, row_bytes, AHEAD_ROWS + AHEAD_BYTES / (row_bytes + 1)};
+    return (reader){.tile = tile,
+                    .offsets = offsets,
+                    .n = n,
+                    .row_bytes = row_bytes,
+                    .ahead = AHEAD_ROWS + AHEAD_BYTES / (row_bytes + 1),
+                    .all_written = tile->rows_written == tile->rows};
 }
 
-INLINE void prefetch_bytes(const void *from, uint32_t bytes)
+/* The offset of read i, or of the last when there is none; row 0 for MN_NO_ROW. */
+INLINE uint64_t offset_ahead(const reader *r, uint64_t i)
 {
-    for (uint32_t b = 0; b < bytes; b += LINE)
-        __builtin_prefetch((const char *)from + b, 0, 3);
+    uint64_t offset = r->offsets[i < r->n ? i : r->n - 1];
+    return offset == MN_NO_ROW ? 0 : offset;
 }
 
-/* Called when read i begins: asks for the row (or `bytes` of it, from `skip`) of a read to come. */
+/* Called when read i begins: asks for bytes [skip, skip + bytes) of the row of a read to come. A
+ * row never written costs a look into the page table. */
 INLINE void prefetch_ahead(const reader *r, uint64_t i, uint32_t skip, uint32_t bytes)
 {
-    const mn_tile *tile = r->tile;
-    if (tile->rows_written != tile->rows && i + r->ahead + AHEAD_UPDATES < r->n) {
-        uint64_t offset = r->offsets[i + r->ahead + AHEAD_UPDATES];
-        if (offset != MN_NO_ROW)
-            __builtin_prefetch(tile->updates + offset, 0, 3);
-    }
-    if (i + r->ahead < r->n) {
-        uint64_t offset = r->offsets[i + r->ahead];
-        if (offset != MN_NO_ROW && row_written(tile, offset))
-            prefetch_bytes((const char *)tile->values + offset * r->row_bytes + skip, bytes);
-    }
+    if (!r->all_written)
+        __builtin_prefetch(r->tile->updates + offset_ahead(r, i + r->ahead + AHEAD_UPDATES), 0, 3);
+    const char *row =
+        (const char *)r->tile->values + skip + offset_ahead(r, i + r->ahead) * r->row_bytes;
+    for (uint32_t b = 0; b < bytes; b += LINE)
+        __builtin_prefetch(row + b, 0, 3);
 }
 
 void ISA(gather)(const mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype out_dtype,
@@ -72,10 +76,9 @@ void ISA(gather_state)(const mn_tile *tile, const uint64_t *offsets, uint64_t n,
     }
 }
 
-/* The next reads of a query that have a row, four at most. */
+/* Places of the next reads of a query that have a row, four at most, and where their columns lie. */
 typedef struct reads {
     const void *rows[4];
-    float weights[4];
     uint32_t places[4], count;
 } reads;
 
@@ -84,36 +87,68 @@ INLINE reads next_reads(const reader *r, uint64_t first, uint32_t k, uint32_t *j
                         uint32_t count, float made[4][CHUNK])
 {
     const uint32_t bytes = element_bytes(r->tile->dtype);
-    reads four = {.count = 0};
-    for (; *j < k && four.count < 4; ++*j) {
+    reads some = {.count = 0};
+    for (; *j < k && some.count < 4; ++*j) {
         uint64_t offset = r->offsets[first + *j];
         prefetch_ahead(r, first + *j, c * bytes, count * bytes);
         if (offset == MN_NO_ROW)
             continue;
-        four.rows[four.count] = row_columns(r->tile, offset, c, count, made[four.count]);
-        four.places[four.count++] = *j;
+        some.rows[some.count] = row_columns(r->tile, offset, c, count, made[some.count]);
+        some.places[some.count++] = *j;
     }
-    return four;
+    return some;
+}
+
+/* The common case, without a test a row: reads i .. i + 3 all have rows that were written. */
+INLINE bool four_reads(const reader *r, uint64_t i, uint32_t c, uint32_t count,
+                       const void *out_rows[4])
+{
+    const uint64_t *o = r->offsets + i;
+    const uint32_t *updates = r->tile->updates, bytes = element_bytes(r->tile->dtype);
+    if ((o[0] | o[1] | o[2] | o[3]) >> 63) /* MN_NO_ROW among them */
+        return false;
+    if (!r->all_written && !(updates[o[0]] && updates[o[1]] && updates[o[2]] && updates[o[3]]))
+        return false;
+    for (uint32_t j = 0; j < 4; j++) {
+        prefetch_ahead(r, i + j, c * bytes, count * bytes);
+        out_rows[j] = (const char *)r->tile->values + o[j] * r->row_bytes + (size_t)c * bytes;
+    }
+    return true;
+}
+
+/* sum[0 .. count) = columns c and on of the bag of the k reads at `first`. */
+INLINE void bag_columns(const reader *r, const float *weights, uint64_t first, uint32_t k,
+                        uint32_t c, uint32_t count, enum mn_dtype dtype, float *sum)
+{
+    _Alignas(LINE) float made[4][CHUNK];
+    const void *four[4];
+    memset(sum, 0, sizeof *sum * count);
+    for (uint32_t j = 0; j < k;) {
+        if (k - j >= 4 && four_reads(r, first + j, c, count, four)) {
+            accumulate_rows(sum, four, weights + first + j, 4, count, dtype);
+            j += 4;
+            continue;
+        }
+        float some_weights[4];
+        reads some = next_reads(r, first, k, &j, c, count, made);
+        for (uint32_t i = 0; i < some.count; i++)
+            some_weights[i] = weights[first + some.places[i]];
+        accumulate_rows(sum, some.rows, some_weights, some.count, count, dtype);
+    }
 }
 
 INLINE void bag_of(const reader *r, const float *weights, uint64_t queries, uint32_t k,
                    enum mn_dtype dtype, enum mn_dtype out_dtype, void *out_bags,
                    uint64_t out_stride_bytes)
 {
-    _Alignas(LINE) float made[4][CHUNK], sum[CHUNK];
-    const uint32_t columns = r->tile->columns;
+    _Alignas(LINE) float sum[CHUNK];
+    const uint32_t columns = r->tile->columns, out_bytes = element_bytes(out_dtype);
     for (uint64_t q = 0; q < queries; q++) {
         char *out = (char *)out_bags + q * out_stride_bytes;
         for (uint32_t c = 0; c < columns; c += CHUNK) {
             uint32_t count = least(CHUNK, columns - c);
-            memset(sum, 0, sizeof sum[0] * count);
-            for (uint32_t j = 0; j < k;) {
-                reads four = next_reads(r, q * k, k, &j, c, count, made);
-                for (uint32_t i = 0; i < four.count; i++)
-                    four.weights[i] = weights[q * k + four.places[i]];
-                accumulate_rows(sum, four.rows, four.weights, four.count, count, dtype);
-            }
-            convert_row(sum, MN_F32, count, out_dtype, out + (size_t)c * element_bytes(out_dtype));
+            bag_columns(r, weights, q * k, k, c, count, dtype, sum);
+            convert_row(sum, MN_F32, count, out_dtype, out + (size_t)c * out_bytes);
         }
     }
 }
@@ -147,34 +182,45 @@ INLINE void dot_rows(const float *gradient, const void *const *rows, uint32_t co
             lanes[i][c % SIXTEEN] += gradient[c] * element(rows[i], c, dtype);
 }
 
+/* Dots of the next reads of a query, four at most, from read *j on. gradient [columns] f32 or bf16;
+ * `wide` holds a chunk of it in f32. */
+INLINE void dot_some(const reader *r, uint64_t first, uint32_t k, uint32_t *j, enum mn_dtype dtype,
+                     enum mn_dtype gradient_dtype, const char *gradient, float *wide,
+                     float *out_dots)
+{
+    _Alignas(LINE) float made[4][CHUNK], lanes[4][SIXTEEN] = {{0}};
+    const uint32_t columns = r->tile->columns, begin = *j;
+    reads some = {.count = 0};
+    for (uint32_t c = 0; c < columns; c += CHUNK) {
+        uint32_t count = least(CHUNK, columns - c);
+        if (columns > CHUNK)
+            convert_row(gradient + (size_t)c * element_bytes(gradient_dtype), gradient_dtype, count,
+                        MN_F32, wide);
+        if (k - begin >= 4 && four_reads(r, first + begin, c, count, some.rows)) {
+            dot_rows(wide, some.rows, 4, count, dtype, lanes);
+            *j = begin + 4;
+            some = (reads){.places = {begin, begin + 1, begin + 2, begin + 3}, .count = 4};
+            continue;
+        }
+        *j = begin;
+        some = next_reads(r, first, k, j, c, count, made);
+        dot_rows(wide, some.rows, some.count, count, dtype, lanes);
+    }
+    for (uint32_t i = 0; i < some.count; i++)
+        out_dots[some.places[i]] = lanes_tree(lanes[i]);
+}
+
 INLINE void bag_dot_of(const reader *r, uint64_t queries, uint32_t k, enum mn_dtype dtype,
                        enum mn_dtype gradient_dtype, const void *gradients,
                        uint64_t gradient_stride_bytes, float *out_dots)
 {
-    _Alignas(LINE) float made[4][CHUNK], gradient[CHUNK];
-    const uint32_t columns = r->tile->columns;
+    _Alignas(LINE) float wide[CHUNK];
     for (uint64_t q = 0; q < queries; q++) {
-        const char *from = (const char *)gradients + q * gradient_stride_bytes;
-        float *dots = out_dots + q * k;
-        memset(dots, 0, sizeof *dots * k);
-        for (uint32_t j = 0; j < k;) {
-            _Alignas(LINE) float lanes[4][SIXTEEN] = {{0}};
-            uint32_t begin = j;
-            reads four = {.count = 0};
-            for (uint32_t c = 0; c < columns; c += CHUNK) {
-                uint32_t count = least(CHUNK, columns - c);
-                convert_row(from + (size_t)c * element_bytes(gradient_dtype), gradient_dtype, count,
-                            MN_F32, gradient);
-                j = begin;
-                four = next_reads(r, q * k, k, &j, c, count, made);
-                if (four.count == 4)
-                    dot_rows(gradient, four.rows, 4, count, dtype, lanes);
-                else
-                    dot_rows(gradient, four.rows, four.count, count, dtype, lanes);
-            }
-            for (uint32_t i = 0; i < four.count; i++)
-                dots[four.places[i]] = lanes_tree(lanes[i]);
-        }
+        const char *gradient = (const char *)gradients + q * gradient_stride_bytes;
+        convert_row(gradient, gradient_dtype, least(CHUNK, r->tile->columns), MN_F32, wide);
+        memset(out_dots + q * k, 0, sizeof *out_dots * k);
+        for (uint32_t j = 0; j < k;)
+            dot_some(r, q * k, k, &j, dtype, gradient_dtype, gradient, wide, out_dots + q * k);
     }
 }
 

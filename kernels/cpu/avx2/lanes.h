@@ -17,6 +17,12 @@ typedef uint64_t vw __attribute__((vector_size(4 * LANES)));
 /* Products of the low 32 bits of each 64. */
 static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 
+/* Eight bf16 as f32. */
+static inline vf lanes_widen(const void *from)
+{
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(from)), 16);
+}
+
 /* The greater, lane by lane; b where a is NaN. */
 static inline vf lanes_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 

@@ -17,6 +17,12 @@ typedef uint64_t vw __attribute__((vector_size(4 * LANES)));
 /* Products of the low 32 bits of each 64. */
 static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm_mul_epu32((__m128i)a, (__m128i)b); }
 
+/* Four bf16 as f32. */
+static inline vf lanes_widen(const void *from)
+{
+    return (vf)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(from));
+}
+
 /* The greater, lane by lane; b where a is NaN. */
 static inline vf lanes_max(vf a, vf b) { return _mm_max_ps(a, b); }
 
