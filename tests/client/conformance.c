@@ -166,7 +166,7 @@ static uint64_t run_variant(const struct service *service, const struct variant 
 
 /* ---- The same bits everywhere ---- */
 
-static void same_bits(void **state)
+void same_bits(void **state)
 {
     const struct variant variants[] = {
         columns_variant(MN_F32, MN_F32, 0), columns_variant(MN_F32, MN_F32, 3),
@@ -195,7 +195,10 @@ static void same_bits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits),
+        cmocka_unit_test(same_bits),        cmocka_unit_test(refusals),
+        cmocka_unit_test(waits_end),        cmocka_unit_test(tables_come_and_go),
+        cmocka_unit_test(reads_and_steps),  cmocka_unit_test(two_ranks_are_one),
+        cmocka_unit_test(saved_and_loaded), cmocka_unit_test(threads_share_a_client),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

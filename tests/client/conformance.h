@@ -1,10 +1,19 @@
-/* The services that a conformance program tries; each program has its own list. */
+/* The services that a conformance program tries (each program has its own list), and the tests. */
 #ifndef CONFORMANCE_H
 #define CONFORMANCE_H
 
 #include "service.h"
 
-extern const service_kind conformance_kinds[];
+extern const struct service_kind conformance_kinds[];
 extern const uint32_t conformance_kind_count;
+
+void same_bits(void **state);
+void refusals(void **state);
+void waits_end(void **state);
+void tables_come_and_go(void **state);
+void reads_and_steps(void **state);
+void two_ranks_are_one(void **state);
+void saved_and_loaded(void **state);
+void threads_share_a_client(void **state);
 
 #endif

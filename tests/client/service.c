@@ -62,7 +62,8 @@ static int await_port(const char *port_file)
     return 0;
 }
 
-void service_start(struct service *out_service, service_kind kind, const struct service *shared)
+void service_start(struct service *out_service, struct service_kind kind,
+                   const struct service *shared)
 {
     struct service service = {.kind = kind};
     (void)snprintf(service.folder, sizeof service.folder, "service-XXXXXX");

@@ -9,20 +9,21 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-typedef struct service_kind {
+struct service_kind {
     bool processes;
     uint32_t shards;
-} service_kind;
+};
 
 struct service {
-    service_kind kind;
+    struct service_kind kind;
     char folder[64]; /* for snapshots; made and removed by the struct service */
     char target[1024];
     pid_t pids[16];
 };
 
 /* The folder of `shared`, when not NULL, serves instead of a new one. */
-void service_start(struct service *out_service, service_kind kind, const struct service *shared);
+void service_start(struct service *out_service, struct service_kind kind,
+                   const struct service *shared);
 void service_stop(struct service *service);
 const char *service_name(const struct service *service); /* "3 embedded shards" */
 
