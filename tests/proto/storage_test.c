@@ -1,0 +1,180 @@
+/* Files in a folder of their own, made for the test and removed after it. */
+#include "proto_test.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char root[64];
+static mn_storage *storage;
+
+static int begin(void **state)
+{
+    (void)state;
+    strcpy(root, "/tmp/mneme-storage-XXXXXX");
+    if (!mkdtemp(root))
+        return -1;
+    return mn_storage_uv_create(root, &storage, NULL);
+}
+
+static int end(void **state)
+{
+    (void)state;
+    char command[100];
+    mn_storage_uv_destroy(storage);
+    (void)snprintf(command, sizeof command, "rm -rf %s", root);
+    return system(command);
+}
+
+static void files_round_trip(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = NULL;
+    uint64_t bytes = 0;
+    char out[12] = {0};
+    assert_int_equal(storage->create(storage, "a", &file, &error), MN_OK);
+    assert_int_equal(storage->append(file, "hello ", 6, &error), MN_OK);
+    assert_int_equal(storage->append(file, "", 0, &error), MN_OK);
+    assert_int_equal(storage->append(file, "world", 5, &error), MN_OK);
+    assert_int_equal(storage->sync(file, &error), MN_OK);
+    storage->close(file);
+    assert_int_equal(storage->open(storage, "a", &file, &error), MN_OK);
+    assert_int_equal(storage->size(file, &bytes, &error), MN_OK);
+    assert_int_equal(bytes, 11);
+    assert_int_equal(storage->read(file, 6, out, 5, &error), MN_OK);
+    assert_string_equal(out, "world");
+    assert_int_equal(storage->read(file, 0, out, 11, &error), MN_OK);
+    assert_string_equal(out, "hello world");
+    assert_int_equal(storage->read(file, 11, out, 0, &error), MN_OK);
+    assert_int_equal(storage->append(file, "x", 1, &error), MN_STORAGE); /* opened to read */
+    storage->close(file);
+    assert_int_equal(storage->create(storage, "a", &file, &error), MN_OK); /* anew */
+    assert_int_equal(storage->size(file, &bytes, &error), MN_OK);
+    assert_int_equal(bytes, 0);
+    storage->close(file);
+    storage->close(NULL);
+}
+
+static void short_files_are_told(void **state)
+{
+    (void)state;
+    static const uint64_t ranges[][2] = {{0, 4},         {3, 1},          {2, 2},         {100, 1},
+                                         {INT64_MAX, 1}, {0, UINT64_MAX}, {UINT64_MAX, 1}};
+    mn_file *file = NULL;
+    char out[8];
+    assert_int_equal(storage->create(storage, "short", &file, NULL), MN_OK);
+    assert_int_equal(storage->append(file, "abc", 3, NULL), MN_OK);
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        mn_error error = {0};
+        assert_int_equal(storage->read(file, ranges[i][0], out, ranges[i][1], &error), MN_STORAGE);
+        assert_string_equal(error.field, "path");
+        assert_non_null(strstr(error.message, "short"));
+    }
+    storage->close(file);
+}
+
+static void missing_files(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = NULL;
+    assert_int_equal(storage->open(storage, "nowhere", &file, &error), MN_NOT_FOUND);
+    assert_non_null(strstr(error.message, "nowhere"));
+    assert_int_equal(storage->create(storage, "no/folder", &file, &error), MN_NOT_FOUND);
+    assert_int_equal(storage->rename(storage, "nowhere", "else", &error), MN_NOT_FOUND);
+    assert_null(file);
+}
+
+static void rename_replaces(void **state)
+{
+    (void)state;
+    mn_file *file = NULL;
+    char out = 0;
+    for (const char *name = "ab"; *name; name++) {
+        char path[] = {*name, 0};
+        assert_int_equal(storage->create(storage, path, &file, NULL), MN_OK);
+        assert_int_equal(storage->append(file, name, 1, NULL), MN_OK);
+        storage->close(file);
+    }
+    assert_int_equal(storage->rename(storage, "a", "b", NULL), MN_OK);
+    assert_int_equal(storage->open(storage, "a", &file, NULL), MN_NOT_FOUND);
+    assert_int_equal(storage->open(storage, "b", &file, NULL), MN_OK);
+    assert_int_equal(storage->read(file, 0, &out, 1, NULL), MN_OK);
+    assert_int_equal(out, 'a');
+    storage->close(file);
+}
+
+static void folders_with_parents(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = NULL;
+    assert_int_equal(storage->make_folder(storage, "x/y/z", &error), MN_OK);
+    assert_int_equal(storage->make_folder(storage, "x/y/z", &error), MN_OK);
+    assert_int_equal(storage->make_folder(storage, "x/y/w/", &error), MN_OK);
+    assert_int_equal(storage->create(storage, "x/y/z/file", &file, &error), MN_OK);
+    storage->close(file);
+    assert_int_equal(storage->make_folder(storage, "x/y/z/file", &error), MN_STORAGE);
+    assert_int_equal(storage->make_folder(storage, "x/y/z/file/v", &error), MN_STORAGE);
+    assert_int_equal(storage->rename(storage, "x/y/z/file", "x/file", &error), MN_OK);
+}
+
+/* Nothing that a peer names leaves the root. */
+static void paths_stay_below(void **state)
+{
+    (void)state;
+    char long_path[MN_PATH_BYTES + 1] = {0};
+    memset(long_path, 'a', MN_PATH_BYTES);
+    const char *const wrong[] = {"",          "/etc/passwd", "..", "../x",  "a/..",
+                                 "a/../../x", "a//..",       "/",  "a/../", long_path};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        mn_error error = {0};
+        mn_file *file = NULL;
+        assert_int_equal(storage->create(storage, wrong[i], &file, &error), MN_INVALID);
+        assert_string_equal(error.field, "path");
+        assert_int_equal(storage->open(storage, wrong[i], &file, &error), MN_INVALID);
+        assert_int_equal(storage->make_folder(storage, wrong[i], &error), MN_INVALID);
+        assert_int_equal(storage->rename(storage, wrong[i], "b", &error), MN_INVALID);
+        assert_int_equal(storage->rename(storage, "b", wrong[i], &error), MN_INVALID);
+        assert_null(file);
+    }
+    mn_file *file = NULL;
+    assert_int_equal(storage->create(storage, "..a", &file, NULL), MN_OK); /* only a name */
+    storage->close(file);
+}
+
+static void long_roots(void **state)
+{
+    (void)state;
+    static char path[5000];
+    memset(path, 'r', sizeof path - 1);
+    mn_error error = {0};
+    mn_storage *other = NULL;
+    assert_int_equal(mn_storage_uv_create(path, &other, &error), MN_INVALID);
+    assert_string_equal(error.field, "root");
+    assert_null(other);
+    mn_storage_uv_destroy(NULL);
+}
+
+static void checksums(void **state)
+{
+    (void)state;
+    /* XXH3_64bits of nothing, seed 0: xxHash's specification, "XXH3 Algorithm Overview" test */
+    assert_int_equal(mn_checksum("", 0, 0), 0x2d06800538d394c2u);
+    assert_int_not_equal(mn_checksum("abc", 3, 0), mn_checksum("abd", 3, 0));
+    assert_int_not_equal(mn_checksum("abc", 3, 0), mn_checksum("abc", 3, 1));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(files_round_trip),     cmocka_unit_test(short_files_are_told),
+        cmocka_unit_test(missing_files),        cmocka_unit_test(rename_replaces),
+        cmocka_unit_test(folders_with_parents), cmocka_unit_test(paths_stay_below),
+        cmocka_unit_test(long_roots),           cmocka_unit_test(checksums),
+    };
+    return cmocka_run_group_tests(tests, begin, end);
+}
