@@ -212,16 +212,19 @@ static enum mn_status check_place(const mn_core *core, const mn_operation *opera
     bool read = operation->kind == MN_OP_FETCH || operation->kind == MN_OP_BAG;
     bool look = operation->kind == MN_OP_STATUS || operation->kind == MN_OP_LIST ||
                 operation->kind == MN_OP_JOIN;
+    bool files = operation->kind == MN_OP_SAVE || operation->kind == MN_OP_LOAD;
+    bool reader = core->options.reader;
     if (data && (!operation->table || operation->table->core != core))
         return mn_fail(error, MN_INVALID, "table", "the table is not one of this client's");
     if (data && operation->table->id == 0)
         return mn_fail(error, MN_NOT_FOUND, "table", "table \"%s\" was dropped",
                        operation->table->spec.name);
-    if (core->options.reader && !look && !(read && operation->step == MN_LATEST) &&
+    if (reader && !look && !files && !(read && operation->step == MN_LATEST) &&
         operation->kind != MN_OP_TABLE_FIND)
         return mn_fail(error, MN_INVALID, "reader",
-                       "a reader only finds tables and reads MN_LATEST; open without `reader`");
-    if (!core->joined && !look)
+                       "a reader finds tables, reads MN_LATEST, saves and loads; open without "
+                       "`reader`");
+    if (!core->joined && !look && !(reader && operation->kind == MN_OP_LOAD))
         return mn_fail(error, MN_INVALID, "join", "the client has not joined its group");
     return MN_OK;
 }

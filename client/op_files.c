@@ -21,30 +21,79 @@ static bool check_path(mn_task *task)
     return false;
 }
 
-/* ---- Save ---- */
+/* ---- Save: at the home shard's step; while others commit, the shards may be found at two steps,
+ * and it begins again ---- */
+
+static void fill_save(mn_task *task, mn_slot *slot, enum mn_files_phase phase)
+{
+    fill_path(task, slot, phase);
+    slot->exchange.request.context.step = task->step;
+}
+
+static bool refused_save(mn_task *task, mn_lane *lane, const mn_reply *reply)
+{
+    if (reply->status != MN_STEP)
+        return false;
+    mn_error_of_shard(&task->last, lane->shard, reply->status, reply);
+    task->torn = true;
+    return true;
+}
+
+static bool save_again(mn_task *task)
+{
+    mn_error why = task->last;
+    if (!task->torn)
+        return false;
+    task->torn = false;
+    mn_task_pause(task, mn_begin_save, &why);
+    return true;
+}
 
 static void fill_manifest(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the home shard's */
-    fill_path(task, slot, MN_FILES_MANIFEST);
+    fill_save(task, slot, MN_FILES_MANIFEST);
 }
 
-static const mn_phase manifest_phase = {MN_VERB_SNAPSHOT, fill_manifest, NULL, NULL, mn_task_done};
+static void complete_manifest(mn_task *task)
+{
+    if (!save_again(task))
+        mn_task_done(task);
+}
+
+static const mn_phase manifest_phase = {MN_VERB_SNAPSHOT, fill_manifest, NULL, refused_save,
+                                        complete_manifest};
 
 static void fill_write(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the same for every shard */
-    fill_path(task, slot, MN_FILES_WRITE);
+    fill_save(task, slot, MN_FILES_WRITE);
 }
 
-static void complete_write(mn_task *task) { mn_phase_home(task, &manifest_phase); }
+static void complete_write(mn_task *task)
+{
+    if (!save_again(task))
+        mn_phase_home(task, &manifest_phase);
+}
 
-static const mn_phase write_phase = {MN_VERB_SNAPSHOT, fill_write, NULL, NULL, complete_write};
+static const mn_phase write_phase = {MN_VERB_SNAPSHOT, fill_write, NULL, refused_save,
+                                     complete_write};
+
+static enum mn_status answered_step(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the home shard's */
+    task->step = slot->exchange.reply.step;
+    return MN_OK;
+}
+
+static void complete_step(mn_task *task) { mn_phase_all(task, &write_phase); }
+
+static const mn_phase step_phase = {MN_VERB_MAP, NULL, answered_step, NULL, complete_step};
 
 void mn_begin_save(mn_task *task)
 {
     if (check_path(task))
-        mn_phase_all(task, &write_phase);
+        mn_phase_home(task, &step_phase);
 }
 
 /* ---- Load ---- */
@@ -76,7 +125,8 @@ static void fill_load(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the same for every shard */
     fill_path(task, slot, MN_FILES_LOAD);
-    slot->exchange.request.ranks = task->core->options.ranks;
+    if (!task->core->options.reader) /* whose load keeps the saved number */
+        slot->exchange.request.ranks = task->core->options.ranks;
     slot->exchange.request.context.map_epoch = task->epoch;
 }
 

@@ -161,16 +161,18 @@ static enum mn_status answered_map(mn_task *task, mn_lane *lane, mn_slot *slot)
     return MN_OK;
 }
 
-static const mn_phase map_phase = {MN_VERB_MAP, fill_map, answered_map, NULL, mn_task_done};
+static void complete_map(mn_task *task) { task->joined(task); }
+
+static const mn_phase map_phase = {MN_VERB_MAP, fill_map, answered_map, NULL, complete_map};
 
 void mn_begin_join(mn_task *task)
 {
+    if (!task->joined)
+        task->joined = mn_task_done;
     if (task->core->options.reader) {
         mn_phase_home(task, &map_phase);
         return;
     }
-    if (!task->joined)
-        task->joined = mn_task_done;
     enum mn_status status = mn_settle_create(task);
     if (status) {
         mn_task_end(task, status);
