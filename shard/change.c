@@ -61,6 +61,7 @@ static void insert(struct group *group, struct step *step, struct table_stage *s
         stage->sources += piece->count;
     }
     step->seals[piece->rank].pieces++;
+    step->charged_bytes += piece->charged_bytes;
     group->change_bytes += piece->charged_bytes;
 }
 
@@ -76,6 +77,7 @@ static void drop_piece(mn_shard *shard, struct group *group, struct step *step,
         stage->sources -= piece->count;
     }
     step->seals[piece->rank].pieces--;
+    step->charged_bytes -= piece->charged_bytes;
     group->change_bytes -= piece->charged_bytes;
     mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
 }
@@ -269,7 +271,8 @@ static enum mn_status answer_bag_grad(mn_shard *shard, mn_call *call, const stru
     return MN_OK;
 }
 
-/* A piece with this key stands: the same content is acknowledged, anything else refused. */
+/* A piece with this key stands: the same content is acknowledged, anything else refused. A BagGrad
+ * that had to wait for its rows comes here when they are committed. */
 static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target *target,
                              const struct layout *layout, const struct piece *piece,
                              mn_error *error)
@@ -292,6 +295,8 @@ static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target
                        request->context.step);
     if (!bag)
         return MN_OK;
+    if (!mn_shard_read_ready(shard, target->group, request))
+        return mn_shard_park(shard, target->group, call, 0, error);
     enum mn_status status = mn_shard_offsets(shard, target->table, target, request->index_encoding,
                                              arrays.indices, layout->reads, true, error);
     if (status)
@@ -343,18 +348,6 @@ static enum mn_status check_room(mn_shard *shard, const mn_call *call, const str
     return mn_shard_change_room(shard, group, request->context.step, charge, error);
 }
 
-/* A BagGrad whose rows are not committed yet waits like a read; nothing is staged meanwhile. */
-static enum mn_status wait(mn_shard *shard, mn_call *call, const struct target *target,
-                           const struct layout *layout, mn_error *error)
-{
-    const mn_request *request = &call->request;
-    struct arrays arrays = arrays_at(mn_shard_payload(shard, &request->payload), layout);
-    enum mn_status status = check_arrays(shard, request, target, layout, &arrays, error);
-    if (status)
-        return status;
-    return mn_shard_park(shard, target->group, call, request->payload.bytes, error);
-}
-
 enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
@@ -375,8 +368,6 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
                        "%" PRIu64 " is sealed by rank %u: nothing more "
                        "joins it",
                        request->context.step, request->context.rank);
-    if (bag && !mn_shard_read_ready(shard, group, request))
-        return wait(shard, call, &target, &layout, error);
     status = check_room(shard, call, group, stage, &layout, error);
     if (status)
         return status;
@@ -387,7 +378,8 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
                        request->payload.bytes);
     struct arrays arrays = {piece->indices, piece->weights, piece->rows, piece->states};
     status = check_arrays(shard, request, &target, &layout, &arrays, error);
-    if (!status && bag)
+    bool waits = bag && !mn_shard_read_ready(shard, group, request);
+    if (!status && bag && !waits)
         status = answer_bag_grad(shard, call, &target, &layout, piece->rows, error);
     if (status) {
         mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
@@ -395,5 +387,5 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
     }
     piece->checksum = checksum(&arrays, &layout);
     insert(group, step, stage, piece);
-    return MN_OK;
+    return waits ? mn_shard_park(shard, group, call, 0, error) : MN_OK;
 }

@@ -35,26 +35,28 @@ static enum mn_status no_group(const mn_context *context, mn_error *error)
     return mn_fail(error, MN_NOT_FOUND, "group", "%s is not at this shard", context->group);
 }
 
-enum mn_status mn_shard_check_member(mn_shard *shard, const struct group *group,
-                                     const mn_context *context, bool anyone, mn_error *error)
+static enum mn_status check_member(mn_shard *shard, const struct group *group, enum mn_verb verb,
+                                   const mn_context *context, bool anyone, mn_error *error)
 {
     bool reader = anyone && context->incarnation == 0;
+    bool asks_epoch = verb == MN_VERB_LIST || verb == MN_VERB_CREATE_TABLE;
     if (!reader && context->rank >= group->ranks)
         return mn_fail(error, MN_INVALID, "rank", "%u is not below ranks (%u)", context->rank,
                        group->ranks);
-    if (context->map_epoch != group->map_epoch && !planted(shard, MN_PLANT_NO_EPOCH) &&
-        !(context->map_epoch == 0 && anyone))
+    if (context->map_epoch != group->map_epoch && !(asks_epoch && context->map_epoch == 0) &&
+        !planted(shard, MN_PLANT_NO_EPOCH))
         return mn_fail(error, MN_EPOCH, "map_epoch", "%" PRIu64 " is not this shard's %" PRIu64,
                        context->map_epoch, group->map_epoch);
     if (reader)
         return MN_OK;
     uint64_t known = group->incarnations[context->rank];
     if (context->incarnation == 0)
-        return mn_fail(error, MN_INVALID, "incarnation", "0: Join gives one");
+        return mn_fail(error, MN_INVALID, "incarnation", "0: rank %u has to join first",
+                       context->rank);
     if (context->incarnation > known)
         return mn_fail(error, MN_LOST, "incarnation",
-                       "%" PRIu64 " of rank %u is not known here (%" PRIu64 " is): this shard has "
-                       "forgotten it, or it never joined",
+                       "%" PRIu64 " of rank %u is unknown here, "
+                       "which knows %" PRIu64 ": this shard has forgotten its Join",
                        context->incarnation, context->rank, known);
     if (context->incarnation < known && !planted(shard, MN_PLANT_NO_FENCE))
         return mn_fail(error, MN_FENCED, "incarnation",
@@ -70,7 +72,7 @@ enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
     struct group *group = mn_shard_group_find(shard, context->group);
     if (!group)
         return no_group(context, error);
-    enum mn_status status = mn_shard_check_member(shard, group, context, anyone, error);
+    enum mn_status status = check_member(shard, group, call->request.verb, context, anyone, error);
     if (!status)
         *out_group = group;
     return status;

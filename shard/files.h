@@ -44,7 +44,6 @@ struct tile_transfer {
 
 struct manifest {
     struct file_manifest_head head;
-    uint64_t incarnations[MN_RANKS_MAX];
     uint64_t ids[MN_COMMIT_TABLES_MAX];
     mn_table_spec specs[MN_COMMIT_TABLES_MAX]; /* checked */
     uint32_t first_tile[MN_COMMIT_TABLES_MAX]; /* of each table, in `tiles` */
@@ -87,6 +86,7 @@ void mn_shard_transfer_stop(mn_shard *shard, struct tile_transfer *transfer);
 void mn_shard_tile_path(const char *folder, uint64_t table, uint32_t tile, uint64_t step,
                         char out_path[FILE_PATH_BYTES]);
 void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES]);
+uint64_t mn_shard_path_digest(const char *path);
 
 /* ---- Writing (files_save.c) */
 

@@ -3,7 +3,7 @@
  * of the record before it: so neither a byte nor the order of records can change unseen.
  *
  *   tile file   tile_head, { chunk_head, body }*, end
- *   manifest    manifest_head, rank_record [ranks], table_record [tables], tile_record [tiles], end
+ *   manifest    manifest_head, table_record [tables], tile_record [tiles], end
  *
  * A chunk's body holds the written rows among `rows` rows from `first` on: a bitmap [rows / 8,
  * rounded up], then update counts u32, values and states of the written rows, each array dense. */
@@ -52,8 +52,6 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
     X(U32, tables)                                                                                 \
     X(U32, tiles)
 
-#define RANK_RECORD_FIELDS(X) X(U64, incarnation)
-
 #define TABLE_RECORD_FIELDS(X)                                                                     \
     X(U64, table)                                                                                  \
     X(NAME, name)                                                                                  \
@@ -84,7 +82,7 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
  * before it. */
 #define END_FIELDS(X)                                                                              \
     X(U64, magic)                                                                                  \
-    X(U64, records) /* chunks; or ranks + tables + tiles */                                        \
+    X(U64, records) /* chunks; or tables + tiles */                                                \
     X(U64, rows_written)                                                                           \
     X(U64, bytes) /* of the file before this record */                                             \
     X(U64, chain)
@@ -93,7 +91,6 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
     X(tile_head, TILE_HEAD_FIELDS)                                                                 \
     X(chunk_head, CHUNK_HEAD_FIELDS)                                                               \
     X(manifest_head, MANIFEST_HEAD_FIELDS)                                                         \
-    X(rank_record, RANK_RECORD_FIELDS)                                                             \
     X(table_record, TABLE_RECORD_FIELDS)                                                           \
     X(tile_record, TILE_RECORD_FIELDS)                                                             \
     X(end, END_FIELDS)

@@ -195,23 +195,28 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
     return status;
 }
 
+uint64_t mn_shard_path_digest(const char *path)
+{
+    return mn_checksum(path, strlen(path), 1) | 1; /* 0 means that nothing was loaded */
+}
+
 static enum mn_status check_load(mn_shard *shard, const mn_request *request, bool *out_repeat,
                                  mn_error *error)
 {
     const struct group *group = mn_shard_group_find(shard, request->context.group);
     uint64_t epoch = request->context.map_epoch, known = group ? group->map_epoch : 0;
-    *out_repeat =
-        group && epoch == known &&
-        group->loaded_digest == mn_checksum(request->path, strlen(request->path), group->committed);
-    if (*out_repeat)
-        return MN_OK;
-    if (epoch <= known || epoch < 2 || epoch > UINT32_MAX)
-        return mn_fail(error, epoch <= known ? MN_EPOCH : MN_INVALID, "map_epoch",
-                       "%" PRIu64 " is not above this shard's %" PRIu64 ", 2 to 2^32-1", epoch,
-                       known);
+    bool loaded = group && epoch == known && group->loaded_digest;
+    if (loaded && group->loaded_digest != mn_shard_path_digest(request->path))
+        return mn_fail(error, MN_CONFLICT, "path",
+                       "map epoch %" PRIu64 " was loaded from another path than %.120s", epoch,
+                       request->path);
+    if (!loaded && epoch <= known)
+        return mn_fail(error, MN_EPOCH, "map_epoch",
+                       "%" PRIu64 " is not above this shard's %" PRIu64, epoch, known);
     if (request->ranks > MN_RANKS_MAX)
         return mn_fail(error, MN_INVALID, "ranks", "%u is more than %d", request->ranks,
                        MN_RANKS_MAX);
+    *out_repeat = loaded;
     return MN_OK;
 }
 

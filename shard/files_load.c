@@ -114,8 +114,7 @@ static enum mn_status finish_tile(mn_shard *shard, struct files_job *job,
 
 /* ---- The group */
 
-/* Incarnations start above all that any shard gave out before: the map epoch is their upper half.
- * So a trainer from before the restore stays fenced, whatever it was, and all shards agree. */
+/* Incarnations begin anew: the map epoch fences whoever joined before (STEPS.md "Restore"). */
 static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *error)
 {
     const mn_request *request = &job->call->request;
@@ -123,6 +122,9 @@ static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *er
     enum mn_status status = mn_shard_manifest_read(shard, request->path, manifest, error);
     if (status)
         return status;
+    if (request->context.map_epoch <= manifest->head.map_epoch)
+        return mn_fail(error, MN_EPOCH, "map_epoch", "%" PRIu64 " is not above the saved %" PRIu64,
+                       request->context.map_epoch, manifest->head.map_epoch);
     uint32_t ranks = request->ranks ? request->ranks : manifest->head.ranks;
     status = mn_shard_group_init(shard, request->context.group, ranks, &job->fresh, error);
     if (status)
@@ -131,11 +133,7 @@ static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *er
     job->step = manifest->head.step;
     job->fresh.committed = manifest->head.step;
     job->fresh.map_epoch = request->context.map_epoch;
-    for (uint32_t rank = 0; rank < ranks; rank++) {
-        uint64_t saved = rank < manifest->head.ranks ? manifest->incarnations[rank] : 0;
-        uint64_t base = request->context.map_epoch << 32;
-        job->fresh.incarnations[rank] = saved > base ? saved : base;
-    }
+    job->fresh.loaded_digest = mn_shard_path_digest(request->path);
     for (uint32_t i = 0; !status && i < manifest->head.tables; i++)
         status = mn_shard_table_init(shard, manifest->ids[i], &manifest->specs[i],
                                      &job->fresh.tables[i], error);
@@ -163,7 +161,6 @@ static enum mn_status swap(mn_shard *shard, struct files_job *job, mn_error *err
     if (!group)
         return mn_fail(error, MN_BUSY, "groups_max", "this shard holds %u groups already",
                        shard->options.groups_max);
-    job->fresh.loaded_digest = mn_checksum(request->path, strlen(request->path), job->step);
     *group = job->fresh;
     job->fresh_stands = false;
     for (uint32_t i = 0; i < shard->options.tables_max; i++)
@@ -231,6 +228,7 @@ enum mn_status mn_shard_load_check(mn_shard *shard, struct files_job *job, bool 
     reply->table_count = manifest->head.tables;
     reply->ranks = manifest->head.ranks;
     reply->step = manifest->head.step;
+    reply->map_epoch = manifest->head.map_epoch; /* the new one must be above it, too */
     *out_done = true;
     return MN_OK;
 }

@@ -88,20 +88,6 @@ static enum mn_status read_head(mn_shard *shard, struct file_reader *reader,
     return mn_name_valid(head->group) ? MN_OK : mn_shard_damaged(reader->path, "group", error);
 }
 
-static enum mn_status read_ranks(struct file_reader *reader, struct manifest *manifest,
-                                 mn_error *error)
-{
-    uint8_t bytes[FILE_RECORD_BYTES_MAX];
-    enum mn_status status = MN_OK;
-    for (uint32_t rank = 0; !status && rank < manifest->head.ranks; rank++) {
-        struct file_rank_record record;
-        status = TAKE_RECORD(reader, rank_record, bytes, &record, error);
-        if (!status)
-            manifest->incarnations[rank] = record.incarnation;
-    }
-    return status;
-}
-
 static mn_table_spec spec_of(const struct file_table_record *record)
 {
     mn_table_spec spec = {
@@ -190,12 +176,10 @@ enum mn_status mn_shard_manifest_read(mn_shard *shard, const char *folder,
         return status;
     status = read_head(shard, &reader, &manifest->head, error);
     if (!status)
-        status = read_ranks(&reader, manifest, error);
-    if (!status)
         status = read_tables(&reader, manifest, error);
     if (!status)
         status = read_tiles(shard, &reader, manifest, &rows_written, error);
-    reader.records = (uint64_t)manifest->head.ranks + manifest->head.tables + manifest->head.tiles;
+    reader.records = (uint64_t)manifest->head.tables + manifest->head.tiles;
     if (!status)
         status = mn_shard_reader_end(&reader, rows_written, error);
     mn_shard_reader_close(&reader);

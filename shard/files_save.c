@@ -227,14 +227,9 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
     enum mn_status status = writer_open(writer, shard->env.storage, path, error);
     if (status)
         return status;
-    writer->records = (uint64_t)head.ranks + head.tables + head.tiles;
+    writer->records = (uint64_t)head.tables + head.tiles;
     mn_shard_encode_manifest_head(&head, &writer->chain, bytes);
     status = writer_append(writer, bytes, FILE_BYTES_manifest_head, error);
-    for (uint32_t rank = 0; !status && rank < group->ranks; rank++) {
-        struct file_rank_record record = {.incarnation = group->incarnations[rank]};
-        mn_shard_encode_rank_record(&record, &writer->chain, bytes);
-        status = writer_append(writer, bytes, FILE_BYTES_rank_record, error);
-    }
     for (uint32_t i = 0; !status && i < shard->options.tables_max; i++) {
         if (!group->tables[i].id)
             continue;

@@ -118,13 +118,18 @@ static enum mn_status adopt(mn_shard *shard, struct group *group, const mn_conte
     return MN_OK;
 }
 
-/* The state of the open step, from which the client decides how to go on (STEPS.md "Join"). */
+/* The state of the open step, from which the client decides how to go on (STEPS.md "Join"): the
+ * seal that an earlier incarnation left, else the last commit. */
 static void tell_open_step(mn_shard *shard, struct group *group, mn_call *call)
 {
+    const mn_context *context = &call->request.context;
     struct step *step = mn_shard_step_at(shard, group, group->committed + 1);
+    const struct seal *seal = &step->seals[context->rank];
     mn_reply *reply = &call->reply;
-    reply->sealed = step->seals[call->request.context.rank].sealed;
-    reply->proposal = reply->sealed ? mn_shard_outcome(group, step) : group->last_proposal;
+    reply->sealed = seal->sealed && seal->incarnation < context->incarnation;
+    reply->proposal = group->last_proposal;
+    if (reply->sealed)
+        reply->proposal = seal->discard ? (mn_proposal){.discard = true} : step->proposal;
     memcpy(reply->factors, group->last_factors, sizeof reply->factors);
     reply->incarnation_sum = group->last_incarnation_sum;
 }

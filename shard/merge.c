@@ -99,10 +99,8 @@ static void expand(mn_shard *shard, const struct target *target, const struct pi
 
 static void stage_drop(mn_shard *shard, struct table_stage *stage)
 {
-    mn_shard_block_give(&shard->pool, stage->contributions,
-                        stage->reads * sizeof *stage->contributions);
-    mn_shard_block_give(&shard->pool, (void *)stage->source_rows,
-                        stage->sources * sizeof *stage->source_rows);
+    mn_shard_block_give(&shard->pool, stage->contributions, stage->contribution_bytes);
+    mn_shard_block_give(&shard->pool, (void *)stage->source_rows, stage->source_bytes);
     stage->contributions = NULL;
     stage->source_rows = NULL;
     stage->contribution_count = 0;
@@ -116,9 +114,11 @@ static bool stage_merge(mn_shard *shard, struct group *group, struct table_stage
     if (!stage->reads)
         return true;
     uint64_t bytes = stage->reads * sizeof(mn_contribution);
+    stage->contribution_bytes = bytes;
+    stage->source_bytes = stage->sources * sizeof *stage->source_rows;
     mn_contribution *sort_scratch = mn_shard_block_take(&shard->pool, bytes);
     stage->contributions = mn_shard_block_take(&shard->pool, bytes);
-    stage->source_rows = mn_shard_block_take(&shard->pool, stage->sources * sizeof(void *));
+    stage->source_rows = mn_shard_block_take(&shard->pool, stage->source_bytes);
     bool memory = sort_scratch && stage->contributions && stage->source_rows;
     if (memory) {
         struct target target = whole(group, table);
@@ -134,23 +134,6 @@ static bool stage_merge(mn_shard *shard, struct group *group, struct table_stage
     }
     mn_shard_block_give(&shard->pool, sort_scratch, bytes);
     return memory;
-}
-
-enum mn_status mn_shard_merge(mn_shard *shard, struct group *group, struct step *step,
-                              mn_error *error)
-{
-    if (step->merged)
-        return MN_OK;
-    step->merged = true;
-    for (uint32_t i = 0; i < shard->options.tables_max; i++) {
-        if (!step->tables[i].first ||
-            stage_merge(shard, group, &step->tables[i], &group->tables[i]))
-            continue;
-        mn_shard_merge_drop(shard, step);
-        return mn_fail(error, MN_NO_MEMORY, "step", "no memory to merge step %" PRIu64,
-                       step->number);
-    }
-    return MN_OK;
 }
 
 void mn_shard_merge_drop(mn_shard *shard, struct step *step)
@@ -221,35 +204,43 @@ static struct table *table_after(mn_shard *shard, struct group *group, uint64_t 
     return next;
 }
 
-enum mn_status mn_shard_merge_squares(mn_shard *shard, struct group *group, struct step *step,
-                                      mn_error *error)
+static bool step_squares(mn_shard *shard, struct group *group, struct step *step)
 {
-    uint64_t count = 0;
+    uint64_t count = 0, at = 0;
     for (uint32_t i = 0; i < shard->options.tables_max; i++)
         count += group->tables[i].id ? group->tables[i].tile_count : 0;
     if (!count)
-        return MN_OK;
-    bool discard = mn_shard_outcome(group, step).discard;
-    enum mn_status status = discard ? MN_OK : mn_shard_merge(shard, group, step, error);
-    if (status)
-        return status;
-    double *squares = mn_shard_block_take(&shard->pool, count * sizeof *squares);
-    if (!squares) {
-        mn_shard_merge_drop(shard, step);
-        return mn_fail(error, MN_NO_MEMORY, "norms", "no memory for %" PRIu64 " norms", count);
-    }
-    memset(squares, 0, count * sizeof *squares);
-    uint64_t at = 0;
+        return true;
+    step->squares = mn_shard_block_take(&shard->pool, count * sizeof *step->squares);
+    if (!step->squares)
+        return false;
+    step->square_count = count;
+    memset(step->squares, 0, count * sizeof *step->squares);
     for (struct table *table = table_after(shard, group, 0); table;
          table = table_after(shard, group, table->id)) {
         const struct table_stage *stage = &step->tables[table - group->tables];
-        if (!discard && stage->contribution_count)
-            table_squares(shard, table, stage, squares + at);
+        if (stage->contribution_count)
+            table_squares(shard, table, stage, step->squares + at);
         at += table->tile_count;
     }
-    step->squares = squares;
-    step->square_count = count;
-    return MN_OK;
+    return true;
+}
+
+enum mn_status mn_shard_merge(mn_shard *shard, struct group *group, struct step *step,
+                              mn_error *error)
+{
+    bool memory = true;
+    assert(!step->merged);
+    step->merged = true;
+    for (uint32_t i = 0; memory && i < shard->options.tables_max; i++)
+        if (step->tables[i].first)
+            memory = stage_merge(shard, group, &step->tables[i], &group->tables[i]);
+    if (memory && step->norms)
+        memory = step_squares(shard, group, step);
+    if (memory)
+        return MN_OK;
+    mn_shard_merge_drop(shard, step);
+    return mn_fail(error, MN_NO_MEMORY, "step", "no memory to merge step %" PRIu64, step->number);
 }
 
 /* ---- Commit */

@@ -5,16 +5,30 @@
 
 #include <stdio.h>
 
+/* What is staged for steps after the oldest open one. */
+static uint64_t later_bytes(const mn_shard *shard, const struct group *group)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
+        if (group->steps[i].number > group->committed + 1)
+            bytes += group->steps[i].charged_bytes;
+    return bytes;
+}
+
 enum mn_status mn_shard_change_room(const mn_shard *shard, const struct group *group, uint64_t step,
                                     uint64_t bytes, mn_error *error)
 {
     const mn_shard_options *options = &shard->options;
-    uint64_t used = group->change_bytes, max = options->change_bytes_max;
-    if (planted(shard, MN_PLANT_ONE_BUDGET))
-        used += group->read_bytes;
-    else if (step > group->committed + 1)
+    bool one_budget = planted(shard, MN_PLANT_ONE_BUDGET);
+    uint64_t used = group->change_bytes + (one_budget ? group->read_bytes : 0);
+    uint64_t max = options->change_bytes_max;
+    bool room = used <= max && bytes <= max - used;
+    if (room && step > group->committed + 1 && !one_budget) {
+        used = later_bytes(shard, group);
         max -= options->change_reserve_bytes;
-    if (used <= max && bytes <= max - used)
+        room = used <= max && bytes <= max - used;
+    }
+    if (room)
         return MN_OK;
     return mn_fail(error, MN_BUSY, "change_bytes_max",
                    "%" PRIu64 " of %" PRIu64 " bytes are in "
@@ -38,24 +52,13 @@ static enum mn_status read_room(const mn_shard *shard, const struct group *group
                    used, max, bytes);
 }
 
-static uint64_t *charge_of(struct group *group, const mn_call *call)
-{
-    bool read = mn_verb_kind_of(call->request.verb) == MN_KIND_READ;
-    return read ? &group->read_bytes : &group->change_bytes;
-}
-
 enum mn_status mn_shard_park(mn_shard *shard, struct group *group, mn_call *call, uint64_t bytes,
                              mn_error *error)
 {
-    enum mn_verb_kind kind = mn_verb_kind_of(call->request.verb);
-    enum mn_status status = MN_OK;
-    if (kind == MN_KIND_READ)
-        status = read_room(shard, group, bytes, error);
-    else if (kind == MN_KIND_CHANGE)
-        status = mn_shard_change_room(shard, group, call->request.context.step, bytes, error);
+    enum mn_status status = bytes ? read_room(shard, group, bytes, error) : MN_OK;
     if (status)
         return status;
-    *charge_of(group, call) += bytes;
+    group->read_bytes += bytes;
     call->budget_bytes = bytes;
     call->core = group;
     call->next = NULL;
@@ -78,7 +81,7 @@ void mn_shard_unpark(mn_shard *shard, mn_call *call)
     if (!group)
         return;
     call->core = NULL;
-    *charge_of(group, call) -= call->budget_bytes;
+    group->read_bytes -= call->budget_bytes;
     call->budget_bytes = 0;
     if (call->previous)
         call->previous->next = call->next;

@@ -115,12 +115,12 @@ enum mn_status mn_shard_proposal_equal(const mn_proposal *standing, const mn_pro
 
 uint64_t mn_shard_proposal_digest(const mn_proposal *proposal, const float *factors)
 {
-    uint32_t head[2] = {proposal->set_count, proposal->discard};
+    uint32_t head[2] = {proposal->discard ? 0 : proposal->set_count, proposal->discard};
     uint64_t digest = mn_checksum(head, sizeof head, 1);
-    for (uint32_t i = 0; i < proposal->set_count; i++) {
+    for (uint32_t i = 0; i < head[0]; i++) {
         const mn_commit_set *set = &proposal->sets[i];
         float numbers[5] = {set->learning_rate, set->weight_decay, set->scale, set->clip_norm,
-                            proposal->discard ? 0 : factors[i]};
+                            factors[i]};
         digest = mn_checksum(set->tables, set->table_count * sizeof *set->tables, digest);
         digest = mn_checksum(numbers, sizeof numbers, digest);
     }

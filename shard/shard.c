@@ -155,7 +155,8 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
     }
     bool foretold = call->request.verb == MN_VERB_RESTORE && call->request.files == MN_FILES_CHECK;
     if (group) {
-        reply->map_epoch = group->map_epoch;
+        if (!foretold || reply->map_epoch < group->map_epoch)
+            reply->map_epoch = group->map_epoch;
         if (!foretold) { /* a restore's check tells the snapshot's step and ranks instead */
             reply->step = group->committed;
             reply->ranks = group->ranks;

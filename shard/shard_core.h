@@ -83,8 +83,9 @@ struct table_stage {
     enum mn_dtype value_dtype;
     uint64_t reads, sources; /* of pushes and bag gradients */
     mn_contribution *contributions;
-    uint64_t contribution_count;
+    uint64_t contribution_count, contribution_bytes;
     const void **source_rows;
+    uint64_t source_bytes;
 };
 
 struct seal {
@@ -100,7 +101,8 @@ struct step {
     struct seal *seals;         /* [ranks] */
     uint32_t seal_count;
     uint32_t reduce_count;
-    mn_proposal proposal; /* of the first seal; discard is in the seals */
+    uint64_t charged_bytes; /* of the pieces, to the change budget */
+    mn_proposal proposal;   /* sets of the seals that do not vote to discard */
     bool norms;
     bool merged;     /* contributions stand */
     double *squares; /* with norms: [tables, ascending id][tiles held] */
@@ -129,7 +131,7 @@ struct group {
     mn_call *parked_first, *parked_last;
     uint32_t parked_count;
     uint32_t wake; /* bit per verb whose parked calls are to run again: something changed */
-    uint64_t loaded_digest; /* of the path and step that made this map epoch */
+    uint64_t loaded_digest; /* of the path that made this map epoch */
     void *memory;           /* incarnations, tables, steps and what they point at */
     uint64_t memory_bytes;
 };
@@ -203,8 +205,6 @@ enum mn_status mn_shard_check_request(mn_shard *shard, const mn_call *call, mn_e
 /* Group, rank, map epoch, incarnation. `anyone`: incarnation 0 is a reader or an operator. */
 enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
                                     struct group **out_group, mn_error *error);
-enum mn_status mn_shard_check_member(mn_shard *shard, const struct group *group,
-                                     const mn_context *context, bool anyone, mn_error *error);
 enum mn_status mn_shard_check_path(const char *path, mn_error *error);
 
 /* The tiles that a request names, as planes of the table. */
@@ -253,10 +253,9 @@ void mn_shard_step_replay(mn_shard *shard, struct group *group, struct step *ste
 
 /* ---- Merging (merge.c) */
 
+/* Contributions of all tables and, if asked, the squared norms: all that a commit will need. */
 enum mn_status mn_shard_merge(mn_shard *shard, struct group *group, struct step *step,
                               mn_error *error);
-enum mn_status mn_shard_merge_squares(mn_shard *shard, struct group *group, struct step *step,
-                                      mn_error *error);
 void mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *step,
                           const mn_proposal *outcome, const float *factors);
 void mn_shard_merge_drop(mn_shard *shard, struct step *step);
@@ -284,7 +283,7 @@ void mn_shard_reduce_missing(struct group *group, const mn_request *request, cha
 
 /* ---- Parked calls (park.c) */
 
-/* Parks the call, charged `bytes` to the budget of its kind: MN_BUSY when that is full. */
+/* Parks the call, a read charged its `bytes` to the read budget: MN_BUSY when that is full. */
 enum mn_status mn_shard_park(mn_shard *shard, struct group *group, mn_call *call, uint64_t bytes,
                              mn_error *error);
 void mn_shard_unpark(mn_shard *shard, mn_call *call); /* out of its list; not answered */

@@ -81,8 +81,8 @@ static enum mn_status check_seal(mn_shard *shard, struct group *group, const str
     return status ? status : check_covered(shard, group, step, proposal, error);
 }
 
-/* Records the seal; the last one brings the norms. Without memory for them the seal is taken back,
- * so that a repeat finds things as they were. */
+/* Records the seal. The last one merges the step, so that Commit needs no memory and cannot fail;
+ * when there is none, the seal is taken back, and a repeat finds things as they were. */
 static enum mn_status record(mn_shard *shard, struct group *group, struct step *step,
                              const mn_request *request, mn_error *error)
 {
@@ -98,8 +98,8 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
     if (step->seal_count < group->ranks)
         return MN_OK;
     enum mn_status status = MN_OK;
-    if (!mn_shard_outcome(group, step).discard && step->norms)
-        status = mn_shard_merge_squares(shard, group, step, error);
+    if (!mn_shard_outcome(group, step).discard)
+        status = mn_shard_merge(shard, group, step, error);
     if (status) {
         seal->sealed = seal->discard = false;
         seal->incarnation = 0;
@@ -163,9 +163,7 @@ static enum mn_status acknowledge(const struct group *group, const mn_request *r
         return mn_fail(error, MN_STEP, "step", "0: steps count from 1");
     if (commit->step != number)
         return MN_OK; /* too long ago to compare */
-    const mn_proposal discard = {.discard = true};
-    const mn_proposal *given = request->proposal.discard ? &discard : &request->proposal;
-    if (commit->digest != mn_shard_proposal_digest(given, request->factors))
+    if (commit->digest != mn_shard_proposal_digest(&request->proposal, request->factors))
         return mn_fail(error, MN_CONFLICT, "proposal",
                        "step %" PRIu64 " is committed with another proposal or other factors",
                        number);
@@ -237,9 +235,6 @@ enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     if (mn_shard_job_holds(shard, group))
         return mn_shard_park(shard, group, call, 0, error);
-    if (!request->proposal.discard)
-        status = mn_shard_merge(shard, group, step, error);
-    if (!status)
-        make_permanent(shard, group, step, request);
-    return status;
+    make_permanent(shard, group, step, request);
+    return MN_OK;
 }

@@ -230,11 +230,10 @@ enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *e
     const mn_request *request = &call->request;
     struct group *group = mn_shard_group_find(shard, request->context.group);
     mn_table_spec checked;
-    enum mn_status status =
-        group ? mn_shard_check_member(shard, group, &request->context, true, error) : MN_OK;
-    if (!status && !group && request->context.incarnation)
+    enum mn_status status = MN_OK;
+    if (group || request->context.incarnation)
         status = mn_shard_check_group(shard, call, true, &group, error); /* says what is lost */
-    if (!status && !group && request->context.map_epoch > 1)
+    else if (request->context.map_epoch > 1)
         status = mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
                          request->context.group);
     if (!status)
