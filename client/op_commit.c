@@ -20,6 +20,11 @@ static void settled_commit(mn_task *task)
                                   "a rank voted to discard step %" PRIu64
                                   ": it is committed without a change",
                                   settle->step));
+    else if (operation->proposal.discard && !settle->outcome.discard)
+        mn_task_end(task, mn_fail(&task->error, MN_CONFLICT, "discard",
+                                  "step %" PRIu64
+                                  " was sealed before this vote, and is committed with its changes",
+                                  settle->step));
     else
         mn_task_done(task);
 }

@@ -206,6 +206,8 @@ static enum mn_status answered_ask(mn_task *task, mn_lane *lane, mn_slot *slot)
                        lane->shard, reply->step, settle->step);
     settle->outcome = reply->proposal;
     memcpy(settle->factors, reply->factors, sizeof settle->factors);
+    for (uint32_t i = 0; i < MN_COMMIT_SETS_MAX; i++)
+        settle->norms[i] = NAN; /* gone with the gradients */
     for (uint32_t shard = 0; shard < task->core->shards; shard++)
         settle->views[shard].incarnation_sum = reply->incarnation_sum;
     return MN_OK;
