@@ -1,0 +1,39 @@
+/* The many worlds: a seed chooses one. */
+#include "sim.h"
+
+static const sim_weather weathers[] = {
+    {0, 0, 0, 0},      /* calm: only ordinary delays */
+    {20, 20, 50, 2},   /* gusts */
+    {60, 100, 150, 6}, /* a storm */
+    {0, 300, 300, 0},  /* nothing is lost, much comes twice and late */
+};
+
+void sim_config_of_seed(uint64_t seed, sim_config *out_config)
+{
+    sim_random random = {seed * 977 + 13};
+    static const uint32_t chunks[] = {0, 64, 200, 600};
+    sim_config config = {.seed = seed};
+    config.shards = 1 + (uint32_t)sim_below(&random, SIM_SHARDS_MAX);
+    config.ranks = 1 + (uint32_t)sim_below(&random, SIM_RANKS_MAX);
+    config.steps = 3 + (uint32_t)sim_below(&random, 4);
+    config.staleness = sim_chance(&random, 250) ? 1 + (uint32_t)sim_below(&random, 2) : 0;
+    config.weather = weathers[sim_below(&random, sizeof weathers / sizeof *weathers)];
+    config.deaths = sim_chance(&random, 700) ? 1 + (uint32_t)sim_below(&random, 6) : 0;
+    config.chunk_bytes = chunks[sim_below(&random, sizeof chunks / sizeof *chunks)];
+    config.exchanges_max = 1 + (uint32_t)sim_below(&random, 4);
+    config.packed = sim_chance(&random, 500);
+    config.fickle = sim_chance(&random, 300);
+    config.sloppy = sim_chance(&random, 250);
+    config.discards = sim_chance(&random, 300);
+    config.reader = sim_chance(&random, 400);
+    config.clip = sim_chance(&random, 500);
+    config.prefetch = sim_chance(&random, 600);
+    if (sim_chance(&random, 350)) {
+        config.shards_after = 1 + (uint32_t)sim_below(&random, SIM_SHARDS_MAX);
+        config.roll_back = sim_chance(&random, 500);
+    }
+    config.deadline_ms = sim_chance(&random, 300) ? 500 : 20000;
+    config.calm_ns = 60 * SIM_S;
+    config.limit_ns = config.calm_ns + 600 * SIM_S;
+    *out_config = config;
+}

@@ -1,0 +1,443 @@
+/* The world: shards, lives, their ends, the restore in the middle, and what must hold after every
+ * event. */
+#include "sim.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+void sim_violation(sim_world *world, const char *format, ...)
+{
+    va_list arguments;
+    if (world->failed)
+        return;
+    world->failed = true;
+    va_start(arguments, format);
+    (void)vsnprintf(world->violation, sizeof world->violation, format, arguments);
+    va_end(arguments);
+    sim_trace(world, "VIOLATION: %s", world->violation);
+}
+
+void sim_trace(sim_world *world, const char *format, ...)
+{
+    va_list arguments;
+    if (!world->config.trace)
+        return;
+    (void)fprintf(world->config.trace, "%9.3f ms ", (double)world->clock.now_ns / 1e6);
+    va_start(arguments, format);
+    (void)vfprintf(world->config.trace, format, arguments);
+    va_end(arguments);
+    (void)fputc('\n', world->config.trace);
+}
+
+bool sim_world_stormy(const sim_world *world)
+{
+    return world->clock.now_ns < world->config.calm_ns;
+}
+
+/* ---- Shards */
+
+static void create_shards(sim_world *world, uint32_t count)
+{
+    const sim_config *config = &world->config;
+    world->shard_count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        sim_shard *shard = &world->shards[i];
+        mn_shard_options options = {.shard = i,
+                                    .shards = count,
+                                    .read_bytes_max = config->read_bytes_max,
+                                    .change_bytes_max = config->change_bytes_max,
+                                    .change_reserve_bytes = config->change_reserve_bytes,
+                                    .groups_max = 2,
+                                    .tables_max = 4,
+                                    .reduces_max = 16,
+                                    .plants = config->shard_plants};
+        mn_error error = {0};
+        *shard = (sim_shard){.due_ns = 0};
+        sim_env_init(&shard->env, &world->clock, config->seed + i, world->storage);
+        if (mn_shard_create(&options, &shard->env.env, &shard->core, &error))
+            sim_violation(world, "shard %u was not created: %s %s", i, error.field, error.message);
+    }
+}
+
+static void destroy_shards(sim_world *world)
+{
+    for (uint32_t i = 0; i < world->shard_count; i++) {
+        sim_shard *shard = &world->shards[i];
+        mn_shard *core = shard->core;
+        shard->core = NULL;
+        mn_shard_destroy(core);
+        if (shard->env.allocated_bytes || shard->env.reserved_bytes)
+            sim_violation(world, "shard %u: %llu bytes are still allocated, %llu reserved", i,
+                          (unsigned long long)shard->env.allocated_bytes,
+                          (unsigned long long)shard->env.reserved_bytes);
+    }
+}
+
+/* ---- What must hold after every event */
+
+typedef struct look {
+    mn_call call; /* first */
+    mn_group_info group;
+    bool found;
+} look;
+
+static void looked(mn_call *call)
+{
+    look *l = (look *)call;
+    for (uint32_t i = 0; !call->reply.status && i < call->reply.group_count; i++) {
+        if (!strcmp(call->reply.groups[i].name, "sim")) {
+            l->group = call->reply.groups[i];
+            l->found = true;
+        }
+    }
+}
+
+static uint8_t *no_buffer(mn_call *call, uint64_t bytes)
+{
+    (void)call;
+    (void)bytes;
+    return NULL;
+}
+
+/* Asks the shard itself, past the network. */
+static bool look_at(sim_shard *shard, mn_group_info *out_group)
+{
+    static look l; /* a call is large; the answer comes at once */
+    memset(&l, 0, sizeof l);
+    l.call.request.verb = MN_VERB_STATUS;
+    l.call.request.context.version = MN_PROTOCOL_VERSION;
+    l.call.request.context.remaining_ms = 1000;
+    (void)snprintf(l.call.request.context.group, MN_NAME_BYTES, "sim");
+    l.call.reserve = no_buffer;
+    l.call.finish = looked;
+    mn_shard_handle(shard->core, &l.call);
+    *out_group = l.group;
+    return l.found;
+}
+
+static void check_budgets(sim_world *world, uint32_t i, const mn_group_info *group)
+{
+    if (group->change_bytes > world->change_bytes_seen)
+        world->change_bytes_seen = group->change_bytes;
+    if (group->read_bytes > world->read_bytes_seen)
+        world->read_bytes_seen = group->read_bytes;
+    if (group->read_bytes > group->read_bytes_max || group->change_bytes > group->change_bytes_max)
+        sim_violation(
+            world, "shard %u: a budget is exceeded: reads %llu of %llu, changes %llu of %llu", i,
+            (unsigned long long)group->read_bytes, (unsigned long long)group->read_bytes_max,
+            (unsigned long long)group->change_bytes, (unsigned long long)group->change_bytes_max);
+}
+
+/* A step that a shard has committed for the first time: the model plays it. */
+static void follow(sim_world *world, uint32_t i, uint64_t step)
+{
+    if (step == world->model.step + 1 && !sim_model_commit(&world->model))
+        sim_violation(world, "shard %u has committed step %llu, which a rank never sealed", i,
+                      (unsigned long long)step);
+    if (step > world->model.step)
+        sim_violation(world, "shard %u has committed step %llu after step %llu", i,
+                      (unsigned long long)step, (unsigned long long)world->model.step);
+    if (step + 1 < world->model.step)
+        sim_violation(world, "shard %u has step %llu, another step %llu", i,
+                      (unsigned long long)step, (unsigned long long)world->model.step);
+}
+
+static void check_shard(sim_world *world, uint32_t i)
+{
+    sim_shard *shard = &world->shards[i];
+    mn_group_info group;
+    if (!shard->core || !look_at(shard, &group))
+        return;
+    check_budgets(world, i, &group);
+    if (group.map_epoch < shard->epoch ||
+        (group.map_epoch == shard->epoch && group.committed_step < shard->step))
+        sim_violation(world, "shard %u went back from step %llu to %llu", i,
+                      (unsigned long long)shard->step, (unsigned long long)group.committed_step);
+    if (group.map_epoch != shard->epoch)
+        sim_trace(world, "shard %u has epoch %llu, step %llu", i,
+                  (unsigned long long)group.map_epoch, (unsigned long long)group.committed_step);
+    shard->epoch = group.map_epoch;
+    shard->step = group.committed_step;
+    if (group.map_epoch == world->epoch)
+        follow(world, i, group.committed_step);
+    else if (world->stage != SIM_LOADING)
+        sim_violation(world, "shard %u has epoch %llu, the group %llu", i,
+                      (unsigned long long)group.map_epoch, (unsigned long long)world->epoch);
+}
+
+/* ---- Lives */
+
+static void start_rank(sim_world *world, uint32_t rank)
+{
+    if (world->life_count == SIM_LIVES_MAX)
+        return;
+    for (uint32_t i = 0; i < world->life_count; i++) {
+        /* One that joins later would overtake its successor: also a right course, but not this. */
+        if (!world->lives[i]->reader && world->lives[i]->rank == rank &&
+            world->lives[i]->phase == SIM_JOINING)
+            sim_life_kill(world->lives[i]);
+    }
+    sim_life *life = sim_life_create(world, rank, false);
+    world->current[rank] = life->number;
+    sim_trace(world, "life %u begins as rank %u", life->number, rank);
+    sim_life_start(life);
+}
+
+void sim_world_joined(sim_life *life)
+{
+    for (uint32_t i = 0; i < life->world->life_count; i++) {
+        sim_life *other = life->world->lives[i];
+        if (other->reader || other->rank != life->rank || other->number >= life->number ||
+            other->overtaken)
+            continue;
+        other->overtaken = true;
+        other->overtaken_ns = life->world->clock.now_ns;
+    }
+}
+
+typedef struct revival {
+    sim_world *world;
+    uint32_t rank;
+} revival;
+
+static void revive(void *argument)
+{
+    revival *r = argument;
+    if (r->world->stage == SIM_TRAINING || r->world->stage == SIM_TRAINING_ON)
+        start_rank(r->world, r->rank);
+    free(r);
+}
+
+/* Ends a rank's life, or lets its successor start while it still runs. */
+static void strike(sim_world *world)
+{
+    uint32_t rank = (uint32_t)sim_below(&world->deaths, world->config.ranks);
+    if (!world->current[rank] || world->life_count + 8 > SIM_LIVES_MAX)
+        return;
+    world->deaths_left--;
+    if (sim_chance(&world->deaths, 700))
+        sim_life_kill(world->lives[world->current[rank] - 1]);
+    revival *r = malloc(sizeof *r);
+    assert(r);
+    *r = (revival){world, rank};
+    sim_after(&world->clock, sim_below(&world->deaths, 2 * SIM_S), revive, r);
+}
+
+static bool all_rest(const sim_world *world)
+{
+    for (uint32_t rank = 0; rank < world->config.ranks; rank++) {
+        if (!world->current[rank] || world->lives[world->current[rank] - 1]->phase != SIM_RESTING)
+            return false;
+    }
+    return true;
+}
+
+static void wake_all(sim_world *world)
+{
+    for (uint32_t i = 0; i < world->life_count; i++)
+        sim_life_wake(world->lives[i]);
+}
+
+/* ---- Save, load, the end */
+
+static void operate(sim_world *world, enum sim_stage stage, enum mn_operation_kind kind)
+{
+    world->stage = stage;
+    sim_life_serve(sim_life_create(world, 0, true), kind);
+}
+
+static void start_loading(sim_world *world)
+{
+    const sim_config *config = &world->config;
+    for (uint32_t i = 0; i < world->life_count; i++) {
+        world->lives[i]->stale = true;
+        world->lives[i]->stale_ns = UINT64_MAX;
+    }
+    if (config->shards_after != config->shards) {
+        destroy_shards(world);
+        create_shards(world, config->shards_after);
+    }
+    world->stage = SIM_LOADING;
+    world->pause_step = config->steps;
+    if (config->roll_back)
+        wake_all(world); /* they go on, as trainers do that nobody told */
+    operate(world, SIM_LOADING, MN_OP_LOAD);
+}
+
+static void loaded(sim_world *world)
+{
+    sim_model_roll_back(&world->model, world->saved_step);
+    world->epoch = world->shards[0].epoch;
+    world->stage = SIM_TRAINING;
+    for (uint32_t i = 0; i < world->life_count; i++)
+        world->lives[i]->stale_ns = world->clock.now_ns;
+    for (uint32_t rank = 0; rank < world->config.ranks; rank++)
+        start_rank(world, rank);
+}
+
+void sim_world_served(sim_life *life, enum mn_operation_kind kind)
+{
+    sim_world *world = life->world;
+    sim_life_kill(life);
+    if (kind == MN_OP_FETCH) {
+        world->finished = true;
+    } else if (kind == MN_OP_LOAD) {
+        loaded(world);
+    } else {
+        world->saved_step = world->pause_step;
+        if (world->config.roll_back) {
+            world->stage = SIM_TRAINING_ON;
+            world->pause_step++;
+            wake_all(world);
+        } else {
+            start_loading(world);
+        }
+    }
+}
+
+void sim_world_resting(sim_life *life)
+{
+    sim_world *world = life->world;
+    if (!all_rest(world))
+        return;
+    if (world->stage == SIM_TRAINING_ON) {
+        start_loading(world);
+    } else if (world->stage == SIM_TRAINING && world->pause_step < world->config.steps) {
+        operate(world, SIM_SAVING, MN_OP_SAVE);
+    } else if (world->stage == SIM_TRAINING) {
+        world->config.calm_ns = world->clock.now_ns;
+        operate(world, SIM_LOOKING, MN_OP_FETCH);
+    }
+}
+
+/* ---- Time goes by */
+
+/* Runs what is next; false: nothing is left to happen. */
+static bool step(sim_world *world)
+{
+    uint64_t next = sim_clock_next_ns(&world->clock), dues[SIM_LIVES_MAX];
+    for (uint32_t i = 0; i < world->shard_count; i++)
+        next = world->shards[i].core && world->shards[i].due_ns < next ? world->shards[i].due_ns
+                                                                       : next;
+    for (uint32_t i = 0; i < world->life_count; i++) {
+        dues[i] = world->lives[i]->core ? mn_core_due(world->lives[i]->core) : UINT64_MAX;
+        next = dues[i] < next ? dues[i] : next;
+    }
+    if (next == UINT64_MAX)
+        return false;
+    world->events++;
+    if (next > world->clock.now_ns)
+        world->clock.now_ns = next;
+    if (sim_clock_next_ns(&world->clock) <= world->clock.now_ns)
+        sim_clock_run_one(&world->clock);
+    for (uint32_t i = 0; i < world->shard_count; i++) {
+        sim_shard *shard = &world->shards[i];
+        if (shard->core)
+            shard->due_ns = mn_shard_tick(shard->core, world->clock.now_ns);
+        if (shard->due_ns <= world->clock.now_ns)
+            shard->due_ns = world->clock.now_ns + 1; /* more work at once: a chunk per tick */
+    }
+    for (uint32_t i = 0; i < world->life_count; i++) {
+        if (world->lives[i]->core)
+            (void)mn_core_tick(world->lives[i]->core, world->clock.now_ns);
+        sim_life_tick(world->lives[i]);
+    }
+    return true;
+}
+
+static void explain_stop(sim_world *world, const char *why)
+{
+    char text[256] = "";
+    for (uint32_t rank = 0; rank < world->config.ranks; rank++) {
+        const sim_life *life = world->current[rank] ? world->lives[world->current[rank] - 1] : NULL;
+        size_t at = strlen(text);
+        if (life)
+            (void)snprintf(text + at, sizeof text - at, " [life %u rank %u step %llu phase %d]",
+                           life->number, rank, (unsigned long long)life->step, (int)life->phase);
+    }
+    sim_violation(world, "%s at %.1f s in stage %d:%s", why, (double)world->clock.now_ns / 1e9,
+                  (int)world->stage, text);
+}
+
+static void live(sim_world *world)
+{
+    while (!world->finished && !world->failed) {
+        if (!step(world))
+            explain_stop(world, "nothing is left to happen");
+        for (uint32_t i = 0; i < world->shard_count; i++)
+            check_shard(world, i);
+        if (world->deaths_left && sim_world_stormy(world) &&
+            (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
+            sim_chance(&world->deaths, 3))
+            strike(world);
+        if (world->clock.now_ns > world->config.limit_ns)
+            explain_stop(world, "not finished");
+    }
+}
+
+/* Everything ends in order, so that leaks show. */
+static void wind_up(sim_world *world)
+{
+    bool reduces = sim_script_reduces(&world->config, world->config.steps); /* kept one step more */
+    for (uint32_t i = 0; i < world->shard_count && !world->failed && !reduces; i++) {
+        mn_group_info group;
+        if (look_at(&world->shards[i], &group) && group.change_bytes)
+            sim_violation(world, "shard %u: %llu staged bytes are left", i,
+                          (unsigned long long)group.change_bytes);
+    }
+    world->finished = true;
+    world->config.calm_ns = 0;
+    for (uint32_t i = 0; i < world->life_count; i++)
+        sim_life_kill(world->lives[i]);
+    for (uint32_t n = 0; n < 1000000 && step(world); n++) {
+        if (!sim_clock_next_ns(&world->clock))
+            break;
+    }
+    destroy_shards(world);
+    while (sim_clock_next_ns(&world->clock) != UINT64_MAX)
+        sim_clock_run_one(&world->clock);
+    if (world->flights)
+        sim_violation(world, "%u exchanges never ended", world->flights);
+    for (uint32_t i = 0; i < world->life_count; i++) {
+        if (world->lives[i]->core)
+            sim_violation(world, "life %u never ended", i + 1);
+        else
+            sim_life_destroy(world->lives[i]);
+    }
+    sim_storage_destroy(world->storage);
+    sim_clock_deinit(&world->clock);
+    sim_model_deinit(&world->model);
+}
+
+void sim_run(const sim_config *config, sim_result *out_result)
+{
+    sim_world *world = calloc(1, sizeof *world);
+    assert(world);
+    world->config = *config;
+    world->faults.state = config->seed ^ 0xfa017;
+    world->deaths.state = config->seed ^ 0xdea7;
+    world->storage = sim_storage_create();
+    world->deaths_left = config->deaths;
+    world->epoch = 1;
+    world->pause_step = config->shards_after ? config->steps / 2 : config->steps;
+    sim_model_init(&world->model, &world->config);
+    create_shards(world, config->shards);
+    for (uint32_t rank = 0; rank < config->ranks && !world->failed; rank++)
+        start_rank(world, rank);
+    if (config->reader && !world->failed)
+        sim_life_start(sim_life_create(world, 0, true));
+    live(world);
+    uint64_t ended_ns = world->clock.now_ns;
+    wind_up(world);
+    *out_result = (sim_result){.passed = !world->failed,
+                               .tables_hash = world->tables_hash,
+                               .ended_ns = ended_ns,
+                               .messages = world->messages,
+                               .events = world->events,
+                               .change_bytes = world->change_bytes_seen,
+                               .read_bytes = world->read_bytes_seen};
+    memcpy(out_result->violation, world->violation, sizeof out_result->violation);
+    free(world);
+}
