@@ -1,0 +1,464 @@
+/* The client core against a scripted transport: Join and Commit (STEPS.md), case by case. */
+#include "fake.h"
+#include "harness.h"
+
+#include <math.h>
+#include <string.h>
+
+static const mn_table_spec spec = {
+    .name = "t", .rows = 100, .dim = 256, .optimizer = {MN_OPTIMIZER_SGD, 0, 0, 0, MN_F32, false}};
+
+static void world(fake *it, uint32_t shards)
+{
+    mn_core_options options = fake_options();
+    fake_init(it, shards);
+    fake_create(it, &options);
+}
+
+static void expect_end(const fake_call *call, enum mn_status status, const char *field)
+{
+    assert_int_equal(call->done, 1);
+    assert_int_equal(call->operation.status, status);
+    if (field)
+        assert_string_equal(call->operation.error.field, field);
+}
+
+/* ---- Commit ---- */
+
+static void commit(fake *it, fake_call *call, uint64_t step, float clip_norm)
+{
+    fake_call_init(it, call, MN_OP_COMMIT, 2000);
+    call->operation.step = step;
+    call->operation.proposal.set_count = 1;
+    call->operation.proposal.sets[0].learning_rate = 0.5f;
+    call->operation.proposal.sets[0].scale = 2;
+    call->operation.proposal.sets[0].clip_norm = clip_norm;
+}
+
+static void answer_seal(fake *it, uint32_t shard, uint64_t step, uint64_t sum,
+                        const double *squares, uint64_t count)
+{
+    mn_exchange *seal = fake_take(it, MN_VERB_SEAL, shard);
+    seal->reply.step = step;
+    seal->reply.incarnation_sum = sum;
+    seal->reply.proposal = seal->request.proposal;
+    fake_answer_bytes(it, seal, squares, count * sizeof *squares);
+}
+
+static void a_commit_seals_then_commits(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    assert_int_equal(fake_open(&it, MN_VERB_LIST), 0); /* no norms, no names */
+    assert_false(fake_take(&it, MN_VERB_SEAL, 0)->request.norms);
+    answer_seal(&it, 0, 4, 3, NULL, 0);
+    assert_int_equal(fake_open(&it, MN_VERB_COMMIT), 0);
+    answer_seal(&it, 1, 4, 3, NULL, 0);
+    for (uint32_t shard = 0; shard < 2; shard++) {
+        const mn_request *request = &fake_take(&it, MN_VERB_COMMIT, shard)->request;
+        assert_int_equal(request->context.step, 5);
+        assert_int_equal(request->incarnation_sum, 3);
+        assert_true(request->factors[0] == 2 && request->proposal.sets[0].learning_rate == 0.5f);
+    }
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    expect_end(&call, MN_OK, NULL);
+    assert_int_equal(mn_core_step(it.core), 5);
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    expect_end(&call, MN_STEP, "step");
+    fake_destroy(&it);
+}
+
+/* Two tables of four tiles on two shards: squares come per (table, tile of the shard). */
+static void norms_clip(void **state)
+{
+    (void)state;
+    for (int cut = 0; cut < 2; cut++) {
+        fake it;
+        fake_call call;
+        double norm = 0, squares[2][4] = {{1, 2, 3, 4}, {5, 6, 7, 8}};
+        world(&it, 2);
+        fake_join(&it);
+        commit(&it, &call, 5, 3);
+        call.operation.norms = &norm;
+        fake_submit(&it, &call);
+        mn_exchange *list = fake_take(&it, MN_VERB_LIST, 0);
+        mn_table_info tables[2] = {{.table = 9, .spec = spec}, {.table = 7, .spec = spec}};
+        tables[0].spec.tiles = tables[1].spec.tiles = 4;
+        list->reply.tables = tables;
+        list->reply.table_count = 2;
+        assert_true(fake_take(&it, MN_VERB_SEAL, 1)->request.norms);
+        answer_seal(&it, 1, 4, 3, squares[1], cut ? 3 : 4);
+        answer_seal(&it, 0, 4, 3, squares[0], 4);
+        fake_answer(&it, list);
+        if (cut) {
+            expect_end(&call, MN_CORRUPT, "payload");
+            fake_destroy(&it);
+            continue;
+        }
+        double due = 2 * sqrt(36);
+        assert_true(fake_take(&it, MN_VERB_COMMIT, 1)->request.factors[0] ==
+                    (float)(2 * (3 / due)));
+        fake_answer_all(&it, MN_VERB_COMMIT, 5);
+        expect_end(&call, MN_OK, NULL);
+        assert_true(norm == due);
+        fake_destroy(&it);
+    }
+}
+
+static void other_sums_seal_again(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    answer_seal(&it, 0, 4, 3, NULL, 0);
+    answer_seal(&it, 1, 4, 4, NULL, 0);
+    assert_int_equal(fake_open(&it, MN_VERB_COMMIT), 0);
+    fake_pass(&it, 20);
+    answer_seal(&it, 0, 4, 4, NULL, 0);
+    answer_seal(&it, 1, 4, 4, NULL, 0);
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    expect_end(&call, MN_OK, NULL);
+    fake_destroy(&it);
+}
+
+/* RESEAL at one shard: it is sealed again there, not where the step is permanent already; and
+ * since one shard has committed, its content is asked for. */
+static void reseal(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    answer_seal(&it, 0, 4, 3, NULL, 0);
+    answer_seal(&it, 1, 4, 3, NULL, 0);
+    fake_refuse(&it, fake_take(&it, MN_VERB_COMMIT, 0), MN_RESEAL, "incarnation_sum");
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    assert_int_equal(call.done, 0);
+    fake_pass(&it, 20);
+    assert_int_equal(fake_open(&it, MN_VERB_SEAL), 1);
+    answer_seal(&it, 0, 4, 4, NULL, 0);
+    mn_exchange *ask = fake_take(&it, MN_VERB_JOIN, 1);
+    assert_true(ask->request.join == MN_JOIN_FENCE && ask->request.context.incarnation == 3);
+    ask->reply.step = 5;
+    ask->reply.incarnation_sum = 6;
+    ask->reply.factors[0] = 0.25f;
+    ask->reply.proposal = call.operation.proposal;
+    fake_answer(&it, ask);
+    const mn_request *request = &fake_take(&it, MN_VERB_COMMIT, 0)->request;
+    assert_true(request->factors[0] == 0.25f && request->incarnation_sum == 6);
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    expect_end(&call, MN_OK, NULL);
+    fake_destroy(&it);
+}
+
+/* Every shard answers that the step is permanent: a commit made again after a lost answer. */
+static void a_commit_made_again(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    answer_seal(&it, 0, 5, 0, NULL, 0);
+    answer_seal(&it, 1, 5, 0, NULL, 0);
+    mn_exchange *ask = fake_take(&it, MN_VERB_JOIN, 0);
+    ask->reply.step = 5;
+    ask->reply.proposal.discard = true; /* by another rank's vote */
+    fake_answer(&it, ask);
+    expect_end(&call, MN_DISCARDED, "discard");
+    assert_int_equal(mn_core_step(it.core), 5);
+    fake_destroy(&it);
+}
+
+static void a_vote_discards(void **state)
+{
+    (void)state;
+    for (int own = 0; own < 2; own++) {
+        fake it;
+        fake_call call;
+        world(&it, 2);
+        fake_join(&it);
+        commit(&it, &call, 5, 3);
+        call.operation.proposal.discard = own;
+        fake_submit(&it, &call);
+        for (uint32_t shard = 0; shard < 2; shard++) {
+            mn_exchange *seal = fake_take(&it, MN_VERB_SEAL, shard);
+            assert_int_equal(seal->request.proposal.set_count, own ? 0 : 1);
+            assert_int_equal(seal->request.norms, !own);
+            seal->reply.step = 4;
+            seal->reply.proposal.discard = own || shard == 1; /* one shard's outcome is enough */
+            fake_answer(&it, seal);
+        }
+        fake_answer_all(&it, MN_VERB_LIST, 4);
+        const mn_request *request = &fake_take(&it, MN_VERB_COMMIT, 0)->request;
+        assert_true(request->proposal.discard && request->proposal.set_count == 0);
+        assert_true(request->factors[0] == 0);
+        fake_answer_all(&it, MN_VERB_COMMIT, 5);
+        expect_end(&call, own ? MN_OK : MN_DISCARDED, own ? NULL : "discard");
+        assert_int_equal(mn_core_step(it.core), 5);
+        fake_destroy(&it);
+    }
+}
+
+/* Seal declares every piece once: also of a call that failed and was made again. */
+static void pieces_are_counted_once(void **state)
+{
+    (void)state;
+    static float values[64 * 256];
+    uint32_t indices[64] = {0};
+    fake it;
+    fake_call call, change;
+    mn_core_options options = fake_options();
+    options.chunk_bytes = 16384; /* 64 rows of 516 bytes: three pieces at each shard */
+    fake_init(&it, 2);
+    fake_create(&it, &options);
+    fake_join(&it);
+    mn_table *table = fake_table(&it, &spec);
+    for (int attempt = 0; attempt < 2; attempt++) {
+        fake_call_init(&it, &change, MN_OP_PUSH, 1000);
+        change.operation.table = table;
+        change.operation.step = 5;
+        change.operation.count = 64;
+        change.operation.indices = mn_u32(indices);
+        change.operation.values = mn_f32(values);
+        fake_submit(&it, &change);
+        if (attempt == 0) {
+            commit(&it, &call, 5, 0);
+            fake_submit(&it, &call);
+            expect_end(&call, MN_STEP, "step"); /* a change is under way */
+            mn_core_cancel(it.core, &change.operation);
+        }
+        for (int round = 0; round < 3; round++)
+            fake_answer_all(&it, MN_VERB_PUSH, 4);
+        expect_end(&change, attempt ? MN_OK : MN_CANCELLED, NULL);
+    }
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    for (uint32_t shard = 0; shard < 2; shard++) {
+        assert_int_equal(fake_take(&it, MN_VERB_SEAL, shard)->request.pieces, 3);
+        answer_seal(&it, shard, 4, 3, NULL, 0);
+    }
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    commit(&it, &call, 6, 0); /* and forgotten with the step */
+    fake_submit(&it, &call);
+    for (uint32_t shard = 0; shard < 2; shard++) {
+        assert_int_equal(fake_take(&it, MN_VERB_SEAL, shard)->request.pieces, 0);
+        answer_seal(&it, shard, 5, 3, NULL, 0);
+    }
+    fake_answer_all(&it, MN_VERB_COMMIT, 6);
+    expect_end(&call, MN_OK, NULL);
+    fake_destroy(&it);
+}
+
+/* ---- Join ---- */
+
+/* What each shard tells a joining rank. */
+typedef struct stand {
+    uint64_t step;
+    bool sealed;
+} stand;
+
+static void join_until_fenced(fake *it, fake_call *call, const stand stands[2])
+{
+    fake_call_init(it, call, MN_OP_JOIN, 2000);
+    fake_submit(it, call);
+    mn_exchange *assign = fake_take(it, MN_VERB_JOIN, 0);
+    assert_true(assign->request.context.incarnation == 0 && assign->request.ranks == 1);
+    assign->reply.incarnation = 8;
+    assign->reply.map_epoch = 2;
+    assign->reply.step = stands[0].step;
+    fake_answer(it, assign);
+    for (uint32_t shard = 0; shard < 2; shard++) {
+        mn_exchange *fence = fake_take(it, MN_VERB_JOIN, shard);
+        assert_int_equal(fence->request.join, MN_JOIN_FENCE);
+        assert_true(fence->request.context.incarnation == 8 &&
+                    fence->request.context.map_epoch == 2 &&
+                    fence->request.context.step == stands[0].step);
+        fence->reply.step = stands[shard].step;
+        fence->reply.sealed = stands[shard].sealed;
+        fence->reply.incarnation_sum = 7;
+        fence->reply.proposal.set_count = 1;
+        fence->reply.proposal.sets[0].learning_rate = (float)stands[shard].step;
+        fence->reply.factors[0] = 0.125f;
+        fake_answer(it, fence);
+    }
+}
+
+static void expect_replay(fake *it, const fake_call *call, uint64_t step)
+{
+    for (uint32_t shard = 0; shard < 2; shard++)
+        assert_int_equal(fake_take(it, MN_VERB_JOIN, shard)->request.join, MN_JOIN_REPLAY);
+    assert_int_equal(call->done, 0);
+    fake_answer_all(it, MN_VERB_JOIN, step);
+    expect_end(call, MN_OK, NULL);
+    assert_int_equal(mn_core_step(it->core), step);
+}
+
+static void join_replays(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    join_until_fenced(&it, &call, (stand[2]){{6, true}, {6, false}});
+    expect_replay(&it, &call, 6);
+    fake_destroy(&it);
+}
+
+static void join_rolls_the_last_commit_forward(void **state)
+{
+    (void)state;
+    for (uint32_t ahead = 0; ahead < 2; ahead++) {
+        fake it;
+        fake_call call;
+        world(&it, 2);
+        stand stands[2] = {{6, true}, {6, true}};
+        stands[ahead] = (stand){7, false};
+        join_until_fenced(&it, &call, stands);
+        assert_int_equal(fake_open(&it, MN_VERB_COMMIT), 1);
+        const mn_request *request = &fake_take(&it, MN_VERB_COMMIT, 1 - ahead)->request;
+        assert_true(request->context.step == 7 && request->incarnation_sum == 7 &&
+                    request->factors[0] == 0.125f && request->proposal.sets[0].learning_rate == 7);
+        fake_answer_all(&it, MN_VERB_COMMIT, 7);
+        expect_replay(&it, &call, 7);
+        fake_destroy(&it);
+    }
+}
+
+static void join_finishes_a_sealed_step(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    join_until_fenced(&it, &call, (stand[2]){{6, true}, {6, true}});
+    answer_seal(&it, 0, 6, 7, NULL, 0);
+    answer_seal(&it, 1, 6, 7, NULL, 0);
+    assert_int_equal(fake_take(&it, MN_VERB_COMMIT, 0)->request.context.step, 7);
+    fake_answer_all(&it, MN_VERB_COMMIT, 7);
+    expect_replay(&it, &call, 7);
+    fake_destroy(&it);
+}
+
+static void join_sees_a_shard_that_forgot(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    join_until_fenced(&it, &call, (stand[2]){{6, false}, {0, false}});
+    expect_end(&call, MN_LOST, "step");
+    assert_non_null(strstr(call.operation.error.message, "shard 1"));
+    fake_destroy(&it);
+}
+
+static void join_without_replay_is_planted(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    mn_core_options options = fake_options();
+    options.plants = MN_CORE_PLANT_NO_REPLAY;
+    fake_init(&it, 2);
+    fake_create(&it, &options);
+    join_until_fenced(&it, &call, (stand[2]){{6, false}, {6, false}});
+    expect_end(&call, MN_OK, NULL);
+    assert_int_equal(fake_open(&it, MN_VERB_JOIN), 0);
+    fake_destroy(&it);
+}
+
+static void nothing_before_join(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 1);
+    commit(&it, &call, 1, 0);
+    fake_submit(&it, &call);
+    expect_end(&call, MN_INVALID, "join");
+    fake_destroy(&it);
+}
+
+static void a_reader_only_looks(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    mn_core_options options = fake_options();
+    options.reader = true;
+    fake_init(&it, 2);
+    fake_create(&it, &options);
+    fake_call_init(&it, &call, MN_OP_JOIN, 1000);
+    fake_submit(&it, &call);
+    mn_exchange *map = fake_take(&it, MN_VERB_MAP, 0);
+    assert_true(map->request.context.incarnation == 0);
+    map->reply.map_epoch = 3;
+    map->reply.step = 9;
+    fake_answer(&it, map);
+    expect_end(&call, MN_OK, NULL);
+    assert_int_equal(mn_core_step(it.core), 9);
+    commit(&it, &call, 10, 0);
+    fake_submit(&it, &call);
+    expect_end(&call, MN_INVALID, "reader");
+    fake_destroy(&it);
+}
+
+/* ---- Tables ---- */
+
+static void a_drop_made_again(void **state)
+{
+    (void)state;
+    for (int found = 0; found < 2; found++) {
+        fake it;
+        fake_call call;
+        world(&it, 2);
+        fake_join(&it);
+        fake_call_init(&it, &call, MN_OP_TABLE_DROP, 1000);
+        memcpy(call.operation.spec.name, "t", 2);
+        fake_submit(&it, &call);
+        fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 0), MN_NOT_FOUND, "table");
+        if (found)
+            fake_answer_all(&it, MN_VERB_DROP, 4);
+        else
+            fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 1), MN_NOT_FOUND, "table");
+        expect_end(&call, found ? MN_OK : MN_NOT_FOUND, found ? NULL : "table");
+        fake_destroy(&it);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_commit_seals_then_commits),
+        cmocka_unit_test(norms_clip),
+        cmocka_unit_test(other_sums_seal_again),
+        cmocka_unit_test(reseal),
+        cmocka_unit_test(a_commit_made_again),
+        cmocka_unit_test(a_vote_discards),
+        cmocka_unit_test(pieces_are_counted_once),
+        cmocka_unit_test(join_replays),
+        cmocka_unit_test(join_rolls_the_last_commit_forward),
+        cmocka_unit_test(join_finishes_a_sealed_step),
+        cmocka_unit_test(join_sees_a_shard_that_forgot),
+        cmocka_unit_test(join_without_replay_is_planted),
+        cmocka_unit_test(nothing_before_join),
+        cmocka_unit_test(a_reader_only_looks),
+        cmocka_unit_test(a_drop_made_again),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
