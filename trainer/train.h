@@ -45,9 +45,11 @@ typedef struct mn_train_options {
 enum mn_status mn_train_options_parse(int argc, char **argv, mn_train_options *out_options,
                                       bool *out_help, mn_error *error);
 void mn_train_options_help(FILE *out);
-/* name=value of every option that shapes the results (`everything`: of every option), as JSON
- * members: the results of two runs whose lines agree are meant to be the same bits. */
-void mn_train_options_write(const mn_train_options *options, bool everything, FILE *out);
+/* Every option that shapes the results, as JSON members: runs whose members agree are meant to give
+ * the same bits. */
+void mn_train_options_write(const mn_train_options *options, FILE *out);
+/* Every option that is not at its default, as flags. */
+void mn_train_options_command(const mn_train_options *options, FILE *out);
 /* The model that the options ask for, seeded. */
 enum mn_status mn_train_options_model(const mn_train_options *options, mn_model_options *out_model,
                                       mn_error *error);

@@ -96,7 +96,8 @@ static const flag flags[] = {
     {TEXT, "group", "NAME", AT(group), 0, 0, "train", "of this job's tables at the shards", false},
     {U32, "rank", "N", AT(rank), 0, MN_RANKS_MAX - 1, "0", "this trainer's place", false},
     {U32, "ranks", "N", AT(ranks), 1, MN_RANKS_MAX, "1", "trainers of this group", true},
-    {U32, "local-shards", "N", AT(local_shards), 1, MN_SHARDS_MAX, "1", "of local:", false},
+    {U32, "local-shards", "N", AT(local_shards), 0, MN_SHARDS_MAX, "0",
+     "inside this process, for local:; 0: one", false},
     {U32, "deadline", "SECONDS", AT(deadline_s), 1, 86400, "60", "of every call", false},
     {U32, "threads", "N", AT(threads), 1, 1024, "1", "of the matrix products", false},
 
@@ -313,16 +314,44 @@ static void value_write(const flag *f, const mn_train_options *options, FILE *ou
     }
 }
 
-void mn_train_options_write(const mn_train_options *options, bool everything, FILE *out)
+void mn_train_options_write(const mn_train_options *options, FILE *out)
 {
     const char *comma = "";
     for (int i = 0; i < FLAGS; i++) {
-        if (flags[i].kind == HEADING || !(everything || flags[i].shapes))
+        if (flags[i].kind == HEADING || !flags[i].shapes)
             continue;
         fprintf(out, "%s\"%s\":", comma, flags[i].name);
         value_write(&flags[i], options, out);
         comma = ",";
     }
+}
+
+static bool is_initial(const flag *f, const mn_train_options *options)
+{
+    mn_train_options initial = {0};
+    size_t bytes = f->kind == U64 || f->kind == TEXT ? 8 : f->kind == FLAG ? sizeof(bool) : 4;
+    const char *text = f->initial;
+    if (f->kind == TEXT) {
+        const char *now = *(const char *const *)((const char *)options + f->offset);
+        return now == text || (now && text && !strcmp(now, text));
+    }
+    if (text)
+        (void)flag_set(f, &initial, text, NULL); /* our own text */
+    return !memcmp((const char *)&initial + f->offset, (const char *)options + f->offset, bytes);
+}
+
+void mn_train_options_command(const mn_train_options *options, FILE *out)
+{
+    for (int i = 0; i < FLAGS; i++) {
+        if (flags[i].kind == HEADING || is_initial(&flags[i], options))
+            continue;
+        fprintf(out, " --%s", flags[i].name);
+        if (flags[i].kind == FLAG)
+            continue;
+        fputc(' ', out);
+        value_write(&flags[i], options, out);
+    }
+    fputc('\n', out);
 }
 
 static mn_optimizer optimizer_of(uint32_t choice)

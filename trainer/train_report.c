@@ -76,7 +76,7 @@ void mn_report_model(mn_report *report, const mn_training *training)
     const mn_model *model = training->model;
     if (report->metrics && !report->options->resume) {
         fputs("{\"event\":\"start\",", report->metrics);
-        mn_train_options_write(report->options, false, report->metrics);
+        mn_train_options_write(report->options, report->metrics);
         fprintf(report->metrics, ",\"parameters\":%llu,\"value-parameters\":%llu,\"work\":%llu}\n",
                 (unsigned long long)model->parameter_count,
                 (unsigned long long)value_parameters(training),
@@ -84,9 +84,8 @@ void mn_report_model(mn_report *report, const mn_training *training)
     }
     if (silent(report))
         return;
-    fputs("options {", stderr);
-    mn_train_options_write(report->options, true, stderr);
-    fputs("}\n", stderr);
+    fputs("flags  ", stderr);
+    mn_train_options_command(report->options, stderr);
     fprintf(stderr, "model   %u layers, width %u: %s dense parameters", model->options.layers,
             model->options.width, grouped(model->parameter_count));
     if (model->table_count)

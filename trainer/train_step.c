@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Tokens of one pass of this rank: its slice of the step's sequences. */
 static enum mn_status buffers_create(mn_training *training, mn_error *error)
@@ -37,6 +38,9 @@ static enum mn_status client_open(mn_training *training, mn_error *error)
                                 .ranks = options->ranks,
                                 .local_shards = options->local_shards,
                                 .deadline_ms = (uint64_t)options->deadline_s * 1000};
+    if (options->save && !strncmp(options->target, "local:", 6) && options->target[6])
+        (void)mkdir(options->target + 6,
+                    0755); /* one that is there, or cannot be, shows in saving */
     enum mn_status status = mn_client_open(&client, &training->client, error);
     if (!status && options->resume && options->rank == 0)
         status = mn_load(training->client, options->resume, error);
