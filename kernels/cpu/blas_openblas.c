@@ -10,9 +10,9 @@ extern void gotoblas_dynamic_init(void) __attribute__((weak));
 extern void gotoblas_dynamic_quit(void) __attribute__((weak));
 
 /* OpenBLAS knows CPUs by model number. Debian 12's (0.3.21) meets newer ones with its oldest
- * kernels, "Prescott", on SSE3: a fifth of the speed on a Xeon of model 207. In that case it is made
- * to choose again, told what the CPU can do, as a user would with OPENBLAS_CORETYPE (whose own word
- * stands). Before main: no thread computes yet. */
+ * kernels, "Prescott", on SSE3: a fifth of the speed on a Xeon of model 207. In that case it is
+ * made to choose again, told what the CPU can do, as a user would with OPENBLAS_CORETYPE (whose own
+ * word stands). Before main: no thread computes yet. */
 __attribute__((constructor)) static void choose_core(void)
 {
     const char *core = NULL;

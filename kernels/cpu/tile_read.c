@@ -76,7 +76,7 @@ void ISA(gather_state)(const mn_tile *tile, const uint64_t *offsets, uint64_t n,
     }
 }
 
-/* Places of the next reads of a query that have a row, four at most, and where their columns lie. */
+/* The next reads of a query that have a row, four at most, and where their columns lie. */
 typedef struct reads {
     const void *rows[4];
     uint32_t places[4], count;

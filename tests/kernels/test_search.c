@@ -93,7 +93,7 @@ static void test_select_equals_brute_force(void **state)
     float scores1[1024], scores2[1024];
     for (size_t i = 0; i < sizeof ns / sizeof ns[0]; i++)
         for (uint32_t levels = 1; levels <= 4096; levels *= 8) {
-            /* 1, 8, 64 ... distinct scores: from all equal to hardly any tie; zeros of both signs. */
+            /* 1, 8, 64 ... distinct scores: from all equal to few ties; zeros of both signs. */
             for (uint32_t j = 0; j < 2 * ns[i]; j++) {
                 float score = ((float)(fixture_random(&random) % levels) - (float)(levels / 2)) / 8;
                 (j < ns[i] ? scores1 : scores2)[j % ns[i]] = score == 0 && j % 2 ? -0.0f : score;
@@ -263,7 +263,7 @@ static void test_search_gradient(void **state)
     search_case_free(&c);
 }
 
-/* exp to 2e-7 of its value, a sum of k <= 128 and one division: 2e-7 + 128 * 2^-24 of the weight. */
+/* exp to 2e-7 of its value, a sum of k <= 128, a division: 2e-7 + 128 * 2^-24 of the weight. */
 static void check_softmax(const float *scores, uint32_t groups, uint32_t k)
 {
     float plain[512], other[512], grads[2][512], dw[512];

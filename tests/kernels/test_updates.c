@@ -14,7 +14,7 @@ typedef struct merge_inputs {
     uint32_t wide;
 } merge_inputs;
 
-/* Sorted contributions whose source rows lie at odd addresses, `column` columns before the tile's. */
+/* Sorted contributions; source rows lie at odd addresses and begin `column` before the tile. */
 static void merge_inputs_init(merge_inputs *in, uint32_t columns, uint32_t column,
                               enum mn_dtype dtype, bool integers)
 {

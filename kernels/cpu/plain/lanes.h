@@ -1,5 +1,5 @@
-/* Vectors for SSE2, which every x86-64 CPU has: the few operations that neither GNU C vectors nor loops express.
- * The three lanes.h (plain, avx2, avx512) declare the same names. */
+/* Vectors for SSE2, which every x86-64 CPU has: the few operations that neither GNU C vectors nor
+ * loops express. The three lanes.h (plain, avx2, avx512) declare the same names. */
 #ifndef MN_KERNELS_LANES_H
 #define MN_KERNELS_LANES_H
 
