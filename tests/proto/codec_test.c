@@ -28,7 +28,7 @@
 #define REQUEST_COMMIT(X)   X(proposal) X(factors) X(incarnation_sum)
 #define REQUEST_REDUCE(X)   X(name)
 #define REQUEST_SNAPSHOT(X) X(files) X(path)
-#define REQUEST_RESTORE(X)  X(files) X(path)
+#define REQUEST_RESTORE(X)  X(ranks) X(files) X(path)
 #define REQUEST_MOVE(X)     PLACE(X)
 #define REQUEST_MAP(X)
 #define REQUEST_STATUS(X)
