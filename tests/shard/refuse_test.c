@@ -1,0 +1,341 @@
+/* Every refusal of STEPS.md: the status, the field it names, and that nothing changed. */
+#include "fixture.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+enum { ROWS = 50, DIM = 32 };
+
+struct world {
+    struct fixture f;
+    struct fixture_table columns, rows, frozen;
+};
+
+static void setup(struct world *world, const mn_shard_options *options)
+{
+    fixture_init(&world->f, 2, options);
+    fixture_join(&world->f, 2);
+    mn_table_spec spec = fixture_spec("columns", ROWS, DIM);
+    spec.tiles = 2;
+    world->columns = fixture_table(&world->f, &spec);
+    memcpy(spec.name, "rows", 5);
+    spec.split = MN_ROWS;
+    spec.tiles = 4;
+    world->rows = fixture_table(&world->f, &spec);
+    memcpy(spec.name, "frozen", 7);
+    spec.split = MN_COLUMNS;
+    spec.tiles = 2;
+    spec.optimizer.kind = MN_OPTIMIZER_NONE;
+    world->frozen = fixture_table(&world->f, &spec);
+}
+
+static void expect_at(struct world *world, uint32_t shard, const mn_request *request,
+                      const void *payload, uint64_t bytes, enum mn_status status, const char *field)
+{
+    mn_error error = {0};
+    enum mn_status got = fixture_ask(&world->f, shard, request, payload, bytes, &error);
+    if (got != status || (status && strcmp(error.field, field) != 0))
+        fail_msg("got %s %s \"%s\", due %s %s", mn_status_name(got), error.field, error.message,
+                 mn_status_name(status), field);
+    if (status)
+        assert_true(strlen(error.message) > 5);
+}
+
+/* A valid request at shard 0, with its payload: two indices and what the verb needs beside. */
+struct example {
+    mn_request request;
+    struct {
+        uint32_t indices[2];
+        float rest[2 + 2 * DIM];
+    } payload;
+    uint64_t bytes;
+};
+
+static struct example example_of(struct world *world, enum mn_verb verb)
+{
+    struct example example = {.request = fixture_request(&world->f, verb, 0, 1)};
+    mn_request *request = &example.request;
+    request->table = world->columns.id;
+    request->tile_count = 1;
+    request->index_encoding = MN_INDEX_U32;
+    request->count = verb == MN_VERB_BAG || verb == MN_VERB_BAG_GRAD ? 1 : 2;
+    request->per_query = 2;
+    example.payload.indices[0] = 3;
+    example.payload.indices[1] = ROWS - 1;
+    for (int i = 0; i < 2 + 2 * DIM; i++)
+        example.payload.rest[i] = 1;
+    example.bytes = 8;
+    if (verb == MN_VERB_BAG)
+        example.bytes += 8;
+    else if (verb == MN_VERB_BAG_GRAD)
+        example.bytes += 8 + DIM / 2 * 4;
+    else if (verb != MN_VERB_FETCH)
+        example.bytes += 2 * DIM / 2 * 4;
+    return example;
+}
+
+#define EXPECT(change, due_status, due_field)                                                      \
+    do {                                                                                           \
+        struct example e = example_of(world, verb);                                                \
+        change;                                                                                    \
+        expect_at(world, 0, &e.request, &e.payload, e.bytes, due_status, due_field);               \
+    } while (0)
+
+static void check_context(struct world *world, enum mn_verb verb)
+{
+    EXPECT(e.request.context.version = 0, MN_UNSUPPORTED, "version");
+    EXPECT(e.request.context.version = 9, MN_UNSUPPORTED, "version");
+    EXPECT(e.request.context.group[0] = '/', MN_INVALID, "group");
+    EXPECT(e.request.context.remaining_ms = 0, MN_INVALID, "remaining_ms");
+    EXPECT(e.request.context.group[0] = 'x', MN_LOST, "group");
+    EXPECT((e.request.context.group[0] = 'x', e.request.context.incarnation = 0), MN_NOT_FOUND,
+           "group");
+    EXPECT(e.request.context.rank = 2, MN_INVALID, "rank");
+    EXPECT(e.request.context.map_epoch = 2, MN_EPOCH, "map_epoch");
+    EXPECT(e.request.context.map_epoch = 0, MN_EPOCH, "map_epoch");
+    EXPECT(e.request.context.incarnation = 0, MN_INVALID, "incarnation");
+    EXPECT(e.request.context.incarnation = 9, MN_LOST, "incarnation");
+    EXPECT((e.request.context.map_epoch = 2, e.request.context.incarnation = 9), MN_EPOCH,
+           "map_epoch");
+}
+
+static void check_arrays(struct world *world, enum mn_verb verb)
+{
+    EXPECT(e.request.table = 99, MN_NOT_FOUND, "table");
+    EXPECT(e.request.table = 0, MN_NOT_FOUND, "table");
+    EXPECT(e.request.tile_count = 0, MN_INVALID, "tile_count");
+    EXPECT(e.request.tile_count = 3, MN_INVALID, "tile_count");
+    EXPECT(e.request.tile_count = UINT32_MAX, MN_INVALID, "tile_count");
+    EXPECT(e.request.tile_first = 1, MN_LOST, "tile_first");
+    EXPECT(e.request.tile_count = 2, MN_LOST, "tile_first");
+    EXPECT(e.request.count = 0, MN_INVALID, "count");
+    EXPECT(e.request.count = UINT64_MAX, MN_INVALID, "count");
+    EXPECT(e.request.count++, MN_INVALID, "payload");
+    EXPECT(e.bytes--, MN_INVALID, "payload");
+    EXPECT(e.bytes++, MN_INVALID, "payload");
+    EXPECT(e.request.index_encoding = (enum mn_encoding)7, MN_UNSUPPORTED, "index_encoding");
+    EXPECT(e.request.value_dtype = MN_I8, MN_UNSUPPORTED, "value_dtype");
+    EXPECT(e.request.value_dtype = (enum mn_dtype)99, MN_UNSUPPORTED, "value_dtype");
+    EXPECT(e.payload.indices[1] = ROWS, MN_INVALID, "indices");
+    EXPECT(e.payload.indices[0] = UINT32_MAX, MN_INVALID, "indices");
+    if (verb == MN_VERB_BAG || verb == MN_VERB_BAG_GRAD) {
+        EXPECT(e.request.per_query = 0, MN_INVALID, "per_query");
+        EXPECT(e.request.per_query = MN_PER_QUERY_MAX + 1, MN_INVALID, "per_query");
+        EXPECT(e.request.weight_dtype = MN_F64, MN_UNSUPPORTED, "weight_dtype");
+        EXPECT(e.payload.rest[1] = NAN, MN_INVALID, "weights");
+    }
+}
+
+static void test_reads(void **state)
+{
+    (void)state;
+    static const enum mn_verb verbs[] = {MN_VERB_FETCH, MN_VERB_BAG};
+    struct world own, *world = &own;
+    setup(world, NULL);
+    for (int i = 0; i < 2; i++) {
+        enum mn_verb verb = verbs[i];
+        check_context(world, verb);
+        check_arrays(world, verb);
+        EXPECT(e.request.context.step = 0, MN_STEP, "step");
+        EXPECT(e.request.read = (enum mn_read)5, MN_UNSUPPORTED, "read");
+        EXPECT((void)0, MN_OK, "");
+        EXPECT((e.request.read = MN_READ_LATEST, e.request.context.incarnation = 0), MN_OK, "");
+        EXPECT((e.request.read = MN_READ_LATEST, e.request.context.map_epoch = 0,
+                e.request.context.incarnation = 0),
+               MN_EPOCH, "map_epoch");
+        world->f.no_reply_buffer = true;
+        EXPECT((void)0, MN_BUSY, "reply_bytes_max");
+        world->f.no_reply_buffer = false;
+    }
+    enum mn_verb verb = MN_VERB_FETCH; /* a row of another block */
+    uint32_t foreign = 0, tile = 0;
+    for (uint64_t offset; tile < 2; foreign++)
+        mn_row_locate(&world->rows.geometry, foreign, &tile, &offset);
+    EXPECT((e.request.table = world->rows.id, e.request.tile_count = 2,
+            e.payload.indices[0] = foreign - 1),
+           MN_INVALID, "indices");
+    fixture_deinit(&world->f);
+}
+
+static void test_changes(void **state)
+{
+    (void)state;
+    static const enum mn_verb verbs[] = {MN_VERB_PUSH, MN_VERB_STORE, MN_VERB_BAG_GRAD};
+    static const char *const rows[] = {"gradients", "rows", "gradients"};
+    struct world own, *world = &own;
+    setup(world, NULL);
+    for (int i = 0; i < 3; i++) {
+        enum mn_verb verb = verbs[i];
+        check_context(world, verb);
+        check_arrays(world, verb);
+        EXPECT(e.request.context.step = 0, MN_STEP, "step");
+        EXPECT(e.request.context.step = 5, MN_STEP, "step"); /* open_steps_max is 4 */
+        EXPECT(e.payload.rest[verb == MN_VERB_BAG_GRAD ? 2 : 7] = INFINITY, MN_INVALID, rows[i]);
+        EXPECT(e.payload.rest[verb == MN_VERB_BAG_GRAD ? 17 : 31] = NAN, MN_INVALID, rows[i]);
+        if (verb != MN_VERB_STORE)
+            EXPECT(e.request.table = world->frozen.id, MN_INVALID, "optimizer");
+        EXPECT((e.request.table = world->rows.id, e.request.tile_count = 1), MN_INVALID,
+               "tile_count"); /* a change names both blocks of this shard */
+    }
+    enum mn_verb verb = MN_VERB_BAG_GRAD;
+    world->f.no_reply_buffer = true;
+    EXPECT((void)0, MN_BUSY, "reply_bytes_max");
+    world->f.no_reply_buffer = false;
+    /* Nothing of all this was staged. */
+    mn_request status = fixture_request(&world->f, MN_VERB_STATUS, 0, 0);
+    struct answer *answer = fixture_send(&world->f, 0, &status, NULL, 0);
+    assert_int_equal(answer->call.reply.group_count, 1);
+    assert_int_equal(answer->groups[0].change_bytes, 0);
+    assert_int_equal(answer->groups[0].tables, 3);
+    fixture_free(answer);
+    fixture_deinit(&world->f);
+}
+
+static void test_repeats(void **state)
+{
+    (void)state;
+    struct world own, *world = &own;
+    setup(world, NULL);
+    enum mn_verb verb = MN_VERB_PUSH;
+    EXPECT((void)0, MN_OK, "");
+    EXPECT((void)0, MN_OK, "");
+    EXPECT(e.payload.rest[3] = 2, MN_CONFLICT, "position");
+    EXPECT(e.payload.indices[0] = 4, MN_CONFLICT, "position");
+    EXPECT((e.request.value_dtype = MN_BF16, e.bytes -= DIM * 2), MN_CONFLICT, "position");
+    EXPECT((e.request.position = 1, e.request.value_dtype = MN_BF16, e.bytes -= DIM * 2),
+           MN_CONFLICT, "value_dtype");
+    verb = MN_VERB_STORE;
+    EXPECT((void)0, MN_CONFLICT, "position");
+    verb = MN_VERB_BAG_GRAD;
+    EXPECT(e.request.position = 2, MN_OK, "");
+    EXPECT(e.request.position = 2, MN_OK, "");
+    EXPECT((e.request.position = 2, e.payload.rest[0] = 3), MN_CONFLICT, "position");
+    fixture_deinit(&world->f);
+}
+
+static void test_create_and_drop(void **state)
+{
+    (void)state;
+    struct world own, *world = &own;
+    setup(world, NULL);
+    mn_request good = fixture_request(&world->f, MN_VERB_CREATE_TABLE, 0, 0), request;
+    good.spec = world->columns.spec;
+    expect_at(world, 0, &good, NULL, 0, MN_OK, "");
+    request = good;
+    request.spec.rows++;
+    expect_at(world, 0, &request, NULL, 0, MN_CONFLICT, "rows");
+    request = good;
+    request.spec.seed++;
+    expect_at(world, 0, &request, NULL, 0, MN_CONFLICT, "seed");
+    request = good;
+    request.spec.dim = 0;
+    expect_at(world, 0, &request, NULL, 0, MN_INVALID, "dim");
+    request = good;
+    request.ranks = 3;
+    expect_at(world, 0, &request, NULL, 0, MN_CONFLICT, "ranks");
+    request = good;
+    request.table = 77;
+    expect_at(world, 0, &request, NULL, 0, MN_CONFLICT, "table");
+    memcpy(request.spec.name, "other", 6);
+    expect_at(world, 0, &request, NULL, 0, MN_LOST, "table"); /* the home shard knows its ids */
+    request.table = 0;
+    expect_at(world, 1, &request, NULL, 0, MN_INVALID, "table"); /* only the home shard gives one */
+    request.table = 4;
+    request.context.step = 1;
+    expect_at(world, 1, &request, NULL, 0, MN_LOST, "table"); /* this shard is behind */
+    request = good;
+    memcpy(request.context.group, "new", 4);
+    expect_at(world, 0, &request, NULL, 0, MN_LOST, "group");
+    request.context.incarnation = 0;
+    request.context.map_epoch = 3;
+    expect_at(world, 0, &request, NULL, 0, MN_EPOCH, "map_epoch");
+    request.ranks = 0;
+    request.context.map_epoch = 0;
+    expect_at(world, 0, &request, NULL, 0, MN_INVALID, "ranks");
+
+    mn_request drop = fixture_request(&world->f, MN_VERB_DROP, 0, 0);
+    drop.table = 99;
+    expect_at(world, 0, &drop, NULL, 0, MN_NOT_FOUND, "table");
+    enum mn_verb verb = MN_VERB_PUSH;
+    EXPECT((void)0, MN_OK, "");
+    drop.table = world->columns.id;
+    expect_at(world, 0, &drop, NULL, 0, MN_BUSY, "table");
+    drop.table = 0;
+    memcpy(drop.spec.name, "frozen", 7);
+    expect_at(world, 0, &drop, NULL, 0, MN_OK, "");
+    expect_at(world, 0, &drop, NULL, 0, MN_NOT_FOUND, "table");
+    mn_request list = fixture_request(&world->f, MN_VERB_LIST, 0, 0);
+    struct answer *answer = fixture_send(&world->f, 0, &list, NULL, 0);
+    assert_int_equal(answer->call.reply.table_count, 2);
+    assert_string_equal(answer->tables[1].spec.name, "rows");
+    fixture_free(answer);
+    request = good; /* an id is never used twice */
+    memcpy(request.spec.name, "frozen", 7);
+    answer = fixture_send(&world->f, 0, &request, NULL, 0);
+    assert_int_equal(answer->call.reply.table, 4);
+    fixture_free(answer);
+    fixture_deinit(&world->f);
+}
+
+static void test_limits(void **state)
+{
+    (void)state;
+    mn_shard_options options = {.groups_max = 1, .tables_max = 3, .table_bytes_max = 100000};
+    struct world own, *world = &own;
+    setup(world, &options);
+    mn_request create = fixture_request(&world->f, MN_VERB_CREATE_TABLE, 0, 0);
+    create.spec = fixture_spec("fourth", 10, 16);
+    expect_at(world, 0, &create, NULL, 0, MN_BUSY, "tables_max");
+    mn_request drop = fixture_request(&world->f, MN_VERB_DROP, 0, 0);
+    drop.table = world->frozen.id;
+    expect_at(world, 0, &drop, NULL, 0, MN_OK, "");
+    create.spec.rows = 100000;
+    expect_at(world, 0, &create, NULL, 0, MN_BUSY, "table_bytes_max");
+    mn_request join = fixture_request(&world->f, MN_VERB_JOIN, 0, 0);
+    memcpy(join.context.group, "second", 7);
+    expect_at(world, 0, &join, NULL, 0, MN_BUSY, "groups_max");
+    mn_request move = fixture_request(&world->f, MN_VERB_MOVE, 0, 0);
+    expect_at(world, 0, &move, NULL, 0, MN_UNSUPPORTED, "verb");
+    move.verb = MN_VERB_COUNT;
+    expect_at(world, 0, &move, NULL, 0, MN_UNSUPPORTED, "verb");
+    fixture_deinit(&world->f);
+}
+
+static void test_options(void **state)
+{
+    (void)state;
+    static const struct {
+        mn_shard_options options;
+        const char *field;
+    } wrong[] = {
+        {{.shards = 2, .shard = 2}, "shard"},
+        {{.shards = MN_SHARDS_MAX + 1}, "shards"},
+        {{.change_bytes_max = 10, .change_reserve_bytes = 11}, "change_reserve_bytes"},
+        {{.groups_max = MN_INFO_MAX + 1}, "groups_max"},
+        {{.tables_max = MN_COMMIT_TABLES_MAX + 1}, "tables_max"},
+        {{.open_steps_max = 17}, "open_steps_max"},
+        {{.message_bytes_max = 100}, "message_bytes_max"},
+    };
+    mem_env world;
+    mem_env_init(&world, 1);
+    for (uint32_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        mn_shard *shard = NULL;
+        mn_error error;
+        assert_int_equal(mn_shard_create(&wrong[i].options, &world.env, &shard, &error),
+                         MN_INVALID);
+        assert_string_equal(error.field, wrong[i].field);
+        assert_null(shard);
+    }
+    mn_shard_destroy(NULL);
+    assert_true(mem_env_clean(&world));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reads),   cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_repeats), cmocka_unit_test(test_create_and_drop),
+        cmocka_unit_test(test_limits),  cmocka_unit_test(test_options),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
