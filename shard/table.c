@@ -238,7 +238,8 @@ enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *e
                          request->context.group);
     if (!status)
         status = mn_spec_check(&request->spec, &checked, error);
-    if (!status && (!group || request->ranks))
+    bool new_group = !group;
+    if (!status && (new_group || request->ranks))
         status = mn_shard_group_open(shard, request->context.group, request->ranks, &group, error);
     if (status)
         return status;
@@ -247,6 +248,8 @@ enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *e
                    : create(shard, group, request, &checked, &table, error);
     if (!status)
         call->reply.table = table->id;
+    else if (new_group)
+        mn_shard_group_deinit(shard, group);
     return status;
 }
 
