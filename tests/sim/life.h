@@ -15,6 +15,7 @@ typedef struct sim_op {
     uint64_t submitted_ns;
     bool hasty;        /* a change whose first try may fail and be taken for done */
     uint64_t hasty_ms; /* that try's deadline */
+    bool repeated;     /* made again because Seal found it missing */
     bool in_core;
     double norms[MN_COMMIT_SETS_MAX];
     double reduce_given, reduce_value;

@@ -82,7 +82,7 @@ static void call_succeeded(sim_op *op)
         check_fetched(op);
     else if (op->base.kind == MN_OP_BAG)
         check_bags(op);
-    else if (op->base.kind == MN_OP_BAG_GRAD)
+    else if (op->base.kind == MN_OP_BAG_GRAD && !op->base.status)
         check_weight_gradients(op);
     assert(life->waiting[op->base.step % 2]);
     life->waiting[op->base.step % 2]--;
@@ -94,6 +94,11 @@ static void call_succeeded(sim_op *op)
 static bool change_refused(sim_op *op)
 {
     sim_life *life = op->life;
+    /* A late Seal may have found the piece there, and the step is committed by now. */
+    if (op->repeated && op->base.status == MN_STEP && life->world->model.step >= op->base.step) {
+        call_succeeded(op);
+        return true;
+    }
     if (!op->hasty || !mn_status_retryable(op->base.status) || !sim_chance(&life->random, 500) ||
         (life->sloppy_count && life->sloppy_step != op->base.step))
         return false;
@@ -105,14 +110,17 @@ static bool change_refused(sim_op *op)
     return true;
 }
 
-static void make_call(sim_life *life, uint64_t step, const sim_call *call, bool hasty)
+enum manner { NORMALLY, HASTILY, AGAIN };
+
+static void make_call(sim_life *life, uint64_t step, const sim_call *call, enum manner manner)
 {
     sim_op *op = sim_op_create(life, call->kind);
     bool change = call->kind != MN_OP_FETCH && call->kind != MN_OP_BAG;
     op->call = *call;
     op->succeeded = call_succeeded;
     op->refused = change ? change_refused : NULL;
-    op->hasty = hasty && change;
+    op->hasty = manner == HASTILY && change;
+    op->repeated = manner == AGAIN;
     op->hasty_ms = op->hasty ? 1 + sim_below(&life->random, 20) : 0;
     op->base.table = life->tables[call->table];
     op->base.step = step;
@@ -143,7 +151,8 @@ static void begin(sim_life *life, uint64_t step)
         calls[j] = swapped;
     }
     for (uint32_t i = 0; i < n; i++)
-        make_call(life, step, &calls[i], config->sloppy && sim_chance(&life->random, 200));
+        make_call(life, step, &calls[i],
+                  config->sloppy && sim_chance(&life->random, 200) ? HASTILY : NORMALLY);
 }
 
 static bool plays(const sim_life *life, uint64_t step)
@@ -208,7 +217,7 @@ static bool commit_refused(sim_op *op)
     life->sloppy_count = 0;
     life->phase = SIM_PLAYING;
     for (uint32_t i = 0; i < n; i++)
-        make_call(life, life->step, &life->sloppy[i], false);
+        make_call(life, life->step, &life->sloppy[i], AGAIN);
     return true;
 }
 

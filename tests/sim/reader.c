@@ -44,6 +44,8 @@ static void read_latest(sim_op *op)
     sim_life *life = op->life;
     sim_world *world = life->world;
     uint64_t step = op->base.answered_step;
+    if (life->stale)
+        return; /* the model is at others' steps */
     if (step > world->model.step)
         sim_violation(world, "reader %u: LATEST names step %llu, no shard has it", life->number,
                       (unsigned long long)step);
@@ -57,10 +59,19 @@ static void read_latest(sim_op *op)
     sim_after(&world->clock, sim_below(&life->random, 50 * SIM_MS), read_again, life);
 }
 
+/* A table is made at one shard after the other: a reader may come in between. */
+static bool half_made(sim_op *op)
+{
+    if (op->base.status == MN_NOT_FOUND && !op->life->world->model.step)
+        op->base.status = MN_UNAVAILABLE;
+    return false;
+}
+
 void sim_life_read(sim_life *life)
 {
     life->phase = SIM_SERVING;
     fetch_all(life, (uint32_t)sim_below(&life->random, SIM_TABLES), read_latest, false);
+    life->ops->refused = half_made;
 }
 
 /* ---- The operator */

@@ -160,6 +160,9 @@ static void check_shard(sim_world *world, uint32_t i)
                   (unsigned long long)group.map_epoch, (unsigned long long)group.committed_step);
     shard->epoch = group.map_epoch;
     shard->step = group.committed_step;
+    bool fresh = world->stage == SIM_LOADING && world->config.shards_after != world->config.shards;
+    if (fresh && group.map_epoch <= world->epoch)
+        return; /* a late Join has made an empty group, which the restore will replace */
     if (group.map_epoch == world->epoch)
         follow(world, i, group.committed_step);
     else if (world->stage != SIM_LOADING)
@@ -254,6 +257,8 @@ static void start_loading(sim_world *world)
     for (uint32_t i = 0; i < world->life_count; i++) {
         world->lives[i]->stale = true;
         world->lives[i]->stale_ns = UINT64_MAX;
+        if (world->lives[i]->phase == SIM_JOINING) /* it might join the restored group */
+            sim_life_kill(world->lives[i]);
     }
     if (config->shards_after != config->shards) {
         destroy_shards(world);
