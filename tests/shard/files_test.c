@@ -1,6 +1,7 @@
 /* Snapshot and Restore: onto another shard count, repeated, interrupted, damaged. */
 #include "fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { ROWS = 64, DIM = 48 };
@@ -89,6 +90,7 @@ static void successor(struct fixture *f, struct fixture *old, uint32_t shards)
         assert_int_equal(mn_shard_create(&options, &f->world.env, &f->shards[i], NULL), MN_OK);
     }
     f->epoch = 2;
+    f->ranks = 1;
 }
 
 static enum mn_status load(struct fixture *f, mn_error *out_error)
@@ -131,10 +133,328 @@ static void test_other_shard_counts(void **state)
     fixture_deinit(&first);
 }
 
-int main(void)
+/* ---- What must be refused, with nothing changed */
+
+static void test_refusals(void **state)
 {
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    mn_error error;
+    fixture_init(&f, 2, NULL);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, NULL), MN_STEP);
+    assert_int_equal(files_call(&f, 1, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 2, NULL), MN_INVALID);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_LOAD, 2, NULL), MN_UNSUPPORTED);
+    assert_int_equal(files_call(&f, 0, MN_VERB_RESTORE, MN_FILES_WRITE, 2, NULL), MN_UNSUPPORTED);
+    assert_int_equal(files_call(&f, 0, MN_VERB_RESTORE, MN_FILES_CHECK, 2, NULL), MN_NOT_FOUND);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2, NULL), MN_OK);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 2, NULL),
+                     MN_NOT_FOUND); /* shard 1 has not written */
+    assert_null(mem_storage_bytes(f.storage, "snap/manifest", &(uint64_t){0}));
+    save(&f, 2);
+    f.epoch = 1; /* not above */
+    assert_int_equal(load(&f, &error), MN_EPOCH);
+    assert_string_equal(error.field, "map_epoch");
+    static const char *const paths[] = {"", "/etc", "..", "a/../b", "a\nb"};
+    for (int i = 0; i < 5; i++) {
+        mn_request request = fixture_request(&f, MN_VERB_SNAPSHOT, 0, 2);
+        memcpy(request.path, paths[i], strlen(paths[i]) + 1);
+        assert_int_equal(fixture_ask(&f, 0, &request, NULL, 0, &error), MN_INVALID);
+        assert_string_equal(error.field, "path");
+    }
+    fixture_deinit(&f);
+}
+
+static struct answer *start_files(struct fixture *f, enum mn_verb verb, enum mn_files_phase phase,
+                                  uint64_t step)
+{
+    mn_request request = fixture_request(f, verb, 0, step);
+    request.files = phase;
+    memcpy(request.path, "snap", 5);
+    return fixture_send(f, 0, &request, NULL, 0);
+}
+
+/* A commit waits for the snapshot; another job is refused meanwhile; a job ends with its call. */
+static void test_jobs(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    fixture_init(&f, 1, NULL);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    struct answer *job = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2);
+    assert_false(job->finished);
+    fixture_tick(&f);
+    assert_true(job->finished);
+    assert_true(job->call.reply.bytes > 0);
+    fixture_free(job);
+
+    job = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2);
+    struct answer *second = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2);
+    assert_int_equal(second->call.reply.status, MN_BUSY);
+    fixture_free(second);
+    mn_request seal = fixture_request(&f, MN_VERB_SEAL, 0, 3);
+    seal.proposal = fixture_proposal(1);
+    assert_int_equal(fixture_ask(&f, 0, &seal, NULL, 0, NULL), MN_OK);
+    mn_request commit = fixture_request(&f, MN_VERB_COMMIT, 0, 3);
+    commit.proposal = fixture_proposal(1);
+    commit.incarnation_sum = 1;
+    struct answer *waiting = fixture_send(&f, 0, &commit, NULL, 0);
+    assert_false(waiting->finished);
+    fixture_tick(&f);
+    assert_true(job->finished && waiting->finished);
+    assert_int_equal(job->call.reply.status, MN_OK);
+    assert_int_equal(waiting->call.reply.status, MN_OK);
+    fixture_free(job);
+    fixture_free(waiting);
+
+    job = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 3);
+    mn_shard_abandon(f.shards[0], &job->call);
+    assert_int_equal(job->call.reply.status, MN_CANCELLED);
+    fixture_free(job);
+    job = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 3);
+    f.world.now_ns += UINT64_C(20) << 30;
+    fixture_tick(&f);
+    assert_int_equal(job->call.reply.status, MN_DEADLINE);
+    fixture_free(job);
+    job = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 3);
+    mn_shard_destroy(f.shards[0]);
+    f.shards[0] = NULL;
+    assert_int_equal(job->call.reply.status, MN_UNAVAILABLE);
+    fixture_free(job);
+    fixture_deinit(&f);
+}
+
+/* ---- Storage that fails, tears and lies */
+
+static void test_storage_fails(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    fixture_init(&f, 1, NULL);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    uint64_t operation = 1;
+    for (enum mn_status status = MN_STORAGE; status; operation++) {
+        mem_storage_fail_at(f.storage, operation);
+        status = files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2, NULL);
+        if (!status)
+            status = files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 2, NULL);
+        assert_true(status == MN_OK || status == MN_STORAGE);
+        assert_int_equal(mem_storage_open_handles(f.storage), 0);
+    }
+    assert_true(operation > 50);
+    f.epoch = 2;
+    operation = 1;
+    for (enum mn_status status = MN_STORAGE; status; operation++) {
+        mem_storage_fail_at(f.storage, operation);
+        status = load(&f, NULL);
+        assert_true(status == MN_OK || status == MN_STORAGE);
+    }
+    assert_true(operation > 30);
+    fixture_join(&f, 1);
+    float values[ROWS * DIM];
+    read_all(&f, &saved.columns, 3, values);
+    assert_memory_equal(values, saved.columns_values, sizeof values);
+    fixture_deinit(&f);
+}
+
+/* Power goes at each operation of a second snapshot under the same path: the first one, or the
+ * second, is there and whole. */
+static void test_power_loss(void **state)
+{
+    (void)state;
+    uint64_t operation = 1, outcomes[2] = {0};
+    for (bool done = false; !done; operation++) {
+        struct fixture f, after;
+        struct saved saved;
+        fixture_init(&f, 1, NULL);
+        fixture_join(&f, 1);
+        train(&f, &saved);
+        save(&f, 2);
+        mn_proposal nothing = {.discard = true};
+        uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+        fixture_commit(&f, 3, &nothing, 0, pieces);
+        mem_storage_fail_at(f.storage, operation);
+        enum mn_status status = files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 3, NULL);
+        if (!status)
+            status = files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 3, NULL);
+        done = !status;
+        mem_storage_crash(f.storage);
+        mem_storage_fail_at(f.storage, 0);
+        successor(&after, &f, 1);
+        assert_int_equal(load(&after, NULL), MN_OK);
+        fixture_join(&after, 1);
+        mn_request map = fixture_request(&after, MN_VERB_MAP, 0, 0);
+        struct answer *answer = fixture_send(&after, 0, &map, NULL, 0);
+        assert_true(answer->call.reply.step == 2 || answer->call.reply.step == 3);
+        outcomes[answer->call.reply.step - 2]++;
+        if (done)
+            assert_int_equal(answer->call.reply.step, 3);
+        fixture_free(answer);
+        fixture_deinit(&after);
+        fixture_deinit(&f);
+    }
+    assert_true(outcomes[0] > 20 && outcomes[1] >= 1);
+}
+
+/* Each byte of each file, turned over: refused by a name, and the group that stands is untouched.
+ * A missing or a cut file likewise. */
+static void test_damage(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    float values[ROWS * DIM];
+    mn_error error;
+    fixture_init(&f, 1, NULL);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    save(&f, 2);
+    f.epoch = 2;
+    for (uint32_t i = 0; mem_storage_path(f.storage, i); i++) {
+        const char *path = mem_storage_path(f.storage, i);
+        uint64_t count;
+        uint8_t *bytes = mem_storage_bytes(f.storage, path, &count);
+        for (uint64_t at = 0; at < count; at += at < 400 || at + 100 > count ? 1 : 97) {
+            bytes[at] ^= 0x10;
+            enum mn_status status = load(&f, &error);
+            if (status != MN_CORRUPT && status != MN_UNSUPPORTED)
+                fail_msg("byte %llu of %s: %s", (unsigned long long)at, path,
+                         mn_status_name(status));
+            bytes[at] ^= 0x10;
+        }
+        uint8_t *copy = malloc(count);
+        assert_non_null(copy);
+        memcpy(copy, bytes, count);
+        static const uint64_t cuts[] = {0, 1, 50, 130};
+        for (int cut = 0; cut < 4; cut++) {
+            mem_storage_truncate(f.storage, path, cut < 3 ? cuts[cut] : count - 1);
+            assert_int_equal(load(&f, &error), MN_CORRUPT);
+            mem_storage_restore(f.storage, path, copy, count);
+        }
+        free(copy);
+    }
+    f.epoch = 1;
+    read_all(&f, &saved.columns, 3, values);
+    assert_memory_equal(values, saved.columns_values, sizeof values);
+    f.epoch = 2;
+    assert_int_equal(load(&f, NULL), MN_OK); /* undamaged, it loads */
+    f.epoch = 3;
+    assert_true(mem_storage_remove(f.storage, "snap/1-2-2.tile"));
+    assert_int_equal(load(&f, &error), MN_NOT_FOUND);
+    fixture_deinit(&f);
+}
+
+static void test_memory_fails(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    fixture_init(&f, 1, NULL);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    save(&f, 2);
+    f.epoch = 2;
+    uint64_t n = 0;
+    for (enum mn_status status = MN_NO_MEMORY; status; n++) {
+        uint64_t blocks = f.world.live_blocks, reserves = f.world.live_reserves;
+        f.world.allocations = 0;
+        f.world.fail_at = n + 1;
+        status = load(&f, NULL);
+        assert_true(status == MN_OK || status == MN_NO_MEMORY);
+        if (status)
+            assert_true(f.world.live_blocks == blocks && f.world.live_reserves == reserves);
+    }
+    assert_true(n > 15);
+    fixture_deinit(&f);
+}
+
+/* ---- Format version 1, as it was first written */
+
+static void write_golden_group(struct fixture *f)
+{
+    fixture_init(f, 1, NULL);
+    fixture_join(f, 1);
+    mn_table_spec spec = fixture_spec("golden", 20, 16);
+    spec.init = mn_init_zero();
+    spec.optimizer = mn_adagrad(1e-6f);
+    struct fixture_table table = fixture_table(f, &spec);
+    float rows[3 * 16];
+    uint64_t indices[3] = {2, 3, 17}, pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+    for (int i = 0; i < 48; i++)
+        rows[i] = (float)i;
+    struct fixture_piece piece = {.step = 1};
+    assert_int_equal(fixture_store(f, &table, &piece, indices, 3, rows, pieces[0]), MN_OK);
+    mn_proposal proposal = fixture_proposal(1);
+    fixture_commit(f, 1, &proposal, 1, pieces);
+    save(f, 1);
+}
+
+static const char *const golden_names[] = {"1-0-1.tile", "manifest"};
+
+static void golden_path(int i, char out_path[256])
+{
+    (void)snprintf(out_path, 256, "%s/tests/golden/shard-v1/%s", MN_SOURCE_DIR, golden_names[i]);
+}
+
+static void test_golden(void **state)
+{
+    (void)state;
+    struct fixture f;
+    write_golden_group(&f);
+    for (int i = 0; i < 2; i++) {
+        char path[256], name[64];
+        uint8_t golden[4096];
+        uint64_t count;
+        golden_path(i, path);
+        (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
+        const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
+        FILE *file = fopen(path, "rb");
+        assert_non_null(file);
+        assert_int_equal(fread(golden, 1, sizeof golden, file), count);
+        (void)fclose(file); /* only read */
+        assert_memory_equal(bytes, golden, count);
+    }
+    fixture_deinit(&f);
+}
+
+/* Writes the golden files anew: for a new format version only, under a new folder. */
+static int write_golden(void)
+{
+    struct fixture f;
+    write_golden_group(&f);
+    for (int i = 0; i < 2; i++) {
+        char path[256], name[64];
+        uint64_t count;
+        golden_path(i, path);
+        (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
+        const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
+        FILE *file = fopen(path, "wb");
+        if (!file || fwrite(bytes, 1, count, file) != count || fclose(file))
+            return 1;
+    }
+    fixture_deinit(&f);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && !strcmp(argv[1], "--write-golden"))
+        return write_golden();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_other_shard_counts),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_jobs),
+        cmocka_unit_test(test_storage_fails),
+        cmocka_unit_test(test_power_loss),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_memory_fails),
+        cmocka_unit_test(test_golden),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,6 +44,8 @@ void mem_storage_crash(mem_storage *storage);
  * operation on the file. */
 uint8_t *mem_storage_bytes(mem_storage *storage, const char *path, uint64_t *out_count);
 void mem_storage_truncate(mem_storage *storage, const char *path, uint64_t count);
+/* The file holds these bytes again. */
+void mem_storage_restore(mem_storage *storage, const char *path, const void *bytes, uint64_t count);
 /* The path of file number `index` in order of creation; NULL past the last. */
 const char *mem_storage_path(const mem_storage *storage, uint32_t index);
 bool mem_storage_remove(mem_storage *storage, const char *path);

@@ -259,6 +259,14 @@ void mem_storage_truncate(mem_storage *storage, const char *path, uint64_t count
     node->count = count;
 }
 
+void mem_storage_restore(mem_storage *storage, const char *path, const void *bytes, uint64_t count)
+{
+    struct node *node = find(storage, path);
+    assert(node && count <= node->capacity);
+    memcpy(node->bytes, bytes, count);
+    node->count = count;
+}
+
 const char *mem_storage_path(const mem_storage *storage, uint32_t index)
 {
     const struct node *node = storage->first;
