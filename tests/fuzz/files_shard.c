@@ -1,0 +1,68 @@
+/* The shard of files_shard.h. */
+#include "files_shard.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct asked {
+    mn_call call; /* first */
+    bool finished;
+} asked;
+
+static uint8_t *no_reply_buffer(mn_call *call, uint64_t bytes)
+{
+    (void)call;
+    (void)bytes;
+    return NULL;
+}
+
+static void finish(mn_call *call) { ((asked *)call)->finished = true; }
+
+bool files_shard_init(files_shard *out_files, mn_storage *storage)
+{
+    const mn_shard_options options = {.shards = 1,
+                                      .groups_max = 2,
+                                      .tables_max = 4,
+                                      .table_bytes_max = 64 << 20,
+                                      .change_bytes_max = 1 << 20};
+    mem_env_init(&out_files->world, 1);
+    out_files->world.env.storage = storage;
+    return !mn_shard_create(&options, &out_files->world.env, &out_files->shard, NULL);
+}
+
+void files_shard_deinit(files_shard *files)
+{
+    mn_shard_destroy(files->shard);
+    if (!mem_env_clean(&files->world))
+        abort(); /* a leak is a finding too */
+}
+
+mn_request files_request(enum mn_verb verb, uint64_t map_epoch, uint64_t step)
+{
+    mn_request request = {.verb = verb, .ranks = 1};
+    request.context = (mn_context){.version = MN_PROTOCOL_VERSION,
+                                   .group = "g",
+                                   .map_epoch = map_epoch,
+                                   .step = step,
+                                   .incarnation = 1,
+                                   .remaining_ms = 1000};
+    strcpy(request.path, SNAPSHOT_FOLDER);
+    return request;
+}
+
+enum mn_status files_ask(files_shard *files, const mn_request *request, mn_reply *out_reply)
+{
+    static asked one;
+    memset(&one, 0, sizeof one);
+    one.call.request = *request;
+    one.call.reserve = no_reply_buffer;
+    one.call.finish = finish;
+    mn_shard_handle(files->shard, &one.call);
+    for (uint32_t ticks = 0; !one.finished; ticks++) {
+        (void)mn_shard_tick(files->shard, files->world.now_ns);
+        assert(ticks < 100000); /* a job that never ends */
+    }
+    *out_reply = one.call.reply;
+    return one.call.reply.status;
+}

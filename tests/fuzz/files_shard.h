@@ -1,0 +1,24 @@
+/* A shard over memory for fuzz_files.c and files_seed.c. Both link no_checksum.c: with every
+ * checksum 0, changed bytes get past the checksums to the checks behind them. */
+#ifndef FUZZ_FILES_SHARD_H
+#define FUZZ_FILES_SHARD_H
+
+#include "mn_shard.h"
+#include "support/mem_env.h"
+
+#define SNAPSHOT_FOLDER "s"
+
+typedef struct files_shard {
+    mem_env world;
+    mn_shard *shard;
+} files_shard;
+
+/* False only when memory ends. */
+bool files_shard_init(files_shard *out_files, mn_storage *storage);
+void files_shard_deinit(files_shard *files);
+/* A request of group "g" with all that the checks want. */
+mn_request files_request(enum mn_verb verb, uint64_t map_epoch, uint64_t step);
+/* Handles the request, ticks until it is answered, and gives its status. */
+enum mn_status files_ask(files_shard *files, const mn_request *request, mn_reply *out_reply);
+
+#endif

@@ -1,0 +1,10 @@
+/* Stands in for proto/checksum.c, in the fuzzer of files only. */
+#include "mn_proto.h"
+
+uint64_t mn_checksum(const void *bytes, uint64_t count, uint64_t seed)
+{
+    (void)bytes;
+    (void)count;
+    (void)seed;
+    return 0;
+}
