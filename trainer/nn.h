@@ -84,6 +84,24 @@ void mn_nn_add(uint64_t n, const mn_real *a, mn_real *x);
 void mn_nn_cross_entropy(uint64_t rows, mn_real *logits, const uint16_t *targets,
                          mn_loss *out_loss);
 
+/* ---- Batch norm of each column (nn_batch_norm.c) ---- */
+
+/* out[c] = sum over rows of x[row][c]; of (x[row][c] - mean[c])^2. */
+void mn_nn_column_sums(uint64_t rows, uint32_t width, const mn_real *x, double *out_sums);
+void mn_nn_column_squares(uint64_t rows, uint32_t width, const mn_real *x, const mn_real *mean,
+                          double *out_sums);
+typedef struct mn_batch_norm {
+    uint64_t rows;
+    uint32_t width;
+    const mn_real *x, *mean, *inverse, *gain; /* [rows][width], then [width] each */
+} mn_batch_norm;
+/* With n = (x - mean) * inverse: out = n * gain + shift. */
+void mn_nn_batch_norm(const mn_batch_norm *norm, const mn_real *shift, mn_real *out);
+/* out_sums[c] = sum of d_out; out_sums[width + c] = sum of d_out * n. */
+void mn_nn_batch_norm_sums(const mn_batch_norm *norm, const mn_real *d_out, double *out_sums);
+/* In place: gain * inverse * (d - mean(d) - n * mean(d * n)); the means are sums / count. */
+void mn_nn_batch_norm_grad(const mn_batch_norm *norm, double count, const double *sums, mn_real *d);
+
 /* ---- Causal attention over packed sequences (attention.c) ---- */
 
 /* qkv [tokens][3 * width] (query, key, value; heads one after the other); sequence s has

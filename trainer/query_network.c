@@ -45,42 +45,20 @@ static enum mn_status reduce(const mn_run *run, uint32_t memory, const char *wha
     return status;
 }
 
-/* out[c] = sum over rows of x[row][c]. */
-MN_CLONES static void column_sums(uint64_t rows, uint32_t width, const mn_real *x, double *out)
-{
-    for (uint32_t c = 0; c < width; c++)
-        out[c] = 0;
-    for (uint64_t row = 0; row < rows; row++, x += width)
-        for (uint32_t c = 0; c < width; c++)
-            out[c] += (double)x[c];
-}
-
-MN_CLONES static void column_squares(uint64_t rows, uint32_t width, const mn_real *x,
-                                     const mn_real *mean, double *out)
-{
-    for (uint32_t c = 0; c < width; c++)
-        out[c] = 0;
-    for (uint64_t row = 0; row < rows; row++, x += width)
-        for (uint32_t c = 0; c < width; c++) {
-            mn_real centred = x[c] - mean[c];
-            out[c] += (double)centred * (double)centred;
-        }
-}
-
 static enum mn_status batch_statistics(const mn_run *run, uint32_t memory)
 {
     mn_memory_saved *saved = &run->workspace->memories[memory];
     uint32_t width = query_width(run);
     double *sums = run->workspace->sums;
     sums[width] = (double)run->tokens;
-    column_sums(run->tokens, width, saved->linear, sums);
+    mn_nn_column_sums(run->tokens, width, saved->linear, sums);
     enum mn_status status = reduce(run, memory, "mean", sums, width + 1);
     if (status != MN_OK)
         return status;
     double count = sums[width];
     for (uint32_t c = 0; c < width; c++)
         saved->norm_mean[c] = (mn_real)(sums[c] / count);
-    column_squares(run->tokens, width, saved->linear, saved->norm_mean, sums);
+    mn_nn_column_squares(run->tokens, width, saved->linear, saved->norm_mean, sums);
     status = reduce(run, memory, "squares", sums, width);
     if (status != MN_OK)
         return status;
@@ -106,14 +84,18 @@ static void running_statistics(const mn_run *run, uint32_t memory)
     }
 }
 
-MN_CLONES static void batch_normalise(uint64_t rows, uint32_t width, const mn_memory_saved *saved,
-                                      const mn_real *gain, const mn_real *shift)
+static mn_batch_norm batch_norm_of(const mn_run *run, uint32_t memory)
 {
-    const mn_real *x = saved->linear, *mean = saved->norm_mean, *inverse = saved->norm_inverse;
-    mn_real *out = saved->query;
-    for (uint64_t row = 0; row < rows; row++, x += width, out += width)
-        for (uint32_t c = 0; c < width; c++)
-            out[c] = (x[c] - mean[c]) * inverse[c] * gain[c] + shift[c];
+    const mn_memory_saved *saved = &run->workspace->memories[memory];
+    mn_batch_norm norm = {
+        .rows = run->tokens,
+        .width = query_width(run),
+        .x = saved->linear,
+        .mean = saved->norm_mean,
+        .inverse = saved->norm_inverse,
+        .gain = run->parameters + mn_memory_offsets(run->model, memory)->query_gain,
+    };
+    return norm;
 }
 
 static enum mn_status batch_norm_forward(const mn_run *run, uint32_t memory)
@@ -126,47 +108,19 @@ static enum mn_status batch_norm_forward(const mn_run *run, uint32_t memory)
     } else {
         running_statistics(run, memory);
     }
-    batch_normalise(run->tokens, query_width(run), &run->workspace->memories[memory],
-                    run->parameters + offsets->query_gain, run->parameters + offsets->query_shift);
+    mn_batch_norm norm = batch_norm_of(run, memory);
+    mn_nn_batch_norm(&norm, run->parameters + offsets->query_shift,
+                     run->workspace->memories[memory].query);
     return MN_OK;
-}
-
-/* sums[c] = sum of d; sums[width + c] = sum of d * n, n = (x - mean) * inverse. */
-MN_CLONES static void batch_norm_sums(uint64_t rows, uint32_t width, const mn_memory_saved *saved,
-                                      const mn_real *d, double *sums)
-{
-    const mn_real *x = saved->linear, *mean = saved->norm_mean, *inverse = saved->norm_inverse;
-    for (uint32_t c = 0; c < 2 * width; c++)
-        sums[c] = 0;
-    for (uint64_t row = 0; row < rows; row++, x += width, d += width)
-        for (uint32_t c = 0; c < width; c++) {
-            sums[c] += (double)d[c];
-            sums[width + c] += (double)(d[c] * ((x[c] - mean[c]) * inverse[c]));
-        }
-}
-
-/* d = gain * inverse * (d - mean(d) - n * mean(d * n)), in place; means over all ranks. */
-MN_CLONES static void batch_norm_apply(uint64_t rows, uint32_t width, const mn_memory_saved *saved,
-                                       const mn_real *gain, const double *sums, mn_real *d)
-{
-    const mn_real *x = saved->linear, *mean = saved->norm_mean, *inverse = saved->norm_inverse;
-    mn_real share = (mn_real)(1 / saved->norm_count);
-    for (uint64_t row = 0; row < rows; row++, x += width, d += width)
-        for (uint32_t c = 0; c < width; c++) {
-            mn_real n = (x[c] - mean[c]) * inverse[c];
-            mn_real centred =
-                d[c] - share * (mn_real)sums[c] - n * (share * (mn_real)sums[width + c]);
-            d[c] = gain[c] * inverse[c] * centred;
-        }
 }
 
 static enum mn_status batch_norm_backward(const mn_run *run, uint32_t memory)
 {
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
-    const mn_memory_saved *saved = &run->workspace->memories[memory];
     uint32_t width = query_width(run);
     double *sums = run->workspace->sums;
-    batch_norm_sums(run->tokens, width, saved, run->workspace->d_query, sums);
+    mn_batch_norm norm = batch_norm_of(run, memory);
+    mn_nn_batch_norm_sums(&norm, run->workspace->d_query, sums);
     for (uint32_t c = 0; c < width; c++) {
         run->gradients[offsets->query_shift + c] += (mn_real)sums[c];
         run->gradients[offsets->query_gain + c] += (mn_real)sums[width + c];
@@ -174,8 +128,8 @@ static enum mn_status batch_norm_backward(const mn_run *run, uint32_t memory)
     enum mn_status status = reduce(run, memory, "back", sums, 2 * width);
     if (status != MN_OK)
         return status;
-    batch_norm_apply(run->tokens, width, saved, run->parameters + offsets->query_gain, sums,
-                     run->workspace->d_query);
+    mn_nn_batch_norm_grad(&norm, run->workspace->memories[memory].norm_count, sums,
+                          run->workspace->d_query);
     return MN_OK;
 }
 

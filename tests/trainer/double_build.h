@@ -28,6 +28,11 @@ static inline double real_exp(double x) { return exp(x); }
 #define mn_model_table_spec        mn_model_table_spec_f64
 #define mn_model_token_work        mn_model_token_work_f64
 #define mn_nn_add                  mn_nn_add_f64
+#define mn_nn_batch_norm           mn_nn_batch_norm_f64
+#define mn_nn_batch_norm_grad      mn_nn_batch_norm_grad_f64
+#define mn_nn_batch_norm_sums      mn_nn_batch_norm_sums_f64
+#define mn_nn_column_squares       mn_nn_column_squares_f64
+#define mn_nn_column_sums          mn_nn_column_sums_f64
 #define mn_nn_bias                 mn_nn_bias_f64
 #define mn_nn_bias_grad            mn_nn_bias_grad_f64
 #define mn_nn_cross_entropy        mn_nn_cross_entropy_f64
