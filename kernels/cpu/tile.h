@@ -181,4 +181,23 @@ INLINE void accumulate_rows(float *sum, const void *const *rows, const float *we
             sum[c] = sum[c] + weights[r] * element(rows[r], c, dtype);
 }
 
+/* Adds the products of columns [0, columns) to each row's sixteen lanes: column c to lane
+ * c mod 16. */
+INLINE void dot_rows(const float *gradient, const void *const *rows, uint32_t count,
+                     uint32_t columns, enum mn_dtype dtype, float lanes[4][SIXTEEN])
+{
+    vf sums[4][LANE_VECTORS];
+    memcpy(sums, lanes, sizeof sums);
+    uint32_t c = 0;
+    for (; c + SIXTEEN <= columns; c += SIXTEEN)
+        for (uint32_t v = 0; v < LANE_VECTORS; v++)
+            for (uint32_t i = 0; i < count; i++)
+                sums[i][v] = sums[i][v] + load_f32(gradient + c + v * LANES) *
+                                              load_vector(rows[i], c + v * LANES, dtype);
+    memcpy(lanes, sums, sizeof sums);
+    for (; c < columns; c++)
+        for (uint32_t i = 0; i < count; i++)
+            lanes[i][c % SIXTEEN] += gradient[c] * element(rows[i], c, dtype);
+}
+
 #endif

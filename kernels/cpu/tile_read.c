@@ -65,7 +65,7 @@ void ISA(gather_state)(const mn_tile *tile, const uint64_t *offsets, uint64_t n,
                        uint64_t out_stride_bytes)
 {
     const uint64_t bytes = mn_state_row_bytes(&tile->optimizer, tile->columns);
-    for (uint64_t i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n && bytes; i++) {
         char *out = (char *)out_state + i * out_stride_bytes;
         if (offsets[i] == MN_NO_ROW)
             continue;
@@ -161,25 +161,6 @@ void ISA(bag)(const mn_tile *tile, const uint64_t *offsets, const float *weights
         bag_of(&r, weights, queries, k, MN_F32, out_dtype, out_bags, out_stride_bytes);
     else
         bag_of(&r, weights, queries, k, MN_BF16, out_dtype, out_bags, out_stride_bytes);
-}
-
-/* Adds the products of columns [0, columns) to each row's sixteen lanes: column c to lane
- * c mod 16. */
-INLINE void dot_rows(const float *gradient, const void *const *rows, uint32_t count,
-                     uint32_t columns, enum mn_dtype dtype, float lanes[4][SIXTEEN])
-{
-    vf sums[4][LANE_VECTORS];
-    memcpy(sums, lanes, sizeof sums);
-    uint32_t c = 0;
-    for (; c + SIXTEEN <= columns; c += SIXTEEN)
-        for (uint32_t v = 0; v < LANE_VECTORS; v++)
-            for (uint32_t i = 0; i < count; i++)
-                sums[i][v] = sums[i][v] + load_f32(gradient + c + v * LANES) *
-                                              load_vector(rows[i], c + v * LANES, dtype);
-    memcpy(lanes, sums, sizeof sums);
-    for (; c < columns; c++)
-        for (uint32_t i = 0; i < count; i++)
-            lanes[i][c % SIXTEEN] += gradient[c] * element(rows[i], c, dtype);
 }
 
 /* Dots of the next reads of a query, four at most, from read *j on. gradient [columns] f32 or bf16;

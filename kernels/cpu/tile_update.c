@@ -4,7 +4,7 @@
 
 #include <assert.h>
 
-enum { AHEAD = 8 }; /* contributions to prefetch ahead */
+enum { AHEAD = 8 }; /* contributions whose rows and sources are prefetched */
 
 /* First contribution after `begin` that belongs to another row. */
 INLINE uint64_t run_end(const mn_contribution *contributions, uint64_t begin, uint64_t n)
@@ -15,37 +15,60 @@ INLINE uint64_t run_end(const mn_contribution *contributions, uint64_t begin, ui
     return end;
 }
 
-INLINE void merge_run_of(const mn_contribution *run, uint64_t count, const mn_sources *sources,
-                         uint32_t columns, enum mn_dtype dtype, float *merged)
+INLINE const char *source_row(const mn_sources *sources, const mn_contribution *contribution,
+                              enum mn_dtype dtype)
+{
+    return (const char *)sources->rows[contribution->source] +
+           (size_t)sources->column * element_bytes(dtype);
+}
+
+INLINE void merge_run_of(const mn_contribution *contributions, uint64_t begin, uint64_t end,
+                         uint64_t n, const mn_sources *sources, uint32_t columns,
+                         enum mn_dtype dtype, float *merged)
 {
     memset(merged, 0, sizeof *merged * columns);
-    for (uint64_t i = 0; i < count; i += 4) {
+    for (uint64_t i = begin; i < end; i += 4) {
         const void *rows[4];
         float weights[4];
-        uint32_t four = count - i < 4 ? (uint32_t)(count - i) : 4;
+        uint32_t four = end - i < 4 ? (uint32_t)(end - i) : 4;
         for (uint32_t j = 0; j < four; j++) {
-            rows[j] = (const char *)sources->rows[run[i + j].source] +
-                      (size_t)sources->column * element_bytes(dtype);
-            weights[j] = run[i + j].weight;
+            uint64_t next = i + j + AHEAD < n ? i + j + AHEAD : n - 1;
+            const char *ahead = source_row(sources, contributions + next, dtype);
+            for (uint32_t b = 0; b < columns * element_bytes(dtype); b += LINE)
+                __builtin_prefetch(ahead + b, 0, 3);
+            rows[j] = source_row(sources, contributions + i + j, dtype);
+            weights[j] = contributions[i + j].weight;
         }
         accumulate_rows(merged, rows, weights, four, columns, dtype);
     }
 }
 
-/* merged[c] = the left fold of one row's contributions. */
-static void merge_run(const mn_contribution *run, uint64_t count, const mn_sources *sources,
-                      uint32_t columns, float *merged)
+/* merged[c] = the left fold of the contributions begin .. end - 1, one row's, of n. */
+static void merge_run(const mn_contribution *contributions, uint64_t begin, uint64_t end,
+                      uint64_t n, const mn_sources *sources, uint32_t columns, float *merged)
 {
     if (sources->dtype == MN_F32)
-        merge_run_of(run, count, sources, columns, MN_F32, merged);
+        merge_run_of(contributions, begin, end, n, sources, columns, MN_F32, merged);
     else
-        merge_run_of(run, count, sources, columns, MN_BF16, merged);
+        merge_run_of(contributions, begin, end, n, sources, columns, MN_BF16, merged);
 }
 
+/* Sixteen f64 lanes and the tree. */
 INLINE double square_of(const float *merged, uint32_t columns)
 {
-    double lane[SIXTEEN] = {0};
-    for (uint32_t c = 0; c < columns; c++)
+    enum { WIDE = LANES / 2, VECTORS = SIXTEEN / WIDE };
+    vd sums[VECTORS] = {{0}};
+    double lane[SIXTEEN];
+    uint32_t c = 0;
+    for (; c + SIXTEEN <= columns; c += SIXTEEN)
+        for (uint32_t v = 0; v < VECTORS; v++) {
+            vhalf narrow;
+            memcpy(&narrow, merged + c + v * WIDE, sizeof narrow);
+            vd wide = __builtin_convertvector(narrow, vd);
+            sums[v] = sums[v] + wide * wide;
+        }
+    memcpy(lane, sums, sizeof lane);
+    for (; c < columns; c++)
         lane[c % SIXTEEN] += (double)merged[c] * (double)merged[c];
     for (uint32_t w = 8; w; w /= 2)
         for (uint32_t i = 0; i < w; i++)
@@ -60,7 +83,7 @@ double ISA(merge_square)(const mn_tile *tile, const mn_contribution *contributio
     double total = 0;
     for (uint64_t begin = 0; begin < n;) {
         uint64_t end = run_end(contributions, begin, n);
-        merge_run(contributions + begin, end - begin, sources, tile->columns, merged);
+        merge_run(contributions, begin, end, n, sources, tile->columns, merged);
         total += square_of(merged, tile->columns);
         begin = end;
     }
@@ -173,17 +196,16 @@ static void apply_rowwise(const row_update *u, enum mn_dtype dtype)
 {
     const uint32_t columns = u->tile->columns;
     const float eps = u->tile->optimizer.eps, lr = u->update->learning_rate;
-    _Alignas(LINE) float buffer[CHUNK], lane[SIXTEEN] = {0};
+    _Alignas(LINE) float buffer[CHUNK], lanes[4][SIXTEEN] = {{0}};
     for (uint32_t c = 0; c < columns; c += CHUNK) {
         uint32_t count = least(CHUNK, columns - c);
         const float *row = open_columns(u->values, c, count, dtype, buffer);
         float *g = u->merged + c;
-        for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++)
             g[i] = u->update->factor * g[i] + u->update->weight_decay * row[i];
-            lane[i % SIXTEEN] += g[i] * g[i];
-        }
+        dot_rows(g, (const void *[]){g}, 1, count, MN_F32, lanes);
     }
-    float sum = *(float *)u->state + lanes_tree(lane) / (float)columns;
+    float sum = *(float *)u->state + lanes_tree(lanes[0]) / (float)columns;
     *(float *)u->state = sum;
     float denominator = __builtin_sqrtf(sum) + eps;
     for (uint32_t c = 0; c < columns; c += CHUNK) {
@@ -277,7 +299,7 @@ uint64_t ISA(merge_apply)(mn_tile *tile, const mn_contribution *contributions, u
         first_written += row_begin(tile, offset, u.values, u.state);
         row_count(tile, offset);
         u.count = tile->updates[offset];
-        merge_run(contributions + begin, end - begin, sources, tile->columns, u.merged);
+        merge_run(contributions, begin, end, n, sources, tile->columns, u.merged);
         uint64_t t = optimizer->row_correction ? u.count : update->step;
         if (is_adam && adam.t != t)
             adam = adam_step_of(optimizer, update, t);
