@@ -8,6 +8,36 @@ static const sim_weather weathers[] = {
     {0, 300, 300, 0},  /* nothing is lost, much comes twice and late */
 };
 
+/* The largest payload of a read in the scripts: four queries of six indices and weights. A vector of
+ * the last rank to reduce comes and goes within one event, unseen. */
+enum { READ_BYTES = 4 * 6 * 8, VECTOR_BYTES = 512 };
+
+static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
+{
+    sim_config calm = *config;
+    sim_result result;
+    calm.shards = shards;
+    calm.shards_after = calm.deaths = 0;
+    calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = false;
+    calm.weather = weathers[0];
+    calm.deadline_ms = 20000;
+    calm.shard_plants = calm.core_plants = 0;
+    calm.trace = NULL;
+    sim_run(&calm, &result);
+    return result.change_bytes + VECTOR_BYTES;
+}
+
+void sim_config_tighten(sim_config *config)
+{
+    uint64_t bytes = change_bytes_of(config, config->shards);
+    if (config->shards_after) {
+        uint64_t after = change_bytes_of(config, config->shards_after);
+        bytes = after > bytes ? after : bytes;
+    }
+    config->change_bytes_max = config->change_reserve_bytes = bytes;
+    config->read_bytes_max = READ_BYTES;
+}
+
 void sim_config_of_seed(uint64_t seed, sim_config *out_config)
 {
     sim_random random = {seed * 977 + 13};
@@ -35,5 +65,7 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     config.deadline_ms = sim_chance(&random, 300) ? 500 : 20000;
     config.calm_ns = 60 * SIM_S;
     config.limit_ns = config.calm_ns + 600 * SIM_S;
+    if (!config.fickle && sim_chance(&random, 200)) /* a fickle step has no fixed size */
+        sim_config_tighten(&config);
     *out_config = config;
 }
