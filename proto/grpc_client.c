@@ -7,27 +7,45 @@
 #include <assert.h>
 #include <grpc/byte_buffer.h>
 #include <grpc/grpc_security.h>
+#include <grpc/support/alloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 enum {
     CALLS_MAX = 65536, /* in flight at once; one more is MN_BUSY */
     ADDRESS_BYTES_MAX = 280,
     AUTHORIZATION_BYTES_MAX = 4096,
     FRAME_BYTES = 5, /* gRPC's own, before each message */
-    HELD_POLL_NS = 1000000
+    LATE_POLL_NS = 1000000,
+    LATE_MAX_NS = 250000000, /* a call that is over waits so long for its payload */
+    FD_MAX = 65536           /* where cut_off looks for a connection */
+};
+
+/* A call has two batches: what it sends and what it receives. The second ends by the deadline
+ * whatever the peer does; the first, not before gRPC has written what it has begun to. */
+enum batch { BATCH_SEND, BATCH_RECEIVE };
+struct client_call;
+struct tag {
+    enum batch batch;
+    struct client_call *call;
 };
 
 /* One exchange in flight. start() fills it; then it is the draining thread's, save for what the
  * lock guards and `payload_held`, which any of gRPC's threads clears. */
 struct client_call {
     mn_exchange *exchange;
-    grpc_call *call;          /* guarded by the lock; NULL once it is over */
-    bool cancelled;           /* guarded by the lock */
-    bool refused;             /* never sent: the reply stands in exchange->reply already */
-    struct client_call *next; /* in the free list (guarded by the lock), or in the list `held` */
+    grpc_call *call; /* guarded by the lock; NULL once both batches have ended */
+    bool cancelled;  /* guarded by the lock */
+    bool refused;    /* never sent: the reply stands in exchange->reply already */
+    uint32_t batches;
+    struct tag tags[2];
+    struct client_call *next, *previous; /* in the list `late`; next: in the free list (lock) */
+    bool late;
+    uint64_t late_ns; /* since when */
+    char *peer;       /* gRPC's text, kept only of a late call */
     grpc_byte_buffer *request, *reply;
     grpc_metadata authorization;
     grpc_metadata_array initial, trailing;
@@ -49,17 +67,73 @@ typedef struct grpc_transport {
     pthread_t thread;
     char authorization[AUTHORIZATION_BYTES_MAX];
 
-    pthread_mutex_t lock; /* guards the lists, slots_used, and exchange->transport_data */
+    pthread_mutex_t lock; /* guards these, and exchange->transport_data */
     struct client_call *slots, *free;
     uint32_t slots_used;
     mn_exchange *overflow; /* found no slot; linked by transport_data */
 
     /* The draining thread's own: */
-    struct client_call *held; /* over, but gRPC still points at the payload; linked by next */
+    struct client_call *late; /* over, but gRPC still points at the payload */
+    uint64_t cut_ns;          /* when a connection was cut last */
     uint8_t header[MN_HEADER_BYTES_MAX];
     mn_span spans[MN_GRPC_SPANS_MAX], payload_spans[MN_GRPC_SPANS_MAX];
     mn_reply_arena arena;
 } grpc_transport;
+
+/* ---- Channels ----------------------------------------------------------------------------- */
+
+static grpc_arg integer_arg(const char *key, int value)
+{
+    grpc_arg arg = {.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
+    return arg;
+}
+
+/* gRPC's name of "host:port": an IPv4 address needs no resolver, names go to DNS, and what says its
+ * own scheme ("unix:…") stays. */
+static void target_of(const char *address, char out_target[ADDRESS_BYTES_MAX + 8])
+{
+    char host[ADDRESS_BYTES_MAX];
+    struct in_addr parsed;
+    (void)snprintf(host, sizeof host, "%s", address); /* its length was checked */
+    char *colon = strchr(host, ':');
+    if (colon)
+        *colon = '\0';
+    const char *scheme = inet_pton(AF_INET, host, &parsed) == 1 ? "ipv4:"
+                         : strncmp(address, "unix:", 5) == 0    ? ""
+                                                                : "dns:///";
+    (void)snprintf(out_target, ADDRESS_BYTES_MAX + 8, "%s%s", scheme, address);
+}
+
+static void open_channel(struct channel *channel, const char *address)
+{
+    grpc_arg args[] = {
+        integer_arg(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1), /* a connection of its own */
+        integer_arg(GRPC_ARG_ENABLE_RETRIES, 0), /* the caller's; gRPC would keep the payload */
+        integer_arg(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+        integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MN_MESSAGE_BYTES_MAX),
+        integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
+        integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
+        integer_arg(GRPC_ARG_KEEPALIVE_TIME_MS, MN_GRPC_KEEPALIVE_MS),
+        integer_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, MN_GRPC_KEEPALIVE_TIMEOUT_MS),
+        integer_arg(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        integer_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        /* A restarted shard is found again within a second. */
+        integer_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+        integer_arg(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000),
+        integer_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
+        integer_arg(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000),
+    };
+    grpc_channel_args list = {sizeof args / sizeof args[0], args};
+    char target[ADDRESS_BYTES_MAX + 8], path[96];
+    target_of(address, target);
+    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
+    channel->channel = grpc_channel_create(target, credentials, &list);
+    grpc_channel_credentials_release(credentials);
+    for (uint32_t verb = 0; verb < MN_VERB_COUNT; verb++) {
+        (void)snprintf(path, sizeof path, "/%s/%s", MN_SERVICE, mn_verb_name((enum mn_verb)verb));
+        channel->methods[verb] = grpc_channel_register_call(channel->channel, path, NULL, NULL);
+    }
+}
 
 /* ---- Starting ---------------------------------------------------------------------------- */
 
@@ -100,9 +174,14 @@ static enum mn_status make_request(struct client_call *call, mn_error *error)
     return MN_OK;
 }
 
+static uint64_t now_ns(const grpc_transport *transport)
+{
+    return transport->env.now_ns(transport->env.context);
+}
+
 static gpr_timespec deadline_of(const grpc_transport *transport, const mn_exchange *exchange)
 {
-    uint64_t now = transport->env.now_ns(transport->env.context);
+    uint64_t now = now_ns(transport);
     uint64_t left = exchange->deadline_ns > now ? exchange->deadline_ns - now : 0;
     if (left >= INT64_MAX)
         return gpr_inf_future(GPR_CLOCK_MONOTONIC);
@@ -110,10 +189,16 @@ static gpr_timespec deadline_of(const grpc_transport *transport, const mn_exchan
                         gpr_time_from_nanos((int64_t)left, GPR_TIMESPAN));
 }
 
-static void start_batch(const grpc_transport *transport, struct client_call *call,
-                        grpc_call *started)
+static void start_batch(grpc_call *started, const grpc_op *ops, size_t count, struct tag *tag)
 {
-    grpc_op ops[6];
+    grpc_call_error error = grpc_call_start_batch(started, ops, count, tag, NULL);
+    assert(error == GRPC_CALL_OK); /* our own bug otherwise */
+}
+
+static void start_sending(const grpc_transport *transport, struct client_call *call,
+                          grpc_call *started)
+{
+    grpc_op ops[3];
     memset(ops, 0, sizeof ops);
     ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
     if (transport->authorization[0]) {
@@ -123,18 +208,23 @@ static void start_batch(const grpc_transport *transport, struct client_call *cal
     ops[1].op = GRPC_OP_SEND_MESSAGE;
     ops[1].data.send_message.send_message = call->request;
     ops[2].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
-    ops[3].op = GRPC_OP_RECV_INITIAL_METADATA;
-    ops[3].data.recv_initial_metadata.recv_initial_metadata = &call->initial;
-    ops[4].op = GRPC_OP_RECV_MESSAGE;
-    ops[4].data.recv_message.recv_message = &call->reply;
-    ops[5].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
-    ops[5].data.recv_status_on_client.trailing_metadata = &call->trailing;
-    ops[5].data.recv_status_on_client.status = &call->code;
-    ops[5].data.recv_status_on_client.status_details = &call->text;
+    start_batch(started, ops, 3, &call->tags[BATCH_SEND]);
+}
+
+static void start_receiving(struct client_call *call, grpc_call *started)
+{
+    grpc_op ops[3];
+    memset(ops, 0, sizeof ops);
+    ops[0].op = GRPC_OP_RECV_INITIAL_METADATA;
+    ops[0].data.recv_initial_metadata.recv_initial_metadata = &call->initial;
+    ops[1].op = GRPC_OP_RECV_MESSAGE;
+    ops[1].data.recv_message.recv_message = &call->reply;
+    ops[2].op = GRPC_OP_RECV_STATUS_ON_CLIENT;
+    ops[2].data.recv_status_on_client.trailing_metadata = &call->trailing;
+    ops[2].data.recv_status_on_client.status = &call->code;
+    ops[2].data.recv_status_on_client.status_details = &call->text;
     /* A refused call's empty batch comes back at once, so that done() runs where it always does. */
-    size_t count = call->refused ? 0 : sizeof ops / sizeof ops[0];
-    grpc_call_error error = grpc_call_start_batch(started, ops, count, call, NULL);
-    assert(error == GRPC_CALL_OK);
+    start_batch(started, ops, call->refused ? 0 : 3, &call->tags[BATCH_RECEIVE]);
 }
 
 /* A fresh call for the exchange, known to cancel from here on; NULL when none is free. */
@@ -163,13 +253,14 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
 {
     grpc_transport *transport = (grpc_transport *)base;
     assert(shard < base->shards);
-    const struct channel *channel = &transport->channels[shard];
     exchange->bytes_sent = exchange->bytes_received = 0;
     memset(&exchange->reply, 0, sizeof exchange->reply);
     struct client_call *call = take_slot(transport, exchange);
     if (!call)
         return; /* the draining thread answers it, busy as it is with CALLS_MAX others */
     call->request = call->reply = NULL;
+    call->peer = NULL;
+    call->late = false;
     call->code = GRPC_STATUS_OK;
     call->text = grpc_empty_slice();
     call->authorization.key = grpc_slice_from_static_string("authorization");
@@ -178,6 +269,10 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
     grpc_metadata_array_init(&call->trailing);
     exchange->reply.status = make_request(call, &exchange->reply.error);
     call->refused = exchange->reply.status != MN_OK;
+    call->batches = call->refused ? 1 : 2;
+    for (int batch = BATCH_SEND; batch <= BATCH_RECEIVE; batch++)
+        call->tags[batch] = (struct tag){(enum batch)batch, call};
+    const struct channel *channel = &transport->channels[shard];
     grpc_call *started = grpc_channel_create_registered_call(
         channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, transport->queue,
         channel->methods[exchange->request.verb], deadline_of(transport, exchange), NULL);
@@ -186,7 +281,9 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
     if (call->cancelled)
         (void)grpc_call_cancel(started, NULL); /* fails only for a reserved argument */
     pthread_mutex_unlock(&transport->lock);
-    start_batch(transport, call, started);
+    if (!call->refused)
+        start_sending(transport, call, started);
+    start_receiving(call, started);
 }
 
 static void transport_cancel(mn_transport *base, mn_exchange *exchange)
@@ -265,15 +362,82 @@ static void finish(grpc_transport *transport, struct client_call *call)
     exchange->done(exchange); /* its memory may be gone when this returns */
     if (call->reply)
         grpc_byte_buffer_destroy(call->reply);
+    gpr_free(call->peer);
     pthread_mutex_lock(&transport->lock);
     call->next = transport->free;
     transport->free = call;
     pthread_mutex_unlock(&transport->lock);
 }
 
-/* The call is over. Its metadata goes with it, so failures are read first; then gRPC lets go of
- * the payload, as a rule at once. */
-static void on_complete(grpc_transport *transport, struct client_call *call)
+/* The other end of a socket as gRPC words it; false when `fd` is no connection over IP. gRPC's own
+ * are of IPv6, an IPv4 address being mapped into it. */
+static bool peer_of(int fd, char *out_text, size_t bytes_max)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } address;
+    socklen_t bytes = sizeof address;
+    char host[INET6_ADDRSTRLEN];
+    if (getpeername(fd, &address.any, &bytes) ||
+        (address.any.sa_family != AF_INET && address.any.sa_family != AF_INET6))
+        return false;
+    bool mapped = address.any.sa_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&address.v6.sin6_addr);
+    bool v4 = mapped || address.any.sa_family == AF_INET;
+    const void *raw = &address.v4.sin_addr;
+    if (address.any.sa_family == AF_INET6)
+        raw = &address.v6.sin6_addr.s6_addr[mapped ? 12 : 0];
+    if (!inet_ntop(v4 ? AF_INET : AF_INET6, raw, host, sizeof host))
+        return false;
+    (void)snprintf(out_text, bytes_max, v4 ? "ipv4:%s:%u" : "ipv6:%%5B%s%%5D:%u", host,
+                   ntohs(address.v4.sin_port)); /* the port lies alike in both */
+    return true;
+}
+
+/* Ends the connection to a peer that takes no bytes: gRPC, which cannot be asked to, keeps a payload
+ * that it has begun to write until the peer reads on or the connection dies, long after the call's
+ * deadline. Other calls on it end UNAVAILABLE, and the next one connects anew. */
+static void cut_off(const char *peer)
+{
+    char text[INET6_ADDRSTRLEN + 32];
+    for (int fd = 0; fd < FD_MAX; fd++)
+        if (peer_of(fd, text, sizeof text) && !strcmp(text, peer))
+            (void)shutdown(fd, SHUT_RDWR); /* fails if it has ended by itself: as well */
+}
+
+static void enter_late(grpc_transport *transport, struct client_call *call)
+{
+    call->late = true;
+    call->late_ns = now_ns(transport);
+    call->previous = NULL;
+    call->next = transport->late;
+    if (call->next)
+        call->next->previous = call;
+    transport->late = call;
+    if (!call->peer)
+        call->peer = grpc_call_get_peer(call->call);
+}
+
+static void leave_late(grpc_transport *transport, struct client_call *call)
+{
+    call->late = false;
+    if (call->previous)
+        call->previous->next = call->next;
+    else
+        transport->late = call->next;
+    if (call->next)
+        call->next->previous = call->previous;
+}
+
+static bool payload_held(struct client_call *call)
+{
+    return atomic_load_explicit(&call->payload_held, memory_order_acquire);
+}
+
+/* Both batches have ended. The call's metadata goes with it, so failures are read first; then gRPC
+ * lets go of the payload, if it has not before. */
+static void end_call(grpc_transport *transport, struct client_call *call)
 {
     pthread_mutex_lock(&transport->lock);
     grpc_call *over = call->call;
@@ -285,30 +449,40 @@ static void on_complete(grpc_transport *transport, struct client_call *call)
     grpc_metadata_array_destroy(&call->initial);
     grpc_metadata_array_destroy(&call->trailing);
     grpc_slice_unref(call->text);
+    if (payload_held(call) && !call->peer)
+        call->peer = grpc_call_get_peer(over);
     grpc_call_unref(over);
     if (call->request)
         grpc_byte_buffer_destroy(call->request);
-    if (atomic_load_explicit(&call->payload_held, memory_order_acquire)) {
-        call->next = transport->held;
-        transport->held = call;
-        return;
-    }
-    finish(transport, call);
 }
 
-static void finish_released(grpc_transport *transport)
+static void on_batch_end(grpc_transport *transport, const struct tag *tag)
 {
-    struct client_call *call = transport->held;
-    transport->held = NULL;
-    while (call) {
-        struct client_call *next = call->next;
-        if (atomic_load_explicit(&call->payload_held, memory_order_acquire)) {
-            call->next = transport->held;
-            transport->held = call;
-        } else {
+    struct client_call *call = tag->call;
+    if (--call->batches == 0)
+        end_call(transport, call);
+    bool over = call->batches == 0 && !payload_held(call);
+    if (over && call->late)
+        leave_late(transport, call);
+    if (over)
+        finish(transport, call);
+    else if (!call->late && (call->batches == 0 || tag->batch == BATCH_RECEIVE))
+        enter_late(transport, call);
+}
+
+/* Finishes late calls whose payload has come free, and cuts off shards that do not let go. */
+static void look_after_late(grpc_transport *transport)
+{
+    uint64_t now = now_ns(transport);
+    for (struct client_call *call = transport->late, *next; call; call = next) {
+        next = call->next;
+        if (call->batches == 0 && !payload_held(call)) {
+            leave_late(transport, call);
             finish(transport, call);
+        } else if (now > call->late_ns + LATE_MAX_NS && now > transport->cut_ns + LATE_MAX_NS) {
+            cut_off(call->peer);
+            transport->cut_ns = now;
         }
-        call = next;
     }
 }
 
@@ -333,74 +507,21 @@ static void *drain(void *context)
     grpc_transport *transport = context;
     for (;;) {
         gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
-        if (transport->held)
+        if (transport->late)
             until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
-                                 gpr_time_from_nanos(HELD_POLL_NS, GPR_TIMESPAN));
+                                 gpr_time_from_nanos(LATE_POLL_NS, GPR_TIMESPAN));
         grpc_event event = grpc_completion_queue_next(transport->queue, until, NULL);
         if (event.type == GRPC_QUEUE_SHUTDOWN)
             return NULL;
         if (event.type == GRPC_OP_COMPLETE)
-            on_complete(transport, event.tag);
-        if (transport->held)
-            finish_released(transport);
+            on_batch_end(transport, event.tag);
+        if (transport->late)
+            look_after_late(transport);
         refuse_overflow(transport);
     }
 }
 
 /* ---- Creating and destroying ------------------------------------------------------------- */
-
-static grpc_arg integer_arg(const char *key, int value)
-{
-    grpc_arg arg = {.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
-    return arg;
-}
-
-/* gRPC's name of "host:port": an IPv4 address needs no resolver, names go to DNS, and what says its
- * own scheme ("unix:…") stays. */
-static void target_of(const char *address, char out_target[ADDRESS_BYTES_MAX + 8])
-{
-    char host[ADDRESS_BYTES_MAX];
-    struct in_addr parsed;
-    (void)snprintf(host, sizeof host, "%s", address); /* its length was checked */
-    char *colon = strchr(host, ':');
-    if (colon)
-        *colon = '\0';
-    const char *scheme = inet_pton(AF_INET, host, &parsed) == 1 ? "ipv4:"
-                         : strncmp(address, "unix:", 5) == 0    ? ""
-                                                                : "dns:///";
-    (void)snprintf(out_target, ADDRESS_BYTES_MAX + 8, "%s%s", scheme, address);
-}
-
-static void open_channel(struct channel *channel, const char *address)
-{
-    grpc_arg args[] = {
-        integer_arg(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1), /* a connection of its own */
-        integer_arg(GRPC_ARG_ENABLE_RETRIES, 0), /* the caller's; gRPC would keep the payload */
-        integer_arg(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
-        integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MN_MESSAGE_BYTES_MAX),
-        integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
-        integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
-        integer_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 10000),
-        integer_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000),
-        integer_arg(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
-        integer_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
-        /* A restarted shard is found again within a second. */
-        integer_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
-        integer_arg(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000),
-        integer_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
-        integer_arg(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000),
-    };
-    grpc_channel_args list = {sizeof args / sizeof args[0], args};
-    char target[ADDRESS_BYTES_MAX + 8], path[96];
-    target_of(address, target);
-    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
-    channel->channel = grpc_channel_create(target, credentials, &list);
-    grpc_channel_credentials_release(credentials);
-    for (uint32_t verb = 0; verb < MN_VERB_COUNT; verb++) {
-        (void)snprintf(path, sizeof path, "/%s/%s", MN_SERVICE, mn_verb_name((enum mn_verb)verb));
-        channel->methods[verb] = grpc_channel_register_call(channel->channel, path, NULL, NULL);
-    }
-}
 
 static uint64_t slots_bytes(void) { return (uint64_t)CALLS_MAX * sizeof(struct client_call); }
 

@@ -10,6 +10,10 @@
 /* Messages in more pieces than this are joined first: only a peer that sends tiny frames does. */
 enum { MN_GRPC_SPANS_MAX = 256 };
 
+/* Pings, calls or none. The answer may take long: a large Commit keeps a shard's one thread from
+ * everything else for seconds, and deadlines end calls anyway. */
+enum { MN_GRPC_KEEPALIVE_MS = 10000, MN_GRPC_KEEPALIVE_TIMEOUT_MS = 20000 };
+
 /* Trailing metadata of a failed call, mn_error_encode's bytes; "-bin" keys carry any byte. */
 #define MN_GRPC_ERROR_KEY "mneme-error-bin"
 

@@ -401,8 +401,8 @@ static grpc_server *create_grpc_server(const mn_grpc_server_options *options)
         /* Clients ping each 10 s, calls or none; a vanished one is noticed by our own pings. */
         integer_arg(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000),
         integer_arg(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
-        integer_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 10000),
-        integer_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000),
+        integer_arg(GRPC_ARG_KEEPALIVE_TIME_MS, MN_GRPC_KEEPALIVE_MS),
+        integer_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, MN_GRPC_KEEPALIVE_TIMEOUT_MS),
         integer_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
     };
     grpc_channel_args list = {sizeof args / sizeof args[0], args};

@@ -470,7 +470,7 @@ typedef struct mn_grpc_client_options {
     const mn_env *env;
 } mn_grpc_client_options;
 /* One channel a shard, one completion queue and one thread that drains it; done() runs on that
- * thread. Keepalive 10 s / 3 s. Explicit deadlines on every call. grpc status -> mn_status:
+ * thread. Keepalive 10 s / 20 s. Explicit deadlines on every call. grpc status -> mn_status:
  * DEADLINE_EXCEEDED MN_DEADLINE, CANCELLED MN_CANCELLED, UNAVAILABLE MN_UNAVAILABLE, UNIMPLEMENTED
  * MN_UNSUPPORTED, RESOURCE_EXHAUSTED MN_BUSY or MN_INVALID, other MN_CORRUPT. */
 enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
