@@ -108,10 +108,13 @@ ALWAYS_INLINE void multiply(const product *p)
 ALWAYS_INLINE void pack(const head_buffers *head, const mn_real *in, uint64_t in_stride,
                         mn_real scale, mn_real *out)
 {
-    memset(out, 0, (uint64_t)head->padded_length * head->columns * sizeof *out);
-    for (uint32_t t = 0; t < head->length; t++)
+    for (uint32_t t = 0; t < head->length; t++, out += head->columns) {
         for (uint32_t i = 0; i < head->dim; i++)
-            out[(uint64_t)t * head->columns + i] = scale * in[t * in_stride + i];
+            out[i] = scale * in[t * in_stride + i];
+        for (uint32_t i = head->dim; i < head->columns; i++)
+            out[i] = 0;
+    }
+    memset(out, 0, (uint64_t)(head->padded_length - head->length) * head->columns * sizeof *out);
 }
 
 ALWAYS_INLINE void unpack(const head_buffers *head, const mn_real *in, mn_real scale,
@@ -153,12 +156,26 @@ ALWAYS_INLINE void block_scores(const head_buffers *head, uint32_t first)
     multiply(&p);
 }
 
+ALWAYS_INLINE mn_real row_highest(const mn_real *scores, uint32_t visible)
+{
+    mn_real lanes[LANES];
+    for (int lane = 0; lane < LANES; lane++)
+        lanes[lane] = scores[0];
+    uint32_t i = 0;
+    for (; i + LANES <= visible; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] = scores[i + lane] > lanes[lane] ? scores[i + lane] : lanes[lane];
+    for (; i < visible; i++)
+        lanes[0] = scores[i] > lanes[0] ? scores[i] : lanes[0];
+    for (int lane = 1; lane < LANES; lane++)
+        lanes[0] = lanes[lane] > lanes[0] ? lanes[lane] : lanes[0];
+    return lanes[0];
+}
+
 /* Scores to probabilities, zero after the row's own position; returns log of the sum of exps. */
 ALWAYS_INLINE mn_real row_softmax(mn_real *scores, uint32_t visible, uint32_t columns)
 {
-    mn_real highest = scores[0], sum = 0;
-    for (uint32_t i = 1; i < visible; i++)
-        highest = scores[i] > highest ? scores[i] : highest;
+    mn_real highest = row_highest(scores, visible), sum = 0;
     for (uint32_t i = 0; i < columns; i++)
         scores[i] = real_exp(scores[i] - highest);
     for (uint32_t i = visible; i < columns; i++)
