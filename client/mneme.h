@@ -181,8 +181,7 @@ typedef struct mn_commit_options {
 enum mn_status mn_commit(mn_client *client, uint64_t step, const mn_commit_options *options,
                          double *out_norms, mn_error *error);
 /* Votes to drop what all ranks staged for `step`; it then counts as committed without a change.
- * MN_CONFLICT: too late, an mn_commit of this rank had sealed the step, and it is committed. Blocks.
- */
+ * MN_CONFLICT: too late, this rank's mn_commit had sealed the step, and it is committed. Blocks. */
 enum mn_status mn_discard(mn_client *client, uint64_t step, mn_error *error);
 /* values [count] f64 <- the sum over ranks, in rank order, of the values given by each under (step,
  * name). Blocks until all came. */

@@ -195,10 +195,17 @@ void same_bits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits),        cmocka_unit_test(refusals),
-        cmocka_unit_test(waits_end),        cmocka_unit_test(tables_come_and_go),
-        cmocka_unit_test(reads_and_steps),  cmocka_unit_test(two_ranks_are_one),
-        cmocka_unit_test(saved_and_loaded), cmocka_unit_test(threads_share_a_client),
+        cmocka_unit_test(same_bits),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(waits_end),
+        cmocka_unit_test(tables_come_and_go),
+        cmocka_unit_test(reads_and_steps),
+        cmocka_unit_test(two_ranks_are_one),
+        cmocka_unit_test(saved_and_loaded),
+        cmocka_unit_test(threads_share_a_client),
+        cmocka_unit_test(values_are_the_oracles),
+        cmocka_unit_test(a_change_made_again_counts_once),
+        cmocka_unit_test(readers_look_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

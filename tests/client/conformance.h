@@ -15,5 +15,8 @@ void reads_and_steps(void **state);
 void two_ranks_are_one(void **state);
 void saved_and_loaded(void **state);
 void threads_share_a_client(void **state);
+void values_are_the_oracles(void **state);
+void a_change_made_again_counts_once(void **state);
+void readers_look_on(void **state);
 
 #endif
