@@ -68,52 +68,13 @@ void ISA(noise)(uint64_t seed, enum mn_purpose purpose, uint64_t row, uint32_t u
     }
 }
 
-/* ln x for x in (0, 1]: x = 2^e m with m in [sqrt 1/2, sqrt 2), then the odd series of
- * ln((1 + s)/(1 - s)), s = (m - 1)/(m + 1), |s| < 0.172: the first term left out is below 1e-9. */
-INLINE float logarithm(float x)
-{
-    uint32_t bits = bits_of(x) + (0x3f800000 - 0x3f3504f3);
-    float e = (float)((int32_t)(bits >> 23) - 127);
-    float m = float_of((bits & 0x7fffff) + 0x3f3504f3);
-    float s = (m - 1.0f) / (m + 1.0f), t = s * s;
-    float series = t * (1.0f / 9) + 1.0f / 7;
-    series = series * t + 1.0f / 5;
-    series = series * t + 1.0f / 3;
-    series = series * t + 1.0f;
-    return e * 0.693147181f + 2.0f * s * series;
-}
-
-/* Box-Muller: two words give two normal values. The angle 2 pi word / 2^32 is taken to within pi/4
- * of a multiple of pi/2, where six terms of the Taylor series leave less than 3e-8. */
-INLINE void normal_pair(uint32_t radius_word, uint32_t angle_word, float *out_first,
-                        float *out_second)
-{
-    float u = (float)(int32_t)((radius_word >> 8) + 1) * 0x1p-24f;
-    float radius = __builtin_sqrtf(-2.0f * logarithm(u));
-    uint32_t quadrant = (angle_word + 0x20000000u) >> 30;
-    float x = (float)(int32_t)(angle_word - (quadrant << 30)) * (6.283185307f * 0x1p-32f);
-    float y = x * x;
-    float sine = y * (1.0f / 362880) - 1.0f / 5040;
-    sine = sine * y + 1.0f / 120;
-    sine = sine * y - 1.0f / 6;
-    sine = (sine * y + 1.0f) * x;
-    float cosine = y * (1.0f / 40320) - 1.0f / 720;
-    cosine = cosine * y + 1.0f / 24;
-    cosine = cosine * y - 1.0f / 2;
-    cosine = cosine * y + 1.0f;
-    float first = quadrant & 1 ? sine : cosine, second = quadrant & 1 ? cosine : sine;
-    uint32_t first_sign = ((quadrant + 1) & 2) << 30, second_sign = (quadrant & 2) << 30;
-    *out_first = radius * float_of(bits_of(first) ^ first_sign);
-    *out_second = radius * float_of(bits_of(second) ^ second_sign);
-}
-
 static void values_of_words(const mn_init *init, const uint32_t *restrict words,
                             float *restrict out_values)
 {
     const float a = init->a, width = init->b - init->a;
     if (init->kind == MN_INIT_UNIFORM) {
         for (uint32_t i = 0; i < WORDS; i++)
-            out_values[i] = a + width * ((float)(int32_t)(words[i] >> 8) * 0x1p-24f);
+            out_values[i] = a + width * unit_of(words[i]);
         return;
     }
     for (uint32_t i = 0; i < WORDS; i += 2) {

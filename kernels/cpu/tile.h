@@ -9,6 +9,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#define SCALAR      INLINE
+#define SCALAR_SQRT __builtin_sqrtf
+#include "scalar.h"
+
 enum {
     CHUNK = 1024, /* columns worked on at a time: 4 KiB of f32 sums stay in the first cache */
     LINE = 64     /* bytes of a cache line */
@@ -17,41 +21,6 @@ enum {
 /* Elements of the caller's buffers: of any alignment. */
 typedef float any_f32 __attribute__((aligned(1), may_alias));
 typedef uint16_t any_bf16 __attribute__((aligned(1), may_alias));
-
-INLINE uint32_t bits_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-INLINE float float_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE float bf16_widen(uint16_t value) { return float_of((uint32_t)value << 16); }
-
-/* Nearest, ties to even; NaN stays NaN. */
-INLINE uint16_t bf16_nearest(float value)
-{
-    uint32_t bits = bits_of(value);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    uint32_t quiet = (bits >> 16) | 0x40;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
-}
-
-/* Up with the probability of the part cut off: 16 random bits are added below the kept mantissa.
- * Infinities and NaN stay what they are. */
-INLINE uint16_t bf16_stochastic(float value, uint16_t noise)
-{
-    uint32_t bits = bits_of(value);
-    uint32_t rounded = (bits + noise) >> 16;
-    uint32_t special = (bits >> 16) | ((bits & 0x7fffffff) > 0x7f800000 ? 0x40 : 0);
-    return (uint16_t)((bits & 0x7f800000) == 0x7f800000 ? special : rounded);
-}
 
 INLINE uint32_t element_bytes(enum mn_dtype dtype) { return dtype == MN_F32 ? 4 : 2; }
 
