@@ -1,5 +1,6 @@
-/* The bench harness: subjects doing the same work take turns, round by round; what counts is the median over rounds of the
- * ratio within a round. Private to tests/bench. Failures end the program with a message: a bench has no caller to tell. */
+/* The bench harness: subjects doing the same work take turns, round by round; what counts is the
+ * median over rounds of the ratio within a round. Private to tests/bench. Failures end the
+ * program with a message: a bench has no caller to tell. */
 #ifndef MN_BENCH_H
 #define MN_BENCH_H
 
@@ -12,8 +13,9 @@
 
 enum { BENCH_PEERS_MAX = 6, BENCH_SHARDS_MAX = 8 };
 
-/* One way of doing the work. round() does it once and returns its cost (seconds, bytes: lower is better), measured around
- * the work only: preparing inputs before the clock, checking results after it. A NULL round is a peer that is not installed. */
+/* One way of doing the work. round() does it once and returns its cost (seconds, bytes: lower is
+ * better), measured around the work only: preparing inputs before the clock, checking results
+ * after it. A NULL round is a peer that is not installed. */
 typedef struct bench_subject {
     const char *name;
     double (*round)(void *context, uint64_t number);
@@ -32,8 +34,10 @@ typedef struct bench_case {
 
 extern bool bench_quick; /* --quick: three rounds, small sizes where a case says so */
 
-/* Runs warm-up and rounds, prints one JSON line a peer: {"bench","case","value","unit","against","ratio","q1","q3","rounds","least","goal","noisy"}. A run
- * whose raw-tcp costs have quartiles further apart than 1.5 times is marked noisy and repeated, at most twice. */
+/* Runs warm-up and rounds, prints one JSON line a peer:
+ * {"bench","case","value","unit","against","ratio","q1","q3","rounds","least","goal","noisy"}. A
+ * run whose raw-tcp costs have quartiles further apart than 1.5 times is marked noisy and
+ * repeated, at most twice. */
 void bench_run(const bench_case *bench);
 /* One line for a figure that is measured once: ratio as given. */
 void bench_report(const char *bench, const char *name, double value, const char *unit,
@@ -45,7 +49,8 @@ void bench_check(enum mn_status status, const mn_error *error, const char *what)
 uint64_t bench_random(uint64_t *state); /* splitmix64 */
 void *bench_huge(uint64_t bytes);       /* anonymous memory on 2 MiB pages, touched; never freed */
 
-/* Child processes, killed at exit. The port is read from `--port-file FILE`, appended to the arguments. */
+/* Child processes, killed at exit. The port is read from `--port-file FILE`, appended to the
+ * arguments. */
 typedef struct bench_child {
     pid_t process;
     int port;
@@ -66,7 +71,8 @@ typedef struct bench_service {
 } bench_service;
 void bench_service_start(bench_service *service, uint32_t shards);
 void bench_service_stop(bench_service *service);
-/* Opens a table and writes every row by Store: column c of row r is bench_value(r, c), exact in bf16. */
+/* Opens a table and writes every row by Store: column c of row r is bench_value(r, c), exact in
+ * bf16. */
 mn_table *bench_table(mn_client *client, const mn_table_spec *spec);
 float bench_value(uint64_t row, uint32_t column);
 void bench_rows_check(const float *rows, const uint32_t *indices, uint64_t count, uint32_t dim);

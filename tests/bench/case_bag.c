@@ -1,5 +1,6 @@
-/* bag and bag-grad: the weighted sum at the shards, against fetching (pushing) the distinct rows and summing (merging) at
- * the client, as every parameter server must. Time, and bytes both ways. */
+/* bag and bag-grad: the weighted sum at the shards, against fetching (pushing) the distinct rows
+ * and summing (merging) at the client, as every parameter server must. Time, and bytes both
+ * ways. */
 #include "peers/peers.h"
 
 #include <math.h>
@@ -260,7 +261,8 @@ static double grad_push(void *opaque, uint64_t round)
 
 static void grad_check(bag_context *context)
 {
-    /* dots against rows fetched before the step: small integers and eighths, so f32 sums of 512 products are near exact. */
+    /* dots against rows fetched before the step: small integers and eighths, so f32 sums of 512
+     * products are near exact. */
     mn_error error;
     draw_gradients(context, 9);
     float row[DIM];

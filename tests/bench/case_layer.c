@@ -1,5 +1,6 @@
-/* layer-step: a whole product-key layer's training step (search, softmax, bag, the backward of each, the table's AdamW), against
- * the same layer in PyTorch in one process, on as many threads. */
+/* layer-step: a whole product-key layer's training step (search, softmax, bag, the backward of
+ * each, the table's AdamW), against the same layer in PyTorch in one process, on as many
+ * threads. */
 #include "mn_kernels.h"
 #include "peers/peers.h"
 
@@ -72,7 +73,8 @@ static double round_torch(void *opaque, uint64_t round)
     return seconds;
 }
 
-/* The interpreter that has torch: $MNEME_TORCH_PYTHON, else python3; NULL when neither can import it. */
+/* The interpreter that has torch: $MNEME_TORCH_PYTHON, else python3; NULL when neither can
+ * import it. */
 const char *peer_torch_python(void)
 {
     static char command[512];

@@ -148,7 +148,8 @@ static double push_raw(void *opaque, uint64_t round)
 
 static void push_check(push_context *context)
 {
-    /* Adagrad's first step moves a fresh row by lr * g / (|g| + eps): the pushed rows must have moved, others not. */
+    /* Adagrad's first step moves a fresh row by lr * g / (|g| + eps): the pushed rows must have
+     * moved, others not. */
     mn_error error;
     uint32_t moved = context->indices[1], still = moved + 1; /* strides exceed the rounds */
     float *rows = malloc(2 * context->dim * sizeof *rows);

@@ -1,4 +1,5 @@
-/* The service under measurement: real mneme-shard processes, a client, tables whose every row has been written. */
+/* The service under measurement: real mneme-shard processes, a client, tables whose every row
+ * has been written. */
 #include "bench.h"
 
 #include <stdio.h>

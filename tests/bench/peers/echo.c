@@ -1,4 +1,5 @@
-/* A bare gRPC C core echo: the floor of what a unary call over this library costs. One completion queue and one thread a side. */
+/* A bare gRPC C core echo: the floor of what a unary call over this library costs. One
+ * completion queue and one thread a side. */
 #include "peers.h"
 
 #include <grpc/grpc.h>

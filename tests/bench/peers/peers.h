@@ -4,8 +4,9 @@
 
 #include "../bench.h"
 
-/* plain-c and raw-tcp: one server of plain C sockets (peers/tcp_server.c, run as `mneme-bench-peer tcp --rows N --dim D`).
- * A request is this header, then `count` u32 indices for GATHER, or count*row bytes for SINK. */
+/* plain-c and raw-tcp: one server of plain C sockets (peers/tcp_server.c, run as `mneme-bench-
+ * peer tcp --rows N --dim D`). A request is this header, then `count` u32 indices for GATHER, or
+ * count*row bytes for SINK. */
 enum peer_operation {
     PEER_GATHER = 1, /* answers the rows: prefetching gather into a hugepage buffer, 1 MiB sends */
     PEER_SOURCE = 2, /* answers as many bytes without reading a table: what the socket can carry */
@@ -26,7 +27,8 @@ void peer_tcp_rows(peer_tcp *peer, enum peer_operation operation, const uint32_t
                    uint32_t count, float *out_rows);
 void peer_tcp_sink(peer_tcp *peer, const float *rows, uint32_t count);
 
-/* redis-server, rows as values of 8-byte binary keys; MGET of 64 keys, 8 requests in flight (the best of facts' sweep). */
+/* redis-server, rows as values of 8-byte binary keys; MGET of 64 keys, 8 requests in flight (the
+ * best of facts' sweep). */
 typedef struct peer_redis {
     bench_child server;
     int connection;
@@ -39,14 +41,16 @@ void peer_redis_start(peer_redis *peer, uint64_t rows, uint32_t dim);
 void peer_redis_stop(peer_redis *peer);
 void peer_redis_rows(peer_redis *peer, const uint32_t *indices, uint32_t count, float *out_rows);
 
-/* echo: a bare gRPC C core unary call that answers `reply_bytes` to whatever came (`mneme-bench-peer echo --reply-bytes N`). */
+/* echo: a bare gRPC C core unary call that answers `reply_bytes` to whatever came (`mneme-bench-
+ * peer echo --reply-bytes N`). */
 typedef struct peer_echo peer_echo;
 peer_echo *peer_echo_start(uint32_t servers, uint32_t request_bytes, uint32_t reply_bytes);
 void peer_echo_stop(peer_echo *peer);
 void peer_echo_call(
     peer_echo *peer); /* one call to every server at once, until all have answered */
 
-/* torch: peers/torch_layer.py, driven over its standard input; NULL result of bench_torch_python() when there is none. */
+/* torch: peers/torch_layer.py, driven over its standard input; NULL result of
+ * bench_torch_python() when there is none. */
 const char *peer_torch_python(void);
 
 int peer_tcp_main(int argc, char **argv);

@@ -1,4 +1,5 @@
-/* redis-server as a row store, and a client that parses its answers straight into the destination. */
+/* redis-server as a row store, and a client that parses its answers straight into the
+ * destination. */
 #include "peers.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
-/* plain-c and raw-tcp: what plain C sockets do on this machine, with and without reading the table. */
+/* plain-c and raw-tcp: what plain C sockets do on this machine, with and without reading the
+ * table. */
 #include "peers.h"
 
 #include <arpa/inet.h>
