@@ -128,6 +128,8 @@ static enum mn_status close_run(mn_training *training, mn_report *report, double
 {
     const mn_train_options *options = training->options;
     mn_closing *closing = calloc(1, sizeof *closing);
+    if (!options->quiet && options->rank == 0)
+        fputs("closing evaluation ...\n", stderr);
     if (!closing)
         return mn_fail(error, MN_NO_MEMORY, "closing", "no memory");
     enum mn_status status =

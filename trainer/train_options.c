@@ -214,7 +214,7 @@ static enum mn_status options_check(mn_train_options *options, mn_error *error)
     if (options->warm_up == 0)
         options->warm_up = options->steps / 20 + 1;
     if (options->eval_every == 0)
-        options->eval_every = options->steps / 10 + 1;
+        options->eval_every = (options->steps + 9) / 10 + (options->steps == 0);
     return MN_OK;
 }
 
@@ -283,6 +283,17 @@ void mn_train_options_help(FILE *out)
         fprintf(out, f->initial ? "%s [%s]\n" : "%s\n", f->help, f->initial);
     }
     fputs("\n  --help                      this\n", out);
+}
+
+/* As few digits as give the same float back. */
+static void real_write(float value, FILE *out)
+{
+    char text[32];
+    int digits = 6;
+    do
+        snprintf(text, sizeof text, "%.*g", digits, (double)value);
+    while (strtof(text, NULL) != value && digits++ < 9);
+    fputs(text, out);
 }
 
 static void value_write(const flag *f, const mn_train_options *options, FILE *out)

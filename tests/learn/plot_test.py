@@ -45,7 +45,8 @@ class Verdict(unittest.TestCase):
         self.assertEqual([l["rate"] for l in plot.chosen(results)["memory"]], [0.2, 0.2])
 
     def test_the_picture_is_well_formed(self):
-        xml.etree.ElementTree.fromstring(plot.picture(arms([2.0, 2.1, 2.2], [2.0, 2.3, 2.4])))
+        xml.etree.ElementTree.fromstring(plot.picture(
+            arms([2.0, 2.1, 2.2], [2.0, 2.3, 2.4]), {"memory": 0.2, "plain": 0.1}))
 
 
 if __name__ == "__main__":
