@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 enum { COUNT_MAX = 70 };
 
@@ -45,7 +46,11 @@ static void round_trip(enum mn_encoding encoding, uint64_t rows, uint64_t n, rng
         for (uint64_t i = 0; i < n; i++)
             assert_memory_equal(encoded + i * width, &indices[i], width);
     }
-    assert_int_equal(mn_indices_decode(encoding, rows, encoded, n, out, NULL), MN_OK);
+    uint8_t *exact = malloc(bytes + 1); /* the sanitizer sees a byte read past the last */
+    assert_non_null(exact);
+    memcpy(exact + 1, encoded, bytes);
+    assert_int_equal(mn_indices_decode(encoding, rows, exact + 1, n, out, NULL), MN_OK);
+    free(exact);
     assert_memory_equal(out, indices, n * 8);
     assert_int_equal(out[n], 4711);
 }
@@ -74,7 +79,7 @@ static void first_bad_index_is_named(void **state)
             uint64_t indices[40], out[40];
             uint8_t bytes[40 * 8];
             for (uint64_t i = 0; i < 40; i++)
-                indices[i] = i >= bad ? 100 + i % 20 : i;
+                indices[i] = i == bad || i == bad + 5 ? 100 + i % 20 : i;
             mn_indices_encode(encoding, 128, indices, 40, bytes); /* as a liar would */
             mn_error error = {0};
             assert_int_equal(mn_indices_decode(encoding, rows, bytes, 40, out, &error), MN_INVALID);

@@ -39,6 +39,8 @@ static void assert_found(const scan *s, const void *wanted_header, uint32_t head
     assert_int_equal(s->header_bytes, header_bytes);
     assert_memory_equal(header, wanted_header, header_bytes);
     assert_int_equal(s->payload.bytes, payload_bytes);
+    for (uint32_t i = 0; i < s->payload.span_count; i++)
+        assert_true(s->payload.spans[i].count > 0);
     mn_cursor cursor;
     mn_cursor_init(&cursor, &s->payload, 0);
     mn_cursor_read(&cursor, payload, payload_bytes);
@@ -152,7 +154,7 @@ static void refusals(void **state)
     corrupt("\x17\x00", 2);                     /* wire type 7 */
     corrupt("\x78\x05", 2);                     /* the payload as an integer */
     corrupt("\x00\x00", 2);                     /* field 0 */
-    corrupt("\xff\xff\xff\xff\x1f\x00", 6);     /* a tag beyond 32 bits */
+    corrupt("\xf8\xff\xff\xff\x1f\x00", 6);     /* a tag beyond 32 bits */
     corrupt("\x80\x80\x80\x80\x80\x00\x00", 7); /* a tag of six bytes */
     corrupt("\x7a\x80\x80\x80\x80\x80\x00", 7); /* a length of six bytes */
     corrupt("\x7a\xff\xff\xff\xff\x0f", 6);     /* a payload of 4 GiB */
