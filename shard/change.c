@@ -165,7 +165,7 @@ static uint64_t checksum(const struct arrays *arrays, const struct layout *layou
 {
     uint64_t sum = mn_checksum(arrays->indices, layout->indices_bytes, 0);
     sum = mn_checksum(arrays->weights, layout->weights_bytes, sum);
-    sum = mn_checksum(arrays->rows, layout->rows_bytes, sum);
+    sum = mn_shard_sum_rows(arrays->rows, layout->rows_bytes, sum);
     return mn_checksum(arrays->states, layout->states_bytes, sum);
 }
 
@@ -186,7 +186,10 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
     mn_cursor_init(&cursor, &request->payload, 0);
     mn_cursor_read(&cursor, at, layout->indices_bytes);
     mn_cursor_read(&cursor, at + indices, layout->weights_bytes);
-    mn_cursor_read(&cursor, at + indices + weights, layout->rows_bytes);
+    uint64_t sum = mn_checksum(at, layout->indices_bytes, 0);
+    sum = mn_checksum(at + indices, layout->weights_bytes, sum);
+    bool finite = mn_shard_copy_rows(&cursor, request->value_dtype, at + indices + weights,
+                                     layout->rows_bytes, &sum);
     mn_cursor_read(&cursor, at + indices + weights + rows, layout->states_bytes);
 
     struct piece *piece = (struct piece *)block;
@@ -209,6 +212,8 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
         .weights = at + indices,
         .rows = at + indices + weights,
         .states = at + indices + weights + rows,
+        .checksum = mn_checksum(at + indices + weights + rows, layout->states_bytes, sum),
+        .rows_finite = finite,
     };
     piece->charged_bytes =
         mn_shard_block_bytes(bytes) + contribution_charge(piece->kind, layout, request->count);
@@ -225,24 +230,24 @@ static uint64_t charge_of(const mn_request *request, const struct layout *layout
 }
 
 /* Indices to scratch.offsets, and every number finite. */
-static enum mn_status check_arrays(mn_shard *shard, const mn_request *request,
-                                   const struct target *target, const struct layout *layout,
-                                   const struct arrays *arrays, mn_error *error)
+static enum mn_status check_piece(mn_shard *shard, const mn_request *request,
+                                  const struct target *target, const struct layout *layout,
+                                  const struct piece *piece, mn_error *error)
 {
     bool bag = request->verb == MN_VERB_BAG_GRAD, store = request->verb == MN_VERB_STORE;
     const mn_optimizer *optimizer = &target->table->spec.optimizer;
     enum mn_dtype state_dtype =
         optimizer->kind == MN_OPTIMIZER_ROWWISE_ADAGRAD ? MN_F32 : optimizer->state_dtype;
     enum mn_status status = mn_shard_offsets(shard, target->table, target, request->index_encoding,
-                                             arrays->indices, layout->reads, bag, error);
+                                             piece->indices, layout->reads, bag, error);
     if (!status && bag)
-        status = mn_shard_check_finite("weights", request->weight_dtype, arrays->weights,
+        status = mn_shard_check_finite("weights", request->weight_dtype, piece->weights,
                                        layout->reads, error);
-    if (!status)
+    if (!status && !piece->rows_finite)
         status = mn_shard_check_finite(store ? "rows" : "gradients", request->value_dtype,
-                                       arrays->rows, request->count * target->columns, error);
+                                       piece->rows, request->count * target->columns, error);
     if (!status && layout->states_bytes)
-        status = mn_shard_check_finite("states", state_dtype, arrays->states,
+        status = mn_shard_check_finite("states", state_dtype, piece->states,
                                        layout->states_bytes / mn_dtype_bytes(state_dtype), error);
     return status;
 }
@@ -376,8 +381,7 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
     if (!piece)
         return mn_fail(error, MN_NO_MEMORY, "payload", "no memory to stage %" PRIu64 " bytes",
                        request->payload.bytes);
-    struct arrays arrays = {piece->indices, piece->weights, piece->rows, piece->states};
-    status = check_arrays(shard, request, &target, &layout, &arrays, error);
+    status = check_piece(shard, request, &target, &layout, piece, error);
     bool waits = bag && !mn_shard_read_ready(shard, group, request);
     if (!status && bag && !waits)
         status = answer_bag_grad(shard, call, &target, &layout, piece->rows, error);
@@ -385,7 +389,6 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
         mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
         return status;
     }
-    piece->checksum = checksum(&arrays, &layout);
     insert(group, step, stage, piece);
     return waits ? mn_shard_park(shard, group, call, 0, error) : MN_OK;
 }

@@ -106,6 +106,32 @@ enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, con
                    "the value at place %" PRIu64 " of %" PRIu64 " is not finite", place, count);
 }
 
+/* Rows are checked and summed in blocks of this size: the first cache level holds one. */
+enum { ROWS_BLOCK_BYTES = 16384 };
+
+bool mn_shard_copy_rows(mn_cursor *cursor, enum mn_dtype dtype, uint8_t *out_rows, uint64_t bytes,
+                        uint64_t *checksum)
+{
+    bool finite = true;
+    for (uint64_t at = 0, count; at < bytes; at += count) {
+        count = bytes - at < ROWS_BLOCK_BYTES ? bytes - at : ROWS_BLOCK_BYTES;
+        mn_cursor_read(cursor, out_rows + at, count);
+        *checksum = mn_checksum(out_rows + at, count, *checksum);
+        finite &= dtype == MN_F32 ? finite_f32(out_rows + at, count / 4)
+                                  : finite_bf16(out_rows + at, count / 2);
+    }
+    return finite;
+}
+
+uint64_t mn_shard_sum_rows(const uint8_t *rows, uint64_t bytes, uint64_t checksum)
+{
+    for (uint64_t at = 0, count; at < bytes; at += count) {
+        count = bytes - at < ROWS_BLOCK_BYTES ? bytes - at : ROWS_BLOCK_BYTES;
+        checksum = mn_checksum(rows + at, count, checksum);
+    }
+    return checksum;
+}
+
 enum mn_status mn_shard_weights(mn_shard *shard, enum mn_dtype dtype, const uint8_t *bytes,
                                 uint64_t count, mn_error *error)
 {
