@@ -37,10 +37,10 @@ struct tag {
  * lock guards and `payload_held`, which any of gRPC's threads clears. */
 struct client_call {
     mn_exchange *exchange;
-    grpc_call *call; /* guarded by the lock; NULL once both batches have ended */
-    bool cancelled;  /* guarded by the lock */
-    bool refused;    /* never sent: the reply stands in exchange->reply already */
-    uint32_t batches;
+    grpc_call *call;  /* guarded by the lock; NULL once both batches have ended */
+    bool cancelled;   /* guarded by the lock */
+    bool refused;     /* never sent: the reply stands in exchange->reply already */
+    uint32_t batches; /* begun and not ended */
     struct tag tags[2];
     struct client_call *next, *previous; /* in the list `late`; next: in the free list (lock) */
     bool late;
@@ -406,7 +406,7 @@ static void cut_off(const char *peer)
             (void)shutdown(fd, SHUT_RDWR); /* fails if it has ended by itself: as well */
 }
 
-static void enter_late(grpc_transport *transport, struct client_call *call)
+static void enter_late(grpc_transport *transport, struct client_call *call, grpc_call *started)
 {
     call->late = true;
     call->late_ns = now_ns(transport);
@@ -416,7 +416,7 @@ static void enter_late(grpc_transport *transport, struct client_call *call)
         call->next->previous = call;
     transport->late = call;
     if (!call->peer)
-        call->peer = grpc_call_get_peer(call->call);
+        call->peer = grpc_call_get_peer(started);
 }
 
 static void leave_late(grpc_transport *transport, struct client_call *call)
@@ -437,13 +437,8 @@ static bool payload_held(struct client_call *call)
 
 /* Both batches have ended. The call's metadata goes with it, so failures are read first; then gRPC
  * lets go of the payload, if it has not before. */
-static void end_call(grpc_transport *transport, struct client_call *call)
+static void end_call(struct client_call *call, grpc_call *over, bool cancelled)
 {
-    pthread_mutex_lock(&transport->lock);
-    grpc_call *over = call->call;
-    bool cancelled = call->cancelled;
-    call->call = NULL;
-    pthread_mutex_unlock(&transport->lock);
     if (!call->refused && call->code != GRPC_STATUS_OK)
         read_failure(call, cancelled);
     grpc_metadata_array_destroy(&call->initial);
@@ -458,16 +453,23 @@ static void end_call(grpc_transport *transport, struct client_call *call)
 
 static void on_batch_end(grpc_transport *transport, const struct tag *tag)
 {
+    pthread_mutex_lock(&transport->lock); /* also makes what start() wrote visible here */
     struct client_call *call = tag->call;
-    if (--call->batches == 0)
-        end_call(transport, call);
-    bool over = call->batches == 0 && !payload_held(call);
-    if (over && call->late)
-        leave_late(transport, call);
-    if (over)
+    grpc_call *started = call->call;
+    bool cancelled = call->cancelled;
+    bool ended = --call->batches == 0;
+    if (ended)
+        call->call = NULL;
+    pthread_mutex_unlock(&transport->lock);
+    if (ended)
+        end_call(call, started, cancelled);
+    if (ended && !payload_held(call)) {
+        if (call->late)
+            leave_late(transport, call);
         finish(transport, call);
-    else if (!call->late && (call->batches == 0 || tag->batch == BATCH_RECEIVE))
-        enter_late(transport, call);
+    } else if (!call->late && (ended || tag->batch == BATCH_RECEIVE)) {
+        enter_late(transport, call, started);
+    }
 }
 
 /* Finishes late calls whose payload has come free, and cuts off shards that do not let go. */
