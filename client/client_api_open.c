@@ -241,8 +241,11 @@ static enum mn_status build(mn_client *client, const mn_client_options *options,
     client->has_wake = client->has_mutex && mn_wake_init(&client->wake);
     client->has_ticker =
         client->has_wake && pthread_create(&client->ticker, NULL, ticker_run, client) == 0;
-    return client->has_ticker ? join(client, error)
-                              : mn_fail(error, MN_NO_MEMORY, "client", "no thread for it");
+    if (!client->has_ticker)
+        return mn_fail(error, MN_NO_MEMORY, "client", "no thread for it");
+    status = join(client, error);
+    /* A reader may come before its group: to load it, or to look at the shards. */
+    return status == MN_NOT_FOUND && options->reader ? MN_OK : status;
 }
 
 enum mn_status mn_client_open(const mn_client_options *options, mn_client **out_client,

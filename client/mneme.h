@@ -33,7 +33,8 @@ typedef struct mn_client_options {
     const char *target;
     const char *group;    /* [A-Za-z0-9._-]+, under 64 bytes; default "default" */
     uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1 */
-    bool reader; /* joins no group: only LATEST reads, describe, list, status; fences nobody */
+    bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
+                    come before its group (which is then MN_NOT_FOUND) */
     uint32_t local_shards;  /* local: only, shards (threads) to embed; default 1 */
     uint32_t staleness;     /* reads for step t may see steps down to t-1-staleness; default 0 */
     uint64_t deadline_ms;   /* of every call; default 60,000 */

@@ -1,0 +1,39 @@
+/* What the operator's command shares between its files: flags, and one line of output at a time,
+ * either a row of a table for people or an object for programs. */
+#ifndef MN_CLI_H
+#define MN_CLI_H
+
+#include "mneme.h"
+
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+typedef struct cli_flags {
+    const char *target, *group, *authorization;
+    uint64_t deadline_ms;
+    bool json, help, version;
+    const char *const *words; /* the command and its arguments */
+    int word_count;
+} cli_flags;
+
+/* CLI_OK, or CLI_USAGE after a line on standard error. */
+int cli_flags_parse(int count, char **arguments, cli_flags *out_flags);
+void cli_help(void);
+
+/* An object's fields in the order given; a people's table prints them as columns under a heading
+ * that is printed once, when `first`. */
+typedef struct cli_line {
+    bool json, first;
+    int fields;
+    char heading[512], row[512];
+} cli_line;
+void cli_line_begin(cli_line *line, bool json, bool first);
+void cli_text(cli_line *line, const char *name, int width, const char *value);
+void cli_number(cli_line *line, const char *name, int width, uint64_t value);
+void cli_bytes(cli_line *line, const char *name, int width, uint64_t bytes); /* JSON: exact */
+void cli_line_end(cli_line *line);
+
+void cli_json_text(const char *value); /* quoted and escaped */
+void cli_json_float(float value);      /* null for what JSON has no word for */
+int cli_complain(const cli_flags *flags, const mn_error *error); /* CLI_FAILED */
+
+#endif

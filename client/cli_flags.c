@@ -1,0 +1,141 @@
+/* Flags and help of the operator's command. */
+#include "cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char help[] =
+    "mneme: look at memory shards, read rows, save and load a group\n"
+    "\n"
+    "usage: mneme [FLAGS] COMMAND\n"
+    "\n"
+    "  status              every shard: its groups, their steps, budgets and waiting calls\n"
+    "  tables              the group's tables, summed over the shards\n"
+    "  describe NAME       one table: its spec, and which tiles each shard holds\n"
+    "  fetch NAME ROW ...  rows of the newest committed step; ROW is a number or FIRST-LAST\n"
+    "  save DIR            writes the group to DIR below the shards' --data folder; trainers go\n"
+    "                      on, their commits wait for the files\n"
+    "  load DIR            replaces the group by the one saved in DIR, on however many shards\n"
+    "                      there are; trainers of before are refused and have to start again\n"
+    "\n"
+    "  --target T          static:HOST:PORT,HOST:PORT,... in the order of the shards' --shard\n"
+    "                      numbers (default static:127.0.0.1:7700); local:DIR for a folder\n"
+    "  --group G           default \"default\"\n"
+    "  --json              one JSON object a line, for programs; bytes are exact\n"
+    "  --deadline SECONDS  of each call (default 10; status 3, save and load 600)\n"
+    "  --token TOKEN       sent to the shards as \"Bearer TOKEN\"\n"
+    "  --help, --version\n"
+    "\n"
+    "The command joins no group and fences no trainer. It exits with 0 when all went well, 1 when\n"
+    "a call failed or a shard did not answer, 2 when the command line is wrong.\n"
+    "\n"
+    "examples:\n"
+    "  mneme --target static:10.0.0.1:7700,10.0.0.2:7700 status\n"
+    "  mneme --group run-7 fetch layer4 0 17 100-103\n"
+    "  mneme --group run-7 --json tables | jq .resident_bytes\n";
+
+void cli_help(void) { (void)fputs(help, stdout); }
+
+static int usage(const char *format, const char *word)
+{
+    (void)fprintf(stderr, "mneme: ");
+    (void)fprintf(stderr, format, word);
+    (void)fprintf(stderr, "; mneme --help tells more\n");
+    return CLI_USAGE;
+}
+
+/* How many words follow each command: [least, most]. */
+static const struct {
+    const char *name, *wants;
+    int least, most;
+} commands[] = {
+    {"status", "nothing", 0, 0},           {"tables", "nothing", 0, 0}, {"describe", "NAME", 1, 1},
+    {"fetch", "NAME ROW ...", 2, 1 << 20}, {"save", "DIR", 1, 1},       {"load", "DIR", 1, 1},
+};
+
+static int check_command(const cli_flags *flags)
+{
+    char text[160];
+    if (!flags->word_count)
+        return usage("no command%s", "");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        int given = flags->word_count - 1;
+        if (strcmp(commands[i].name, flags->words[0]) != 0)
+            continue;
+        if (given >= commands[i].least && given <= commands[i].most)
+            return CLI_OK;
+        (void)snprintf(text, sizeof text, "%s takes %s", commands[i].name, commands[i].wants);
+        return usage("%s", text);
+    }
+    return usage("\"%s\" is no command", flags->words[0]);
+}
+
+static int parse_deadline(const char *value, uint64_t *out_ms)
+{
+    char *end;
+    double seconds = strtod(value, &end);
+    if (end == value || *end || !(seconds >= 0.001 && seconds <= 86400))
+        return usage("--deadline \"%s\" is not a number of seconds, 0.001 to 86400", value);
+    *out_ms = (uint64_t)(seconds * 1000);
+    return CLI_OK;
+}
+
+/* A flag and its value; *out_used: arguments taken, 0 when it is no flag. */
+static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_used)
+{
+    const char *flag = arguments[0], *value = left > 1 ? arguments[1] : NULL;
+    const struct {
+        const char *name;
+        const char **to;
+    } texts[] = {{"--target", &flags->target},
+                 {"--group", &flags->group},
+                 {"--token", &flags->authorization}};
+    const struct {
+        const char *name;
+        bool *to;
+    } switches[] = {
+        {"--json", &flags->json}, {"--help", &flags->help}, {"--version", &flags->version}};
+    *out_used = 1;
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++) {
+        if (!strcmp(flag, switches[i].name)) {
+            *switches[i].to = true;
+            return CLI_OK;
+        }
+    }
+    bool deadline = !strcmp(flag, "--deadline");
+    *out_used = 2;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        if (!strcmp(flag, texts[i].name) && value) {
+            *texts[i].to = value;
+            return CLI_OK;
+        }
+        if (!strcmp(flag, texts[i].name))
+            return usage("%s needs a value", flag);
+    }
+    if (deadline)
+        return value ? parse_deadline(value, &flags->deadline_ms) : usage("%s needs a value", flag);
+    *out_used = 0;
+    return flag[0] == '-' && flag[1] == '-' ? usage("%s is no flag", flag) : CLI_OK;
+}
+
+int cli_flags_parse(int count, char **arguments, cli_flags *out_flags)
+{
+    cli_flags flags = {.target = "static:127.0.0.1:7700", .group = "default"};
+    int at = 1, used = 1, words = 1;
+    for (; at < count; at += used) {
+        int failed = parse_flag(arguments + at, count - at, &flags, &used);
+        if (failed)
+            return failed;
+        if (!used) { /* flags may follow the command: words move to the front */
+            arguments[words++] = arguments[at];
+            used = 1;
+        }
+    }
+    flags.words = (const char *const *)arguments + 1;
+    flags.word_count = words - 1;
+    int failed = flags.help || flags.version ? CLI_OK : check_command(&flags);
+    if (!failed)
+        *out_flags = flags;
+    return failed;
+}
