@@ -395,9 +395,8 @@ static bool peer_of(int fd, char *out_text, size_t bytes_max)
     return true;
 }
 
-/* Ends the connection to a peer that takes no bytes: gRPC, which cannot be asked to, keeps a payload
- * that it has begun to write until the peer reads on or the connection dies, long after the call's
- * deadline. Other calls on it end UNAVAILABLE, and the next one connects anew. */
+/* Ends the connection to a peer that takes no bytes: gRPC keeps a payload that it has begun to write
+ * until the peer reads on or the connection dies, long after the call's deadline. Other calls on it end UNAVAILABLE, and the next one connects anew. */
 static void cut_off(const char *peer)
 {
     char text[INET6_ADDRSTRLEN + 32];

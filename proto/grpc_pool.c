@@ -1,5 +1,5 @@
 /* A buddy allocator (Knuth, TAOCP vol. 1, 2.5 C): blocks of 2^order pages; a block's buddy differs
- * in one bit of its page number, so a returned block merges with its buddy when that is free too. */
+ * in one bit of its page number, so a returned block merges with a buddy that is free too. */
 #include "grpc_pool.h"
 
 #include <assert.h>

@@ -182,14 +182,14 @@ class Verbs(unittest.TestCase):
     def test_discard(self):
         self.begin()
         self.ranks[0].call("Push", step=1, count=1, **self.tiles(payload=u32(3) + f32(row_of(1))))
-        drop = pb.Proposal(sets=[pb.CommitSet(learning_rate=RATE)], discard=True)
+        drop = pb.Proposal(discard=True)
         keep = pb.Proposal(sets=[pb.CommitSet(learning_rate=RATE)])
         seals = [self.ranks[0].begin("Seal", step=1, pieces=1, proposal=keep),
                  self.ranks[1].begin("Seal", step=1, pieces=0, proposal=drop)]
         outcome = seals[0].result()
-        self.assertTrue(outcome.proposal.discard)
         self.assertEqual(seals[1].result(), outcome)
-        self.ranks[0].call("Commit", step=1, proposal=outcome.proposal, factors=[1.0],
+        self.assertEqual(outcome.proposal, drop)
+        self.ranks[0].call("Commit", step=1, proposal=drop,
                            incarnation_sum=outcome.incarnation_sum)
         self.check_table()
 
