@@ -395,8 +395,9 @@ static bool peer_of(int fd, char *out_text, size_t bytes_max)
     return true;
 }
 
-/* Ends the connection to a peer that takes no bytes: gRPC keeps a payload that it has begun to write
- * until the peer reads on or the connection dies, long after the call's deadline. Other calls on it end UNAVAILABLE, and the next one connects anew. */
+/* Ends the connection to a peer that takes no bytes: gRPC keeps a payload that it has begun to
+ * write until the peer reads on or the connection dies, long after the call has ended. Other calls
+ * on it end UNAVAILABLE, and the next one connects anew. */
 static void cut_off(const char *peer)
 {
     char text[INET6_ADDRSTRLEN + 32];
