@@ -90,9 +90,9 @@ typedef struct mn_sources {
  *                     g += wd*row; m += (1-b1)*(g-m); v += (1-b2)*(g*g-v);
  *                     row -= (lr*sqrt(1-b2^t)/(1-b1^t)) * m/(sqrt(v)+eps)
  *   AdamW             (torch.optim.AdamW) row *= 1-lr*wd; m, v as Adam;
- *                     row -= (lr/(1-b1^t)) * m/(sqrt(v)/sqrt(1-b2^t)+eps)
- * t = step, or the row's own count + 1 with row_correction. Powers by repeated squaring in f64,
- * then rounded once to f32. */
+ *                     row -= (lr/(1-b1^t)) * m/(sqrt(v)*(1/sqrt(1-b2^t))+eps)
+ * t = step, or the row's own count + 1 with row_correction. Factors of t alone are
+ * computed in f64 (powers by repeated squaring) and rounded once to f32. */
 typedef struct mn_update {
     float learning_rate, weight_decay, factor;
     uint64_t step; /* the group's, from 1 */

@@ -158,7 +158,7 @@ static void step_adagrad(const mn_update *update, float eps, uint32_t count,
 /* Constants of one Adam or AdamW step of a row; of step t = the group's, or the row's own. */
 typedef struct adam_step {
     uint64_t t;
-    float keep, decay, factor, beta1_rest, beta2_rest, rate, root, eps;
+    float keep, decay, factor, beta1_rest, beta2_rest, rate, unroot, eps;
 } adam_step;
 
 static adam_step adam_step_of(const mn_optimizer *o, const mn_update *u, uint64_t t)
@@ -173,7 +173,7 @@ static adam_step adam_step_of(const mn_optimizer *o, const mn_update *u, uint64_
         .beta1_rest = 1 - o->beta1,
         .beta2_rest = 1 - o->beta2,
         .rate = (float)(decoupled ? u->learning_rate / rest1 : u->learning_rate * root2 / rest1),
-        .root = decoupled ? (float)root2 : 1,
+        .unroot = decoupled ? (float)(1 / root2) : 1,
         .eps = o->eps,
     };
 }
@@ -187,7 +187,7 @@ static void step_adam(const adam_step *step, uint32_t count, const float *restri
         float g = s.factor * merged[c] + s.decay * value;
         m[c] = m[c] + s.beta1_rest * (g - m[c]);
         v[c] = v[c] + s.beta2_rest * (g * g - v[c]);
-        row[c] = value - s.rate * m[c] / (__builtin_sqrtf(v[c]) / s.root + s.eps);
+        row[c] = value - s.rate * m[c] / (__builtin_sqrtf(v[c]) * s.unroot + s.eps);
     }
 }
 
@@ -265,14 +265,14 @@ INLINE void row_count(mn_tile *tile, uint64_t offset)
         tile->updates[offset]++;
 }
 
-INLINE void prefetch_update(const mn_tile *tile, const mn_contribution *next, uint64_t state_bytes)
+INLINE void prefetch_update(const mn_tile *tile, uint64_t offset, uint64_t state_bytes)
 {
-    const char *values = row_values(tile, next->offset);
+    const char *values = row_values(tile, offset);
     uint64_t value_bytes = (uint64_t)tile->columns * element_bytes(tile->dtype);
-    __builtin_prefetch(tile->updates + next->offset, 1, 3);
+    __builtin_prefetch(tile->updates + offset, 1, 3);
     for (uint64_t b = 0; b < value_bytes; b += LINE)
         __builtin_prefetch(values + b, 1, 3);
-    const char *state = (const char *)tile->state + next->offset * state_bytes;
+    const char *state = (const char *)tile->state + offset * state_bytes;
     for (uint64_t b = 0; b < state_bytes; b += LINE)
         __builtin_prefetch(state + b, 1, 3);
 }
@@ -290,8 +290,9 @@ uint64_t ISA(merge_apply)(mn_tile *tile, const mn_contribution *contributions, u
     for (uint64_t begin = 0; begin < n;) {
         uint64_t end = run_end(contributions, begin, n), offset = contributions[begin].offset;
         assert(offset < tile->rows);
-        if (begin + AHEAD < n)
-            prefetch_update(tile, contributions + begin + AHEAD, state_bytes);
+        for (uint64_t i = begin + AHEAD; i < end + AHEAD && i < n; i++)
+            if (contributions[i].offset != contributions[i - 1].offset)
+                prefetch_update(tile, contributions[i].offset, state_bytes);
         row_update u = {.tile = tile, .update = update, .offset = offset, .merged = scratch};
         u.row = table_row(tile, offset);
         u.values = row_values(tile, offset);

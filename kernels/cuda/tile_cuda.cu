@@ -38,7 +38,7 @@ SCALAR float initial_value(const mn_init &init, uint64_t seed, uint64_t row, uin
     return init.a * (column % 2 ? second : first);
 }
 
-/* row_inverse * place mod table_rows, 128 bits wide, bit by bit: only rows never written need it. */
+/* row_inverse * place mod table_rows, bit by bit: only rows never written need it. */
 SCALAR uint64_t table_row(const device_tile &tile, uint64_t offset)
 {
     uint64_t place = (tile.row_base + offset) % tile.table_rows, row = 0;
