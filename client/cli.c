@@ -43,8 +43,11 @@ static int ask_shard(const cli_flags *flags, const mn_client_options *options, u
         failed = mn_shard_status(client, 0, groups, &count, &error);
     mn_client_close(client);
     if (failed) {
+        static const char only[] = "shard 0: "; /* its place in a list of one */
         mn_error whose = error;
         (void)snprintf(whose.field, sizeof whose.field, "shard %u", shard);
+        if (!strncmp(error.message, only, strlen(only)))
+            (void)snprintf(whose.message, sizeof whose.message, "%s", error.message + strlen(only));
         return cli_complain(flags, &whose);
     }
     for (uint32_t i = 0; i < count; i++) {

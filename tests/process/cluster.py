@@ -1,0 +1,120 @@
+"""Shards and workers as real processes, for the process tests. Links nothing of Mneme's: it starts
+the programs, kills, pauses and restarts them, and reads what they print."""
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+PATIENCE_S = 90  # a child that says nothing for so long hangs
+
+
+class Child:
+    """A process whose lines can be waited for."""
+
+    def __init__(self, arguments):
+        self.lines, self.arrived = [], queue.Queue()
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True)
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            self.arrived.put(self.lines[-1])
+        self.arrived.put(None)
+
+    def wait_for(self, pattern, patience=PATIENCE_S):
+        """The first line from here on that matches; None when the process ends without one."""
+        end = time.monotonic() + patience
+        while True:
+            try:
+                line = self.arrived.get(timeout=max(0.01, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no line like {pattern!r}; last: {self.lines[-5:]}") from None
+            if line is None:
+                self.arrived.put(None)
+                return None
+            if re.search(pattern, line):
+                return line
+
+    def end(self, patience=PATIENCE_S):
+        try:
+            code = self.process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it hangs; last lines: {self.lines[-5:]}") from None
+        self.reader.join()
+        self.process.stdout.close()
+        return code
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Cluster:
+    def __init__(self, programs, shards):
+        self.programs, self.count = programs, shards
+        self.folder = tempfile.mkdtemp(prefix="mneme-process-")
+        self.ports, self.shards, self.workers = free_ports(shards), [None] * shards, []
+        for i in range(shards):
+            self.start_shard(i)
+
+    def target(self):
+        return "static:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+
+    def start_shard(self, i):
+        port_file = os.path.join(self.folder, f"port{i}")
+        if os.path.exists(port_file):
+            os.remove(port_file)
+        self.shards[i] = Child([self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}",
+                                "--shard", str(i), "--shards", str(self.count), "--data",
+                                os.path.join(self.folder, "data"), "--port-file", port_file])
+        end = time.monotonic() + 30
+        while not os.path.exists(port_file):
+            assert time.monotonic() < end, f"shard {i} does not serve: {self.shards[i].lines}"
+            time.sleep(0.02)
+
+    def worker(self, rank, ranks, steps, deadline_ms=5000, pause_ms=0, patience_s=60):
+        child = Child([self.programs["worker"], self.target(), str(rank), str(ranks), str(steps),
+                       str(deadline_ms), str(pause_ms), str(patience_s * 1000)])
+        self.workers.append(child)
+        return child
+
+    def command(self, *words):
+        """mneme's exit status, standard output and standard error."""
+        done = subprocess.run([self.programs["mneme"], "--target", self.target(), "--group",
+                               "process", *words], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    def __enter__(self):
+        os.makedirs(os.path.join(self.folder, "data"), exist_ok=True)
+        return self
+
+    def __exit__(self, *_):
+        for child in self.workers + self.shards:
+            child.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,197 @@
+/* A small trainer for the process tests, over <mneme.h> alone: the same steps whatever happens to
+ * it or to the shards. It makes a failed call again while a retry may help, checks that each call
+ * ends by its deadline, and prints one line an event: "joined STEP", "step N", "retry CALL STATUS",
+ * "failed CALL STATUS FIELD: MESSAGE", "late CALL MS", "done HASH". */
+#include <mneme.h>
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { ROWS = 96, DIM = 128, QUERIES = 8, PER_QUERY = 6, PUSHED = 16, PARTS = 2 };
+enum { EXIT_CALL_FAILED = 3, EXIT_LATE = 4, LATE_MS = 2000 };
+
+typedef struct worker {
+    const char *target;
+    uint32_t rank, ranks;
+    uint64_t steps, deadline_ms, pause_ms, patience_ms, began_ms;
+    mn_client *client;
+    mn_table *bags, *rows;
+} worker;
+
+static void say(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    (void)vprintf(format, arguments);
+    va_end(arguments);
+    (void)putchar('\n');
+    (void)fflush(stdout);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void rest(uint64_t ms)
+{
+    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+    (void)nanosleep(&pause, NULL); /* cut short: no harm */
+}
+
+/* What a step's numbers are made of. */
+static uint64_t mix(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+    uint64_t z = a * 1000003 + b * 10007 + c * 101 + d + 1;
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static float number(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+    return (float)((double)(mix(a, b, c, d) % 20001) / 10000.0 - 1.0);
+}
+
+/* Judges the end of a call that began at `began`: true to make it again. Exits when nothing helps. */
+static bool again(const worker *w, const char *call, uint64_t began, enum mn_status status,
+                  const mn_error *error)
+{
+    uint64_t took = now_ms() - began;
+    if (took > w->deadline_ms + LATE_MS) {
+        say("late %s %llu", call, (unsigned long long)took);
+        exit(EXIT_LATE);
+    }
+    if (!status)
+        return false;
+    if (mn_status_retryable(status) && now_ms() - w->began_ms < w->patience_ms) {
+        say("retry %s %s", call, mn_status_name(status));
+        rest(50);
+        return true;
+    }
+    say("failed %s %s %s: %s", call, mn_status_name(status), error->field, error->message);
+    exit(EXIT_CALL_FAILED);
+}
+
+#define CALL(name, expression)                                                                     \
+    do {                                                                                           \
+        mn_error call_error = {0};                                                                 \
+        enum mn_status call_status;                                                                \
+        uint64_t call_began;                                                                       \
+        do {                                                                                       \
+            call_began = now_ms();                                                                 \
+            call_status = (expression);                                                            \
+        } while (again(w, name, call_began, call_status, &call_error));                            \
+    } while (0)
+
+static void open_all(worker *w)
+{
+    mn_client_options options = {.target = w->target,
+                                 .group = "process",
+                                 .rank = w->rank,
+                                 .ranks = w->ranks,
+                                 .deadline_ms = w->deadline_ms,
+                                 .log_level = MN_LOG_SILENT};
+    mn_table_spec bags = {.name = "bags",
+                          .rows = ROWS,
+                          .dim = DIM,
+                          .tiles = 4,
+                          .seed = 1,
+                          .init = mn_init_normal(0.5f),
+                          .optimizer = mn_adamw(0.9f, 0.95f, 1e-8f)};
+    mn_table_spec rows = bags;
+    bags.tiles = DIM / 32;
+    rows.split = MN_ROWS;
+    rows.tiles = 16;
+    rows.optimizer = mn_adagrad(1e-6f);
+    memcpy(rows.name, "rows", sizeof "rows");
+    CALL("open", mn_client_open(&options, &w->client, &call_error));
+    say("joined %llu", (unsigned long long)mn_client_step(w->client));
+    CALL("table", mn_table_open(w->client, &bags, &w->bags, &call_error));
+    CALL("table", mn_table_open(w->client, &rows, &w->rows, &call_error));
+}
+
+static void play_part(worker *w, uint64_t step, uint32_t part)
+{
+    static uint32_t indices[QUERIES * PER_QUERY];
+    static float weights[QUERIES * PER_QUERY], bag[QUERIES * DIM],
+        weight_grads[QUERIES * PER_QUERY];
+    static float grads[PUSHED * DIM];
+    uint64_t seed = step * 100 + w->rank * 10 + part;
+    for (uint32_t i = 0; i < QUERIES * PER_QUERY; i++) {
+        indices[i] = (uint32_t)(mix(seed, i, 1, 0) % ROWS);
+        weights[i] = number(seed, i, 2, 0);
+    }
+    mn_queries queries = {QUERIES, PER_QUERY, mn_u32(indices), mn_f32(weights)};
+    mn_rows rows = {PUSHED, mn_u32(indices)};
+    CALL("bag", mn_wait(mn_bag(w->bags, step, &queries, mn_f32(bag)), &call_error));
+    for (uint32_t i = 0; i < QUERIES * DIM; i++)
+        bag[i] = bag[i] * 0.1f + number(seed, i, 3, 0); /* so that what was read decides */
+    CALL("bag_grad",
+         mn_wait(mn_bag_grad(w->bags, step, part, &queries, mn_f32(bag), mn_f32(weight_grads)),
+                 &call_error));
+    for (uint32_t i = 0; i < PUSHED * DIM; i++)
+        grads[i] = number(seed, i, 4, 0) + weight_grads[i % (QUERIES * PER_QUERY)];
+    CALL("push", mn_wait(mn_push(w->rows, step, part, &rows, mn_f32(grads)), &call_error));
+}
+
+static void play_step(worker *w, uint64_t step)
+{
+    mn_commit_options options = {.learning_rate = 0.05f, .weight_decay = 0.01f, .clip_norm = 3};
+    double sum = number(step, w->rank, 5, 0);
+    for (uint32_t part = 0; part < PARTS; part++)
+        play_part(w, step, part);
+    CALL("reduce", mn_reduce(w->client, step, "loss", &sum, 1, &call_error));
+    CALL("commit", mn_commit(w->client, step, &options, NULL, &call_error));
+    say("step %llu", (unsigned long long)step);
+}
+
+/* FNV-1a over every value of both tables. */
+static uint64_t hash_tables(worker *w)
+{
+    static uint32_t indices[ROWS];
+    static float values[ROWS * DIM];
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (uint32_t i = 0; i < ROWS; i++)
+        indices[i] = i;
+    mn_rows all = {ROWS, mn_u32(indices)};
+    mn_table *tables[] = {w->bags, w->rows};
+    for (int t = 0; t < 2; t++) {
+        CALL("fetch",
+             mn_wait(mn_fetch(tables[t], MN_LATEST, &all, mn_f32(values), NULL), &call_error));
+        for (size_t i = 0; i < sizeof values; i++)
+            hash = (hash ^ ((const unsigned char *)values)[i]) * UINT64_C(0x100000001b3);
+    }
+    return hash;
+}
+
+int main(int count, char **arguments)
+{
+    if (count != 8) {
+        (void)fprintf(stderr, "usage: worker TARGET RANK RANKS STEPS DEADLINE_MS PAUSE_MS "
+                              "PATIENCE_MS\n");
+        return 2;
+    }
+    worker state = {.target = arguments[1],
+                    .rank = (uint32_t)strtoul(arguments[2], NULL, 10),
+                    .ranks = (uint32_t)strtoul(arguments[3], NULL, 10),
+                    .steps = strtoull(arguments[4], NULL, 10),
+                    .deadline_ms = strtoull(arguments[5], NULL, 10),
+                    .pause_ms = strtoull(arguments[6], NULL, 10),
+                    .patience_ms = strtoull(arguments[7], NULL, 10),
+                    .began_ms = now_ms()};
+    worker *w = &state;
+    open_all(w);
+    while (mn_client_step(w->client) < w->steps) {
+        play_step(w, mn_client_step(w->client) + 1);
+        rest(w->pause_ms);
+    }
+    say("done %016llx", (unsigned long long)hash_tables(w));
+    mn_client_close(w->client);
+    return 0;
+}
