@@ -1,0 +1,124 @@
+#!/usr/bin/python3
+"""The operator's command against two real shards: output for people and for programs, exit codes.
+
+usage: cli_test.py SHARD WORKER MNEME
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "process"))
+from cluster import Cluster  # noqa: E402: the folder is known only now
+
+PROGRAMS = {}
+STEPS = 3
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Command(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster(PROGRAMS, 2).__enter__()
+        assert cls.cluster.worker(0, 1, STEPS).end() == 0
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.__exit__()
+
+    def run_well(self, *words):
+        code, out, err = self.cluster.command(*words)
+        self.assertEqual((code, err), (0, ""), out)
+        return out
+
+    def run_badly(self, expected, *words):
+        code, out, err = self.cluster.command(*words)
+        self.assertEqual(code, expected, out + err)
+        return out + err
+
+    def test_status(self):
+        rows = self.run_well("status").splitlines()
+        self.assertEqual(len(rows), 3)
+        self.assertRegex(rows[0], "^shard  group +step  ranks")
+        self.assertRegex(rows[2], r"^ +1  process +3 +1 +2 ")
+        shards = lines(self.run_well("--json", "status"))
+        self.assertEqual([s["shard"] for s in shards], [0, 1])
+        for shard in shards:
+            self.assertEqual((shard["group"], shard["step"], shard["ranks"]), ("process", STEPS, 1))
+            self.assertEqual(shard["read_bytes_max"], 256 << 20)
+
+    def test_tables(self):
+        tables = {t["name"]: t for t in lines(self.run_well("tables", "--json"))}
+        self.assertEqual(set(tables), {"bags", "rows"})
+        self.assertEqual((tables["bags"]["split"], tables["rows"]["split"]), ("columns", "rows"))
+        self.assertEqual(tables["rows"]["optimizer"], "adagrad")
+        self.assertTrue(0 < tables["rows"]["rows_written"] <= 96)
+        self.assertTrue(0 < tables["bags"]["rows_written"] <= 96)
+        self.assertRegex(self.run_well("tables"), r"(?m)^bags .* KiB$")
+
+    def test_describe(self):
+        spec, *shards = lines(self.run_well("--json", "describe", "bags"))
+        self.assertEqual((spec["rows"], spec["dim"], spec["seed"]), (96, 128, 1))
+        self.assertEqual(spec["optimizer"]["kind"], "adamw")
+        self.assertAlmostEqual(spec["optimizer"]["beta2"], 0.95, places=6)
+        self.assertEqual([(s["tile_first"], s["tile_count"]) for s in shards], [(0, 2), (2, 2)])
+        self.assertRegex(self.run_well("describe", "rows"), "split +by rows, 16 tiles")
+        self.assertIn("NOT_FOUND", self.run_badly(1, "describe", "nothing"))
+
+    def test_fetch(self):
+        rows = lines(self.run_well("--json", "fetch", "bags", "5", "7-9"))
+        self.assertEqual([r["row"] for r in rows], [5, 7, 8, 9])
+        for row in rows:
+            self.assertEqual((row["step"], len(row["values"])), (STEPS, 128))
+        shown = self.run_well("fetch", "bags", "5")
+        first = float(shown.split()[4])
+        self.assertAlmostEqual(first, rows[0]["values"][0], places=4)
+        self.assertNotEqual(rows[1]["values"], rows[2]["values"])
+
+    def test_bad_fetch(self):
+        out = self.run_badly(1, "--json", "fetch", "bags", "96")
+        self.assertEqual(json.loads(out)["error"], "INVALID")
+        self.assertIn("96", json.loads(out)["message"])
+        self.assertIn("neither a row", self.run_badly(2, "fetch", "bags", "9-7"))
+        self.assertIn("neither a row", self.run_badly(2, "fetch", "bags", "0-9999"))
+        self.assertIn("NOT_FOUND", self.run_badly(1, "fetch", "nothing", "0"))
+
+    def test_save_and_load(self):
+        before = self.run_well("--json", "fetch", "rows", "0-95")
+        self.run_well("save", "cli-test")
+        self.assertEqual(lines(self.run_well("--json", "load", "cli-test"))[0]["step"], STEPS)
+        self.assertEqual(self.run_well("--json", "fetch", "rows", "0-95"), before)
+        epochs = {s["map_epoch"] for s in lines(self.run_well("--json", "status"))}
+        self.assertEqual(len(epochs), 1)
+        self.assertGreater(epochs.pop(), 1)
+        self.assertRegex(self.run_badly(1, "load", "missing"), "NOT_FOUND|STORAGE")
+        self.assertIn("INVALID", self.run_badly(1, "save", "../outside"))
+
+    def test_usage(self):
+        for words in ([], ["frob"], ["fetch", "bags"], ["save"], ["status", "x"], ["--group"],
+                      ["--frob", "status"], ["--deadline", "soon", "status"]):
+            self.assertIn("mneme --help", self.run_badly(2, *words), words)
+        self.assertIn("INVALID", self.run_badly(1, "--target", "nonsense", "tables"))
+        text = self.run_well("--help")
+        for word in ("status", "tables", "describe", "fetch", "save", "load", "--json"):
+            self.assertIn(word, text)
+        self.assertTrue(all(len(line) <= 100 for line in text.splitlines()))
+        self.assertRegex(self.run_well("--version"), r"^mneme \d+\.\d+\.\d+$")
+
+    def test_nobody_there(self):
+        done = subprocess.run([PROGRAMS["mneme"], "--target", "static:127.0.0.1:1", "--deadline",
+                               "1", "--json", "status"], capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, 1)
+        self.assertTrue(re.search("UNAVAILABLE|DEADLINE", json.loads(done.stdout)["error"]))
+        self.assertTrue(json.loads(done.stdout)["retryable"])
+
+
+if __name__ == "__main__":
+    PROGRAMS = dict(zip(("shard", "worker", "mneme"), sys.argv[1:4]))
+    del sys.argv[1:4]
+    unittest.main(verbosity=2)
