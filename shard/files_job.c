@@ -124,6 +124,10 @@ void mn_shard_job_run(mn_shard *shard)
     if (!status && !done)
         return;
     call->reply.bytes = job->bytes;
+    mn_shard_log(shard, 1, mn_verb_name(call->request.verb), call,
+                 "phase=%d step=%" PRIu64 " bytes=%" PRIu64 " status=%s path=%.100s",
+                 call->request.files, job->step, job->bytes, mn_status_name(status),
+                 call->request.path);
     job_end(shard);
     mn_shard_answer(shard, call, status, &error);
 }

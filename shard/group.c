@@ -193,6 +193,9 @@ enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
     }
     if (request->join == MN_JOIN_REPLAY)
         replay(shard, group, context);
+    if (request->join == MN_JOIN_FENCE)
+        mn_shard_log(shard, 1, "join", call, "incarnation=%" PRIu64 " step=%" PRIu64,
+                     context->incarnation, group->committed);
     if (request->join != MN_JOIN_ASSIGN)
         call->reply.incarnation = group->incarnations[context->rank];
     tell_open_step(shard, group, call);

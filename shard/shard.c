@@ -3,6 +3,9 @@
 
 #include "files.h"
 
+#include <stdarg.h>
+#include <stdio.h>
+
 static const verb_function verbs[MN_VERB_COUNT];
 
 /* ---- Life */
@@ -141,6 +144,26 @@ void mn_shard_destroy(mn_shard *shard)
     env.release(env.context, shard, sizeof *shard);
 }
 
+/* ---- Events */
+
+void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *call,
+                  const char *key_values, ...)
+{
+    const mn_context *context = &call->request.context;
+    char text[512], id[2 * sizeof context->request_id + 1];
+    if (!shard->env.log)
+        return;
+    for (uint32_t i = 0; i < sizeof context->request_id; i++)
+        (void)snprintf(id + i * 2, 3, "%02x", context->request_id[i]); /* it fits */
+    int length = snprintf(text, sizeof text, "shard=%u group=%.63s rank=%u request=%s ",
+                          shard->options.shard, context->group, context->rank, id);
+    va_list arguments;
+    va_start(arguments, key_values);
+    (void)vsnprintf(text + length, sizeof text - (size_t)length, key_values, arguments); /* cut */
+    va_end(arguments);
+    shard->env.log(shard->env.context, level, event, text);
+}
+
 /* ---- A call's way */
 
 void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, const mn_error *error)
@@ -152,6 +175,8 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
     if (status) {
         reply->error = *error;
         reply->error.status = status;
+        mn_shard_log(shard, 0, "refused", call, "verb=%s status=%s field=%s",
+                     mn_verb_name(call->request.verb), mn_status_name(status), error->field);
     }
     bool foretold = call->request.verb == MN_VERB_RESTORE && call->request.files == MN_FILES_CHECK;
     if (group) {

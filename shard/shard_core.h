@@ -178,6 +178,10 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
 /* Runs the call's verb and answers, unless it was parked. */
 void mn_shard_run(mn_shard *shard, mn_call *call);
 
+/* One event in the log, with the call's group, rank and request id before the key_values. */
+void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *call,
+                  const char *key_values, ...) __attribute__((format(printf, 5, 6)));
+
 /* ---- Groups (group.c) */
 
 struct group *mn_shard_group_find(mn_shard *shard, const char *name);

@@ -64,8 +64,8 @@ static void plane_init(const struct table *table, uint32_t index, mn_tile *plane
     }
 }
 
-/* Address space of a plane: at most 2^40 rows of 65,536 columns of 4 bytes with twice that in state,
- * so the sums stay below 2^61. */
+/* Address space of a plane: at most 2^40 rows of 65,536 columns of 4 bytes, with twice that in
+ * state, so the sums stay below 2^61. */
 static uint64_t plane_bytes(const mn_tile *plane)
 {
     return value_bytes(plane) + state_bytes(plane) + update_bytes(plane);
@@ -244,11 +244,16 @@ enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *e
     if (status)
         return status;
     struct table *table = mn_shard_table_find(shard, group, 0, checked.name);
+    bool made = !table;
     status = table ? check_same(table, request, &checked, error)
                    : create(shard, group, request, &checked, &table, error);
     if (!status)
         call->reply.table = table->id;
-    else if (new_group)
+    if (!status && made)
+        mn_shard_log(shard, 1, "create_table", call,
+                     "table=%" PRIu64 " name=%s rows=%" PRIu64 " dim=%u tiles=%u", table->id,
+                     checked.name, checked.rows, checked.dim, table->tile_count);
+    if (status && new_group)
         mn_shard_group_deinit(shard, group);
     return status;
 }
@@ -278,6 +283,7 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
     if (shard->job)
         return mn_fail(error, MN_BUSY, "table", "a snapshot or restore runs");
     call->reply.table = table->id;
+    mn_shard_log(shard, 1, "drop", call, "table=%" PRIu64 " name=%s", table->id, table->spec.name);
     mn_shard_table_deinit(shard, table);
     return MN_OK;
 }
