@@ -316,7 +316,7 @@ static void value_write(const flag *f, const mn_train_options *options, FILE *ou
         fprintf(out, "%llu", (unsigned long long)*(const uint64_t *)at);
         break;
     case REAL:
-        fprintf(out, "%.9g", (double)*(const float *)at);
+        real_write(*(const float *)at, out);
         break;
     case CHOICE:
         for (uint32_t i = *(const uint32_t *)at; i; i--)
