@@ -3,6 +3,8 @@
 #include "client_private.h"
 
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -261,9 +263,25 @@ static bool worth_retrying(const mn_core *core, const mn_slot *slot, const mn_re
     }
 }
 
+static void log_retry(const mn_core *core, const mn_slot *slot, enum mn_status status)
+{
+    const mn_request *request = &slot->exchange.request;
+    char text[200];
+    uint64_t id[2];
+    if (!core->env.log)
+        return;
+    memcpy(id, request->context.request_id, sizeof id);
+    (void)snprintf(text, sizeof text,
+                   "verb=%s shard=%u status=%s attempt=%u request=%016" PRIx64 "%016" PRIx64,
+                   mn_verb_name(request->verb), slot->window->shard, mn_status_name(status),
+                   slot->attempts, id[0], id[1]); /* fits */
+    core->env.log(core->env.context, 0, "retry", text);
+}
+
 static void slot_retry(mn_slot *slot, const mn_reply *reply)
 {
     mn_core *core = slot->window->core;
+    log_retry(core, slot, reply->status);
     mn_error_of_shard(&slot->lane->task->last, slot->window->shard, reply->status, reply);
     slot->state = MN_SLOT_WAITING;
     slot->due_ns = now_ns(core) + mn_back_off_ns(core, slot->attempts++);

@@ -180,7 +180,10 @@ void readers_look_on(void **state)
         mn_table *table, *seen;
         service_start(&service, conformance_kinds[k], NULL);
         mn_client_options options = {.target = service.target, .group = "watched", .reader = true};
-        assert_int_equal(mn_client_open(&options, &reader, &error), MN_NOT_FOUND);
+        must(mn_client_open(&options, &reader, &error)); /* before there is such a group */
+        assert_int_equal(mn_table_find(reader, "t", &seen, &error), MN_NOT_FOUND);
+        assert_string_equal(error.field, "group");
+        mn_client_close(reader);
         mn_client *trainer = service_open(&service, "watched", 0, 1);
         mn_table_spec spec = {.name = "t", .rows = ROWS, .dim = DIM, .optimizer = mn_sgd()};
         must(mn_table_open(trainer, &spec, &table, &error));

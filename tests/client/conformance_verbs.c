@@ -175,7 +175,7 @@ void waits_end(void **state)
         mn_client *client;
         mn_client_options options = {.target = service.target,
                                      .group = "waits",
-                                     .deadline_ms = 400,
+                                     .deadline_ms = 1500,
                                      .calls_max = 3,
                                      .local_shards =
                                          service.kind.processes ? 0 : service.kind.shards};
