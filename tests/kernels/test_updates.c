@@ -308,6 +308,48 @@ static void test_stochastic_rounding_has_no_bias(void **state)
     fixture_free(&tile);
 }
 
+/* The noise is the half-word of Philox that mn_kernels.h §1 names: by table row, absolute column
+ * and the row's update count. 1 - 1e-3 lies between two bf16 values: its rounding shows the noise. */
+static void test_rounding_noise_is_keyed_as_promised(void **state)
+{
+    (void)state;
+    enum { COLUMNS = 100, FIRST = 48, OFFSET = 4 };
+    fixture_options options = {.rows = 9,
+                               .columns = COLUMNS,
+                               .first_column = FIRST,
+                               .dtype = MN_BF16,
+                               .optimizer = mn_sgd(),
+                               .init = mn_init_constant(1)};
+    mn_tile tile = fixture_tile(&options);
+    tile.table_rows = UINT64_C(1) << 36, tile.row_base = UINT64_C(1) << 33, tile.row_inverse = 5;
+    tile.updates[OFFSET] = 0, tile.rows_written = 1;
+    float gradient[COLUMNS];
+    for (uint32_t c = 0; c < COLUMNS; c++)
+        gradient[c] = 1;
+    const void *rows[1] = {gradient};
+    const mn_sources sources = {rows, MN_F32, 0};
+    const mn_update small = {.learning_rate = 1e-3f, .factor = 1, .step = 1};
+    mn_contribution one = {OFFSET, 0, 1};
+    void *scratch = scratch_of(COLUMNS);
+    mn_kernels_best()->merge_apply(&tile, &one, 1, &sources, &small, scratch);
+    const uint64_t row = oracle_table_row(&tile, OFFSET);
+    const uint32_t key[2] = {(uint32_t)tile.seed ^ MN_PURPOSE_ROUND_VALUE,
+                             (uint32_t)(tile.seed >> 32)};
+    uint32_t both = 0;
+    for (uint32_t c = FIRST; c < FIRST + COLUMNS; c++) {
+        uint32_t counter[4] = {(uint32_t)row, (uint32_t)(row >> 32), c / 8, 1}, words[4], bits;
+        const float exact = 1 - 1e-3f;
+        mn_philox(counter, key, words);
+        memcpy(&bits, &exact, sizeof bits);
+        bits = (bits + (words[c % 8 / 2] >> (c % 2 * 16) & 0xffff)) >> 16;
+        assert_int_equal(((uint16_t *)tile.values)[OFFSET * COLUMNS + c - FIRST], bits);
+        both |= 1u << (bits & 1);
+    }
+    assert_int_equal(both, 3); /* some went up, some down */
+    free(scratch);
+    fixture_free(&tile);
+}
+
 /* NaN and infinities survive rounding as themselves. */
 static void test_rounding_keeps_special_values(void **state)
 {
@@ -420,6 +462,7 @@ int main(void)
         cmocka_unit_test(test_merge_is_exact_on_integers),
         cmocka_unit_test(test_adam_bf16_ignores_tiling),
         cmocka_unit_test(test_stochastic_rounding_has_no_bias),
+        cmocka_unit_test(test_rounding_noise_is_keyed_as_promised),
         cmocka_unit_test(test_rounding_keeps_special_values),
         cmocka_unit_test(test_store),
         cmocka_unit_test(test_sort_is_stable),
