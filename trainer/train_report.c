@@ -245,6 +245,16 @@ static void usage_print(const mn_training *training, uint32_t table, const mn_us
            grouped(usage->top90), grouped(usage->top99));
 }
 
+static void usage_write(FILE *out, const char *table, const mn_usage_metrics *usage)
+{
+    fprintf(out,
+            "{\"event\":\"usage\",\"table\":\"%s\",\"reads\":%llu,\"used\":%.9g,\"kl-count\":%.9g,"
+            "\"kl-weight\":%.9g,\"gini\":%.9g,\"top50\":%llu,\"top90\":%llu,\"top99\":%llu}\n",
+            table, (unsigned long long)usage->reads, usage->used_percent, usage->kl_count,
+            usage->kl_weight, usage->gini, (unsigned long long)usage->top50,
+            (unsigned long long)usage->top90, (unsigned long long)usage->top99);
+}
+
 static double step_ms(const mn_training *training, uint64_t ns)
 {
     return (double)ns * 1e-6 / (double)training->steps_trained;
@@ -301,6 +311,9 @@ static void compression_print(const mn_training *training, const mn_evaluation *
 
 void mn_report_closing(mn_report *report, const mn_training *training, const mn_closing *closing)
 {
+    for (uint32_t i = 0; report->metrics && i < training->model->table_count; i++)
+        usage_write(report->metrics, mn_table_spec_of(training->values[i])->name,
+                    &closing->usage[i]);
     if (silent(report))
         return;
     const mn_evaluation *plain = &closing->plain;

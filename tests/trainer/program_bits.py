@@ -103,7 +103,7 @@ def after(metrics, step):
     out = []
     for line in metrics.splitlines():
         event = json.loads(line)
-        if event["event"] == "digest" or event.get("step", 0) > step:
+        if event["event"] in ("usage", "digest") or event.get("step", 0) > step:
             out.append(line)
     return b"\n".join(out)
 
@@ -133,9 +133,12 @@ def resumes(runs, wanted, flags):
                    runs.run(target, *resume, *flags)[:-1])
 
 
+def events(metrics, kind):
+    return [e for e in map(json.loads, metrics.splitlines()) if e["event"] == kind]
+
+
 def losses(metrics):
-    return [json.loads(line)["bits"] for line in metrics.splitlines()
-            if json.loads(line)["event"] == "step"]
+    return [e["bits"] for e in events(metrics, "step")]
 
 
 def two_ranks(runs, wanted, flags):
@@ -146,10 +149,15 @@ def two_ranks(runs, wanted, flags):
             if process.wait(timeout=120) != 0:
                 fail(f"a rank gave {process.returncode}")
     with open(started[0][1], "rb") as file:
-        got = losses(file.read())
+        metrics = file.read()
+    got = losses(metrics)
     apart = max(abs(a - b) for a, b in zip(losses(wanted), got))
     if len(got) != STEPS or not apart < 1e-3:
         fail(f"two ranks: {got}\none rank: {losses(wanted)}")
+    # Reads are summed over ranks before anything is computed from them.
+    ours, theirs = events(metrics, "usage")[0], events(wanted, "usage")[0]
+    if ours["reads"] != theirs["reads"] or not abs(ours["kl-count"] - theirs["kl-count"]) < 1e-2:
+        fail(f"usage of two ranks: {ours}\none rank: {theirs}")
     print(f"two ranks: losses within {apart:.2g} bits of one rank's", flush=True)
 
 
