@@ -191,6 +191,37 @@ static void test_changes(void **state)
     fixture_deinit(&world->f);
 }
 
+/* At each place, in both dtypes: infinities and NaNs are found, the largest finite numbers pass. */
+static void test_finite(void **state)
+{
+    (void)state;
+    static const uint32_t bad[] = {0x7f800000, 0xff800000, 0x7fc00000, 0xff800001};
+    static const uint32_t good[] = {0x7f7fffff, 0xff7fffff, 0x80000000, 0x00000001};
+    enum { VALUES = DIM }; /* two rows of one tile, half the columns */
+    struct world own, *world = &own;
+    setup(world, NULL);
+    enum mn_verb verb = MN_VERB_PUSH;
+    uint64_t position = 0;
+    for (int place = 0; place < VALUES; place++) {
+        for (int i = 0; i < 4; i++) {
+            uint16_t half = bad[i] >> 16, large = good[i] >> 16;
+            EXPECT((memcpy(&e.payload.rest[place], &bad[i], 4), e.request.position = 9999),
+                   MN_INVALID, "gradients");
+            EXPECT((e.request.value_dtype = MN_BF16, e.bytes -= VALUES * 2,
+                    e.request.position = 9999,
+                    memcpy((uint16_t *)e.payload.rest + place, &half, 2)),
+                   MN_INVALID, "gradients");
+            EXPECT((memcpy(&e.payload.rest[place], &good[i], 4), e.request.position = position++),
+                   MN_OK, "");
+            EXPECT((e.request.value_dtype = MN_BF16, e.bytes -= VALUES * 2,
+                    memcpy((uint16_t *)e.payload.rest + place, &large, 2),
+                    e.request.context.step = 2, e.request.position = position),
+                   MN_OK, "");
+        }
+    }
+    fixture_deinit(&world->f);
+}
+
 static void test_repeats(void **state)
 {
     (void)state;
@@ -333,9 +364,10 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reads),   cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_repeats), cmocka_unit_test(test_create_and_drop),
-        cmocka_unit_test(test_limits),  cmocka_unit_test(test_options),
+        cmocka_unit_test(test_reads),           cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_repeats),         cmocka_unit_test(test_finite),
+        cmocka_unit_test(test_create_and_drop), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
