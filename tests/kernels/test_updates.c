@@ -309,7 +309,7 @@ static void test_stochastic_rounding_has_no_bias(void **state)
 }
 
 /* The noise is the half-word of Philox that mn_kernels.h §1 names: by table row, absolute column
- * and the row's update count. 1 - 1e-3 lies between two bf16 values: rounding it shows the noise. */
+ * and the row's update count. 1 - 1e-3 lies between two bf16 values: rounding shows the noise. */
 static void test_rounding_noise_is_keyed_as_promised(void **state)
 {
     (void)state;
