@@ -208,7 +208,7 @@ static void test_finite(void **state)
             EXPECT((memcpy(&e.payload.rest[place], &bad[i], 4), e.request.position = 9999),
                    MN_INVALID, "gradients");
             EXPECT((e.request.value_dtype = MN_BF16, e.bytes -= VALUES * 2,
-                    e.request.position = 9999,
+                    e.request.position = 9999, e.request.context.step = 2,
                     memcpy((uint16_t *)e.payload.rest + place, &half, 2)),
                    MN_INVALID, "gradients");
             EXPECT((memcpy(&e.payload.rest[place], &good[i], 4), e.request.position = position++),
