@@ -224,7 +224,8 @@ static enum mn_status check_place(const mn_core *core, const mn_operation *opera
         return mn_fail(error, MN_INVALID, "reader",
                        "a reader finds tables, reads MN_LATEST, saves and loads; open without "
                        "`reader`");
-    if (!core->joined && reader && !look && operation->kind != MN_OP_LOAD)
+    if (!core->joined && reader && !look && operation->kind != MN_OP_LOAD &&
+        operation->kind != MN_OP_TABLE_FIND)
         return mn_fail(error, MN_NOT_FOUND, "group", "there is no group \"%s\"",
                        core->options.group);
     if (!core->joined && !look && !reader)

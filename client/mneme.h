@@ -62,7 +62,8 @@ uint32_t mn_client_shards(const mn_client *client);
  * handle lives until the client closes. Blocks. */
 enum mn_status mn_table_open(mn_client *client, const mn_table_spec *spec, mn_table **out_table,
                              mn_error *error);
-/* Opens by name alone; MN_NOT_FOUND. Blocks. */
+/* Opens by name alone; MN_NOT_FOUND. After its group was loaded anew (MN_EPOCH), a reader calls it
+ * again. Blocks. */
 enum mn_status mn_table_find(mn_client *client, const char *name, mn_table **out_table,
                              mn_error *error);
 enum mn_status mn_table_drop(mn_client *client, const char *name, mn_error *error);

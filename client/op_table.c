@@ -201,10 +201,19 @@ static bool check_name(mn_task *task)
     return false;
 }
 
+static void find(mn_task *task) { mn_phase_home(task, &find_phase); }
+
+/* A reader asks again where the group stands: it may have come, or been restored, since. */
 void mn_begin_table_find(mn_task *task)
 {
-    if (check_name(task))
-        mn_phase_home(task, &find_phase);
+    if (!check_name(task))
+        return;
+    if (!task->core->options.reader) {
+        find(task);
+        return;
+    }
+    task->joined = find;
+    mn_begin_join(task);
 }
 
 void mn_begin_table_drop(mn_task *task)

@@ -183,11 +183,9 @@ void readers_look_on(void **state)
         must(mn_client_open(&options, &reader, &error)); /* before there is such a group */
         assert_int_equal(mn_table_find(reader, "t", &seen, &error), MN_NOT_FOUND);
         assert_string_equal(error.field, "group");
-        mn_client_close(reader);
         mn_client *trainer = service_open(&service, "watched", 0, 1);
         mn_table_spec spec = {.name = "t", .rows = ROWS, .dim = DIM, .optimizer = mn_sgd()};
         must(mn_table_open(trainer, &spec, &table, &error));
-        must(mn_client_open(&options, &reader, &error));
         must(mn_table_find(reader, "t", &seen, &error));
         oracle_fill(&it);
         mn_rows all = {ROWS, mn_u32(it.all)};
@@ -199,6 +197,13 @@ void readers_look_on(void **state)
         assert_int_equal(mn_wait(mn_push(seen, 2, 0, &all, mn_f32(it.fetched[0])), &error),
                          MN_INVALID);
         assert_string_equal(error.field, "reader");
+        must(mn_save(reader, "seen", &error)); /* fencing nobody */
+        must(mn_load(trainer, "seen", &error));
+        assert_int_equal(
+            mn_wait(mn_fetch(seen, MN_LATEST, &all, mn_f32(it.fetched[0]), NULL), &error),
+            MN_EPOCH);
+        must(mn_table_find(reader, "t", &seen, &error));
+        must_wait(mn_fetch(seen, MN_LATEST, &all, mn_f32(it.fetched[0]), NULL));
         must(mn_commit(trainer, 2, &(mn_commit_options){.learning_rate = 1}, NULL, &error));
         mn_client_close(reader); /* and the trainer was not fenced */
         options.reader = false;
