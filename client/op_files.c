@@ -34,7 +34,7 @@ static bool refused_save(mn_task *task, mn_lane *lane, const mn_reply *reply)
 {
     if (reply->status != MN_STEP)
         return false;
-    mn_error_of_shard(&task->last, lane->shard, reply->status, reply);
+    mn_error_of_shard(&task->last, lane->shard, MN_TORN, reply); /* should the time run out */
     task->torn = true;
     return true;
 }

@@ -315,13 +315,14 @@ static const mn_phase seal_phase = {MN_VERB_SEAL, fill_seal, answered_seal, NULL
 void mn_settle_seal(mn_task *task)
 {
     mn_settle *settle = task->settle;
-    bool norms = false;
+    bool tables = false;
     settle->discard = settle->reseal = false;
     mn_phase_begin(task, &seal_phase);
     for (uint32_t shard = 0; shard < task->core->shards; shard++)
-        norms = norms || clips(&settle->views[shard].proposal);
+        tables = tables || clips(&settle->views[shard].proposal) ||
+                 settle->views[shard].proposal.discard; /* an earlier seal may stand, and clip */
     for (uint32_t shard = 0; shard < task->core->shards; shard++)
         if (!settle->views[shard].permanent)
-            mn_lane_open(task, shard, shard == 0 && norms ? 2 : 1);
+            mn_lane_open(task, shard, shard == 0 && tables ? 2 : 1);
     mn_phase_go(task);
 }
