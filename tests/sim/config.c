@@ -18,7 +18,7 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
     sim_result result;
     calm.shards = shards;
     calm.shards_after = calm.deaths = 0;
-    calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = false;
+    calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = false;
     calm.weather = weathers[0];
     calm.deadline_ms = 20000;
     calm.shard_plants = calm.core_plants = 0;
@@ -61,6 +61,7 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     if (sim_chance(&random, 350)) {
         config.shards_after = 1 + (uint32_t)sim_below(&random, SIM_SHARDS_MAX);
         config.roll_back = sim_chance(&random, 500);
+        config.busy_save = sim_chance(&random, 300);
     }
     config.deadline_ms = sim_chance(&random, 300) ? 500 : 20000;
     config.calm_ns = 60 * SIM_S;

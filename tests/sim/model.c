@@ -176,16 +176,14 @@ static void move_table(sim_model *model, const step_calls *all, uint32_t table, 
     }
 }
 
-bool sim_model_commit(sim_model *model)
+bool sim_model_commit(sim_model *model, bool discard)
 {
     static step_calls all;
     uint64_t step = model->step + 1, ids[SIM_TABLES] = {1, 2};
-    bool discard = false;
     assert(step <= SIM_STEPS_MAX);
     for (uint32_t rank = 0; rank < model->config->ranks; rank++) {
         if (!model->committer[rank][step])
             return false;
-        discard |= sim_script_discards(model->config, rank, step);
     }
     for (uint32_t t = 0; t < SIM_TABLES; t++)
         memcpy(model->values[t][step], model->values[t][step - 1], table_bytes(&model->specs[t]));

@@ -184,13 +184,18 @@ static void check_commit(const sim_op *op)
     if (model->step < life->step)
         sim_violation(life->world, "life %u: step %llu is acknowledged, no shard has it",
                       life->number, (unsigned long long)life->step);
-    else if (op->base.status == MN_DISCARDED && !discarded)
+    else if (op->base.status == MN_CONFLICT && discarded)
+        sim_violation(life->world, "step %llu is discarded, but a vote came too late",
+                      (unsigned long long)life->step);
+    else if ((op->base.status == MN_DISCARDED ||
+              (op->base.status == MN_OK && op->base.proposal.discard)) &&
+             !discarded)
         sim_violation(life->world, "step %llu is discarded, but nobody voted so",
                       (unsigned long long)life->step);
     else if (op->base.status == MN_OK && discarded && !op->base.proposal.discard)
         sim_violation(life->world, "step %llu is not discarded, though a rank voted so",
                       (unsigned long long)life->step);
-    for (uint32_t t = 0; t < SIM_TABLES && !discarded; t++) {
+    for (uint32_t t = 0; t < SIM_TABLES && !discarded && !op->base.proposal.discard; t++) {
         if (!isnan(op->norms[t]) && op->norms[t] != model->norms[t][life->step])
             sim_violation(life->world, "life %u: norm %u of step %llu is %.17g, not %.17g",
                           life->number, t, (unsigned long long)life->step, op->norms[t],
@@ -211,6 +216,19 @@ static void committed(sim_op *op)
 static bool commit_refused(sim_op *op)
 {
     sim_life *life = op->life;
+    sim_world *world = life->world;
+    /* A trainer that waited in vain may change its mind, though some shards have its seal. */
+    if (world->config.discards && mn_status_retryable(op->base.status) &&
+        !op->base.proposal.discard && sim_chance(&life->random, 300)) {
+        world->mixed[life->step] = true;
+        memset(&op->base.proposal, 0, sizeof op->base.proposal);
+        op->base.proposal.discard = true;
+        return false;
+    }
+    if (op->base.status == MN_CONFLICT && world->mixed[life->step] && op->base.proposal.discard) {
+        committed(op); /* its vote came too late */
+        return true;
+    }
     if (op->base.status != MN_INCOMPLETE || life->sloppy_step != life->step || !life->sloppy_count)
         return false;
     uint32_t n = life->sloppy_count;

@@ -62,7 +62,7 @@ static void read_latest(sim_op *op)
 /* A table is made at one shard after the other: a reader may come in between. */
 static bool half_made(sim_op *op)
 {
-    if (op->base.status == MN_NOT_FOUND && !op->life->world->model.step)
+    if (op->base.status == MN_NOT_FOUND && !op->life->latest)
         op->base.status = MN_UNAVAILABLE;
     return false;
 }

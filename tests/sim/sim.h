@@ -88,6 +88,7 @@ typedef struct sim_config {
     uint32_t chunk_bytes, exchanges_max;
     bool packed, fickle, sloppy, discards, reader, clip, prefetch;
     bool roll_back; /* train past the snapshot before it is restored */
+    bool busy_save; /* save and restore while everyone trains, not at a step where all rest */
     sim_weather weather;
     uint64_t read_bytes_max, change_bytes_max, change_reserve_bytes; /* 0: the default */
     uint64_t deadline_ms;                                            /* of one call */
@@ -156,7 +157,7 @@ typedef struct sim_model {
 void sim_model_init(sim_model *model, const sim_config *config);
 void sim_model_deinit(sim_model *model);
 /* Plays step model->step + 1 from the scripts of its committers. false: a rank never asked to. */
-bool sim_model_commit(sim_model *model);
+bool sim_model_commit(sim_model *model, bool discard);
 void sim_model_roll_back(sim_model *model, uint64_t step);
 const float *sim_model_row(const sim_model *model, uint32_t table, uint64_t step, uint64_t row);
 /* Column ranges of a tile are compared alone, so that a stale read may differ from tile to tile. */
@@ -225,7 +226,7 @@ typedef struct sim_shard {
 
 enum sim_stage {
     SIM_TRAINING,
-    SIM_SAVING,
+    SIM_SAVING,      /* all rest, or (busy_save) train meanwhile */
     SIM_TRAINING_ON, /* past the snapshot */
     SIM_LOADING,
     SIM_LOOKING /* at the final tables */
@@ -246,6 +247,7 @@ struct sim_world {
     enum sim_stage stage;
     uint64_t pause_step; /* lives rest after it */
     uint64_t saved_step, epoch;
+    bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left;
     bool finished, failed;
     char violation[512];

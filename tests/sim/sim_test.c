@@ -82,6 +82,7 @@ static void tight_config(uint64_t seed, sim_config *out_config)
     config.ranks = 3;
     config.shards = 1 + seed % SIM_SHARDS_MAX;
     config.shards_after = 0;
+    config.busy_save = false;
     config.fickle = config.sloppy = false;
     config.prefetch = true;
     config.deadline_ms = 20000;
@@ -123,6 +124,7 @@ static void test_bits_do_not_depend_on_shards_or_weather(void **state)
             config.fickle = config.sloppy = false;
             config.ranks = 2;
             config.staleness = config.shards_after = config.deaths = 0;
+            config.busy_save = config.discards = false;
             config.change_bytes_max = config.change_reserve_bytes = config.read_bytes_max = 0;
             config.shards = counts[i / 2];
             config.weather = weathers[i % 2];

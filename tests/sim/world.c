@@ -130,10 +130,57 @@ static void check_budgets(sim_world *world, uint32_t i, const mn_group_info *gro
             (unsigned long long)group->change_bytes, (unsigned long long)group->change_bytes_max);
 }
 
+typedef struct join_look {
+    mn_call call; /* first */
+    bool discarded;
+} join_look;
+
+static void joined_look(mn_call *call)
+{
+    ((join_look *)call)->discarded = !call->reply.status && call->reply.proposal.discard;
+}
+
+/* Whether the shard's last commit discards: Join FENCE with the newest incarnation tells, and
+ * changes nothing. */
+static bool last_discards(sim_world *world, uint32_t i)
+{
+    static join_look l;
+    memset(&l, 0, sizeof l);
+    l.call.request.verb = MN_VERB_JOIN;
+    l.call.request.join = MN_JOIN_FENCE;
+    l.call.request.ranks = world->config.ranks;
+    l.call.request.context = (mn_context){
+        .version = MN_PROTOCOL_VERSION, .map_epoch = world->shards[i].epoch, .remaining_ms = 1000};
+    (void)snprintf(l.call.request.context.group, MN_NAME_BYTES, "sim");
+    l.call.reserve = no_buffer;
+    l.call.finish = joined_look;
+    for (uint32_t n = 0; n < world->life_count; n++) {
+        const sim_life *life = world->lives[n];
+        uint64_t incarnation = life->core ? mn_core_incarnation(life->core) : 0;
+        l.call.request.context.rank = life->rank;
+        l.call.request.context.incarnation = incarnation;
+        if (incarnation && !life->reader && (!life->stale || world->stage == SIM_LOADING))
+            mn_shard_handle(world->shards[i].core, &l.call); /* FENCED is no answer */
+        if (l.discarded)
+            return true;
+    }
+    return false;
+}
+
+static bool discards(sim_world *world, uint32_t i, uint64_t step)
+{
+    bool any = false;
+    if (step <= SIM_STEPS_MAX && world->mixed[step])
+        return last_discards(world, i);
+    for (uint32_t rank = 0; rank < world->config.ranks; rank++)
+        any |= sim_script_discards(&world->config, rank, step);
+    return any;
+}
+
 /* A step that a shard has committed for the first time: the model plays it. */
 static void follow(sim_world *world, uint32_t i, uint64_t step)
 {
-    if (step == world->model.step + 1 && !sim_model_commit(&world->model))
+    if (step == world->model.step + 1 && !sim_model_commit(&world->model, discards(world, i, step)))
         sim_violation(world, "shard %u has committed step %llu, which a rank never sealed", i,
                       (unsigned long long)step);
     if (step > world->model.step)
@@ -271,9 +318,17 @@ static void start_loading(sim_world *world)
     operate(world, SIM_LOADING, MN_OP_LOAD);
 }
 
-static void loaded(sim_world *world)
+static void loaded(sim_world *world, uint64_t step)
 {
-    sim_model_roll_back(&world->model, world->saved_step);
+    if (!world->config.busy_save && step != world->saved_step)
+        sim_violation(world, "step %llu was saved, %llu is loaded",
+                      (unsigned long long)world->saved_step, (unsigned long long)step);
+    if (step > world->model.step) {
+        sim_violation(world, "step %llu is loaded, no shard had it", (unsigned long long)step);
+        return;
+    }
+    sim_model_roll_back(&world->model, step);
+    memset(world->mixed, 0, sizeof world->mixed);
     world->epoch = world->shards[0].epoch;
     world->stage = SIM_TRAINING;
     for (uint32_t i = 0; i < world->life_count; i++)
@@ -285,11 +340,14 @@ static void loaded(sim_world *world)
 void sim_world_served(sim_life *life, enum mn_operation_kind kind)
 {
     sim_world *world = life->world;
+    uint64_t step = mn_core_step(life->core);
     sim_life_kill(life);
     if (kind == MN_OP_FETCH) {
         world->finished = true;
     } else if (kind == MN_OP_LOAD) {
-        loaded(world);
+        loaded(world, step);
+    } else if (world->config.busy_save) {
+        start_loading(world);
     } else {
         world->saved_step = world->pause_step;
         if (world->config.roll_back) {
@@ -377,6 +435,9 @@ static void live(sim_world *world)
             (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
             sim_chance(&world->deaths, 3))
             strike(world);
+        if (world->config.busy_save && world->stage == SIM_TRAINING && world->epoch == 1 &&
+            world->model.step >= world->config.steps / 2)
+            operate(world, SIM_SAVING, MN_OP_SAVE);
         if (world->clock.now_ns > world->config.limit_ns)
             explain_stop(world, "not finished");
     }
@@ -426,7 +487,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
     world->storage = sim_storage_create();
     world->deaths_left = config->deaths;
     world->epoch = 1;
-    world->pause_step = config->shards_after ? config->steps / 2 : config->steps;
+    world->pause_step =
+        config->shards_after && !config->busy_save ? config->steps / 2 : config->steps;
     sim_model_init(&world->model, &world->config);
     create_shards(world, config->shards);
     for (uint32_t rank = 0; rank < config->ranks && !world->failed; rank++)
