@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import time
 import unittest
 
@@ -138,6 +139,31 @@ class Wire(unittest.TestCase):
         two[1].call("Seal", **seal)  # both sealed now: the first attempts' seal stood
         for rank in two:
             rank.channel.close()
+
+    def test_killed_client_leaves_nothing_parked(self):
+        script = ("import sys, mneme_pb2 as pb; from shard_process import Caller\n"
+                  "caller = Caller(sys.argv[1], group='gone'); caller.join(2)\n"
+                  "call = caller.begin('Seal', step=1, timeout=60,"
+                  " proposal=pb.Proposal(sets=[pb.CommitSet()]))\n"
+                  "print('sealing', flush=True); call.result()\n")
+        client = subprocess.Popen([sys.executable, "-c", script, self.shard.address],
+                                  stdout=subprocess.PIPE, text=True,
+                                  cwd=os.path.dirname(os.path.abspath(__file__)))
+        self.assertEqual(client.stdout.readline(), "sealing\n")
+        self.wait_parked("gone", 1)
+        client.kill()
+        client.wait(20)
+        client.stdout.close()
+        self.wait_parked("gone", 0)
+
+    def wait_parked(self, group, wanted):
+        caller = Caller(self.shard.address, group=group)
+        until = time.monotonic() + 20
+        parked = None
+        while parked != wanted and time.monotonic() < until:
+            parked = next(g.parked for g in caller.call("Status").groups if g.name == group)
+        caller.channel.close()
+        self.assertEqual(parked, wanted)
 
     def test_sockets_that_speak_something_else(self):
         host, port = self.shard.address.split(":")
