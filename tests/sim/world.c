@@ -304,7 +304,9 @@ static void start_loading(sim_world *world)
     for (uint32_t i = 0; i < world->life_count; i++) {
         world->lives[i]->stale = true;
         world->lives[i]->stale_ns = UINT64_MAX;
-        if (world->lives[i]->phase == SIM_JOINING) /* it might join the restored group */
+        /* One that asks where the group stands might find the restored one: no ghost, then. */
+        if (world->lives[i]->phase == SIM_JOINING ||
+            (world->lives[i]->reader && world->lives[i]->phase == SIM_OPENING))
             sim_life_kill(world->lives[i]);
     }
     if (config->shards_after != config->shards) {
