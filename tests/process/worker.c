@@ -58,7 +58,8 @@ static float number(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
     return (float)((double)(mix(a, b, c, d) % 20001) / 10000.0 - 1.0);
 }
 
-/* Judges the end of a call that began at `began`: true to make it again. Exits when nothing helps. */
+/* Judges the end of a call that began at `began`: true to make it again. Exits when nothing helps.
+ */
 static bool again(const worker *w, const char *call, uint64_t began, enum mn_status status,
                   const mn_error *error)
 {

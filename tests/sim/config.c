@@ -8,8 +8,8 @@ static const sim_weather weathers[] = {
     {0, 300, 300, 0},  /* nothing is lost, much comes twice and late */
 };
 
-/* The largest payload of a read in the scripts: four queries of six indices and weights. A vector of
- * the last rank to reduce comes and goes within one event, unseen. */
+/* The largest payload of a read in the scripts: four queries of six indices and weights. The vector
+ * of the last rank to reduce comes and goes within one event, unseen. */
 enum { READ_BYTES = 4 * 6 * 8, VECTOR_BYTES = 512 };
 
 static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)

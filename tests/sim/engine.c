@@ -4,7 +4,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-/* splitmix64 (Steele, Lea, Flood, OOPSLA'14): every state is a good one, seeds may be 0, 1, 2 ... */
+/* splitmix64 (Steele, Lea, Flood, OOPSLA'14): every state is a good one, seeds may be 0, 1, 2. */
 uint64_t sim_next(sim_random *random)
 {
     uint64_t z = random->state += UINT64_C(0x9e3779b97f4a7c15);

@@ -3,9 +3,10 @@
  * reorders; trainers die and come back; after every event the promises that hold without a log are
  * checked against a naive model. Private to tests/sim.
  *
- * Files: engine.c time and chance, env.c what a core sees, net.c the network, script.c what trainers intend, model.c what
- * the tables must then hold, life.c, play.c and reader.c one life of a trainer, reader or operator, world.c faults and checks,
- * run.c the program. */
+ * Files: engine.c time and chance; env.c what a core sees; net.c the network; script.c what trainers
+ * intend; model.c what the tables must then hold; life.c, play.c and reader.c one life of a trainer,
+ * reader or operator; world.c faults and checks; config.c the worlds that seeds choose; run.c the
+ * program. */
 #ifndef MN_SIM_H
 #define MN_SIM_H
 
@@ -33,7 +34,7 @@ enum {
 #define SIM_MS UINT64_C(1000000)
 #define SIM_S  (1000 * SIM_MS)
 
-/* ---- engine.c: time and chance ---------------------------------------------------------------- */
+/* ---- engine.c: time and chance ---- */
 
 typedef struct sim_random {
     uint64_t state;
@@ -58,7 +59,7 @@ void sim_after(sim_clock *clock, uint64_t delay_ns, void (*run)(void *argument),
 uint64_t sim_clock_next_ns(const sim_clock *clock); /* UINT64_MAX: nothing to come */
 void sim_clock_run_one(sim_clock *clock);
 
-/* ---- env.c: what a core sees of the world -------------------------------------------------------- */
+/* ---- env.c: what a core sees of the world ---- */
 
 /* One core's environment: memory is counted, the clock is the world's. */
 typedef struct sim_env {
@@ -73,7 +74,7 @@ void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *sto
 mn_storage *sim_storage_create(void);
 void sim_storage_destroy(mn_storage *storage);
 
-/* ---- The world, as all files see it ----------------------------------------------------------- */
+/* ---- The world, as all files see it ---- */
 
 /* How bad the network is, per mille of messages. */
 typedef struct sim_weather {
@@ -105,7 +106,7 @@ typedef struct sim_life sim_life;
 void sim_violation(sim_world *world, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void sim_trace(sim_world *world, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---- net.c: the network ------------------------------------------------------------------------ */
+/* ---- net.c: the network ---- */
 
 typedef struct sim_link sim_link;
 /* A client's end; the transport is link's. Cut: what is in flight ends UNAVAILABLE for the client
@@ -115,7 +116,7 @@ mn_transport *sim_link_transport(sim_link *link);
 void sim_link_cut(sim_link *link);
 void sim_link_destroy(sim_link *link); /* its flights live on in the network */
 
-/* ---- script.c: what trainers intend, a pure function -------------------------------------------- */
+/* ---- script.c: what trainers intend, a pure function ---- */
 
 typedef struct sim_call {
     enum mn_operation_kind kind; /* BAG_GRAD, PUSH, STORE */
@@ -139,7 +140,7 @@ double sim_script_reduce_value(const sim_config *config, uint32_t rank, uint64_t
 void sim_script_proposal(const sim_config *config, uint64_t step, const uint64_t *table_ids,
                          mn_proposal *out_proposal);
 
-/* ---- model.c: what the tables must hold ---------------------------------------------------------- */
+/* ---- model.c: what the tables must hold ---- */
 
 typedef struct sim_model {
     const sim_config *config;
@@ -166,7 +167,7 @@ bool sim_model_bag_is(const sim_model *model, uint64_t step, const sim_call *cal
 float sim_model_weight_gradient(const sim_model *model, uint64_t step, const sim_call *call,
                                 uint32_t query, uint32_t read);
 
-/* ---- life.c: one life of a trainer or a reader ---------------------------------------------------- */
+/* ---- life.c: one life of a trainer or a reader ---- */
 
 enum sim_phase {
     SIM_JOINING,
@@ -215,7 +216,7 @@ void sim_life_kill(sim_life *life);
 void sim_life_tick(sim_life *life); /* after each event */
 void sim_life_destroy(sim_life *life);
 
-/* ---- world.c ---------------------------------------------------------------------------------------- */
+/* ---- world.c ---- */
 
 typedef struct sim_shard {
     mn_shard *core;
