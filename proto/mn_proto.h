@@ -267,8 +267,8 @@ typedef struct mn_request {
     mn_payload payload;
 } mn_request;
 
-/* A table as listed. rows_written counts the distinct rows ever written here: of a rows table in all
- * blocks held, of a columns table in any tile held (they are the same). resident_bytes is about
+/* A table as listed. rows_written counts the distinct rows ever written here: of a rows table in
+ * all blocks held, of a columns table in any tile held (they are the same). resident_bytes is about
  * what these rows take. */
 typedef struct mn_table_info {
     uint64_t table;

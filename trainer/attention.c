@@ -54,7 +54,7 @@ static head_buffers head_buffers_in(void *scratch, uint32_t dim, uint32_t length
     return head;
 }
 
-/* A factor of a product: element (row, step) lies at data[row * row_stride + step * step_stride]. */
+/* A factor of a product: element (row, step) is data[row * row_stride + step * step_stride]. */
 typedef struct factor {
     const mn_real *data;
     uint64_t row_stride, step_stride;

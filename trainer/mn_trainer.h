@@ -10,8 +10,8 @@
  * x += feed_forward(norm(x)) [+ memory(norm(x)) beside it, or memory alone instead of it]; final
  * norm; logits over the 256 bytes. LayerNorm with gain, no bias (eps 1e-5); GELU in tanh form.
  *
- * Oracles: tests/trainer compiles these sources a second time with mn_real = double and checks every
- * backward pass against central differences. */
+ * Oracles: tests/trainer compiles these sources a second time with mn_real = double and checks
+ * every backward pass against central differences. */
 #ifndef MN_TRAINER_H
 #define MN_TRAINER_H
 
@@ -175,8 +175,8 @@ typedef struct mn_memory_access {
 
 /* ---- 3. Passes ---- */
 
-/* Sequences of bytes, packed one after the other: sequence s has lengths[s] <= context tokens (NULL:
- * each has `length`). There is no padding, so none can leak into batch norm. */
+/* Sequences of bytes, packed one after the other: sequence s has lengths[s] <= context tokens
+ * (NULL: each has `length`). There is no padding, so none can leak into batch norm. */
 typedef struct mn_pass {
     uint32_t sequences, length;
     const uint32_t *lengths;
@@ -219,7 +219,8 @@ enum mn_status mn_model_forward(mn_workspace *workspace, const mn_real *paramete
 
 /* After a training forward of the same pass: gradients [parameter_count] += d(scale * nats of all
  * ranks) / d parameters, this rank's share: shares add up over ranks and parts. Give scale = 1 /
- * (targets of all ranks and parts of the step). Value gradients go to bag_grad_start at that scale. */
+ * (targets of all ranks and parts of the step). Value gradients go to bag_grad_start at that
+ * scale. */
 enum mn_status mn_model_backward(mn_workspace *workspace, const mn_real *parameters,
                                  const mn_pass *pass, double scale, const mn_memory_access *access,
                                  mn_real *gradients, mn_error *error);

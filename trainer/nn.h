@@ -7,7 +7,7 @@
 #include "mn_kernels.h"
 #include "mn_trainer.h"
 
-/* Functions of hot loops, compiled for three instruction sets and chosen when the program starts. */
+/* Functions of hot loops, compiled for three instruction sets, chosen when the program starts. */
 #define MN_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 
 /* ---- Through the kernels (nn_kernels.c; the double build of the tests has its own) ---- */
@@ -53,8 +53,8 @@ typedef struct mn_norm_saved {
 void mn_nn_norm_grad(uint64_t rows, uint32_t width, const mn_norm_saved *saved,
                      const mn_real *d_out, mn_real *d_gain, mn_real *d_x);
 
-/* RMS norm of runs of `width`: out = x * inverse [* gain], inverse = 1/sqrt(mean(x^2) + 1e-6). Run r
- * uses gain[r % gains]; NULL: 1. `target` multiplies the result. */
+/* RMS norm of runs of `width`: out = x * inverse [* gain], inverse = 1/sqrt(mean(x^2) + 1e-6).
+ * Run r uses gain[r % gains]; NULL: 1. `target` multiplies the result. */
 typedef struct mn_rms {
     uint64_t runs;
     uint32_t width, gains;
