@@ -75,16 +75,80 @@ def free_ports(count):
     return ports
 
 
+class Proxy:
+    """Stands before a shard and carries its bytes, until told to hold them back or to hang up."""
+
+    def __init__(self, port):
+        self.port, self.pairs = port, []
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def address(self):
+        return f"127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                return
+            self.pairs.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source, sink):
+        try:
+            while True:
+                data = source.recv(65536)
+                self.flowing.wait()
+                if not data:
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        self._cut(source, sink)
+        source.close()
+
+    @staticmethod
+    def _cut(*sockets):
+        for s in sockets:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def hang_up(self):
+        pairs, self.pairs = self.pairs, []
+        for pair in pairs:
+            self._cut(*pair)
+
+    def close(self):
+        self._cut(self.listener)
+        self.listener.close()
+        self.flowing.set()
+        self.hang_up()
+
+
 class Cluster:
     def __init__(self, programs, shards):
-        self.programs, self.count = programs, shards
+        self.programs, self.count, self.proxies = programs, shards, {}
         self.folder = tempfile.mkdtemp(prefix="mneme-process-")
         self.ports, self.shards, self.workers = free_ports(shards), [None] * shards, []
         for i in range(shards):
             self.start_shard(i)
 
     def target(self):
-        return "static:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        addresses = [self.proxies[i].address() if i in self.proxies else f"127.0.0.1:{port}"
+                     for i, port in enumerate(self.ports)]
+        return "static:" + ",".join(addresses)
+
+    def proxy(self, i):
+        """Workers started from here on reach shard i through it."""
+        self.proxies[i] = Proxy(self.ports[i])
+        return self.proxies[i]
 
     def start_shard(self, i):
         port_file = os.path.join(self.folder, f"port{i}")
@@ -117,4 +181,6 @@ class Cluster:
     def __exit__(self, *_):
         for child in self.workers + self.shards:
             child.kill()
+        for proxy in self.proxies.values():
+            proxy.close()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -93,6 +93,26 @@ class Processes(unittest.TestCase):
             cluster.shards[1].signal(signal.SIGCONT)
             self.assertEqual(finish(workers), undisturbed())
 
+    def test_partition_heals(self):
+        with Cluster(PROGRAMS, SHARDS) as cluster:
+            proxy = cluster.proxy(1)
+            workers = self.start(cluster, deadline_ms=1000)
+            workers[0].wait_for("^step 3$")
+            proxy.flowing.clear()
+            for worker in workers:
+                self.assertRegex(worker.wait_for("^retry"), "(DEADLINE|UNAVAILABLE)$")
+            proxy.flowing.set()
+            self.assertEqual(finish(workers), undisturbed())
+
+    def test_lost_connections(self):
+        with Cluster(PROGRAMS, SHARDS) as cluster:
+            proxies = [cluster.proxy(i) for i in range(SHARDS)]
+            workers = self.start(cluster, pause_ms=20)
+            for i in range(12):
+                workers[0].wait_for(f"^step {i}$" if i else "^joined")
+                proxies[i % SHARDS].hang_up()
+            self.assertEqual(finish(workers), undisturbed())
+
     def test_killed_shard_is_unavailable(self):
         with Cluster(PROGRAMS, SHARDS) as cluster:
             workers = self.start(cluster, deadline_ms=1000, patience_s=6)

@@ -3,10 +3,10 @@
  * reorders; trainers die and come back; after every event the promises that hold without a log are
  * checked against a naive model. Private to tests/sim.
  *
- * Files: engine.c time and chance; env.c what a core sees; net.c the network; script.c what trainers
- * intend; model.c what the tables must then hold; life.c, play.c and reader.c one life of a trainer,
- * reader or operator; world.c faults and checks; config.c the worlds that seeds choose; run.c the
- * program. */
+ * Files: engine.c time and chance; env.c what a core sees; net.c the network; script.c what
+ * trainers intend; model.c what the tables must then hold; life.c, play.c and reader.c one life of
+ * a trainer, reader or operator; world.c faults and checks; config.c the worlds that seeds choose;
+ * run.c the program. */
 #ifndef MN_SIM_H
 #define MN_SIM_H
 
