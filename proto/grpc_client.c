@@ -607,7 +607,7 @@ enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
     if (options->authorization)
         (void)snprintf(transport->authorization, sizeof transport->authorization, "%s",
                        options->authorization); /* its length was checked */
-    grpc_init();
+    mn_grpc_init();
     (void)pthread_mutex_init(&transport->lock, NULL); /* default attributes: cannot fail */
     status = acquire(transport, options, error);
     if (status) {

@@ -3,7 +3,19 @@
 
 #include <grpc/byte_buffer.h>
 #include <grpc/byte_buffer_reader.h>
+#include <stdlib.h>
 #include <string.h>
+
+void mn_grpc_init(void)
+{
+    /* glibc gives freed memory back to the kernel above thresholds that rise to the largest mapped
+     * block freed so far (mallopt(3)). At their small start every received message pays the page
+     * faults of fresh memory: fetches over loopback ran at 1.55 GB/s, with this block at 2.4. */
+    enum { BLOCK_BYTES = 31 << 20 };
+    void *volatile block = malloc(BLOCK_BYTES);
+    free(block);
+    grpc_init();
+}
 
 static void join(grpc_byte_buffer **buffer)
 {

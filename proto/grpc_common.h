@@ -17,6 +17,9 @@ enum { MN_GRPC_KEEPALIVE_MS = 10000, MN_GRPC_KEEPALIVE_TIMEOUT_MS = 20000 };
 /* Trailing metadata of a failed call, mn_error_encode's bytes; "-bin" keys carry any byte. */
 #define MN_GRPC_ERROR_KEY "mneme-error-bin"
 
+/* grpc_init, and an allocator that keeps the memory of messages (process-wide, as glibc has it). */
+void mn_grpc_init(void);
+
 /* The message's pieces in place, lent while *buffer lives; *buffer is replaced when its pieces had
  * to be joined. MN_UNSUPPORTED "compression": messages are never compressed, so that none can
  * unfold past its limit. */

@@ -487,7 +487,7 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
         server->options.message_bytes_max = MN_MESSAGE_BYTES_MAX;
     server->stopped_tag.event = EVENT_STOPPED;
     atomic_store(&server->healthy, true);
-    grpc_init();
+    mn_grpc_init();
     /* Twice the calls: as many again may be leaving while calls_max are held. */
     server->slots_max = 2 * server->options.calls_max + METHOD_COUNT * POSTED_PER_METHOD;
     server->slots = env->reserve(env->context, slots_bytes(server));

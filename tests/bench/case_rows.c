@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH = 8192, BATCHES = 4, PUSH_ROWS = 65536 };
+enum { BATCH = 8192, BATCHES = 4, PUSH_ROWS = 65536, PUSH_SHARDS = 2 };
 
 typedef struct rows_context {
     bench_service service;
@@ -173,12 +173,13 @@ static void push_case(uint32_t dim, double least, double goal)
                           .split = MN_ROWS,
                           .optimizer = mn_adagrad(1e-10f)};
     char name[64];
-    (void)snprintf(name, sizeof name, "dim=%u rows=%u optimizer=adagrad", dim, PUSH_ROWS);
+    (void)snprintf(name, sizeof name, "dim=%u rows=%u optimizer=adagrad shards=%d", dim, PUSH_ROWS,
+                   PUSH_SHARDS);
     context.indices = malloc(PUSH_ROWS * sizeof *context.indices);
     context.gradients = bench_huge((uint64_t)PUSH_ROWS * dim * sizeof *context.gradients);
     for (uint64_t i = 0; i < (uint64_t)PUSH_ROWS * dim; i++)
         context.gradients[i] = (float)(i % 17 + 1) * 0.125f;
-    bench_service_start(&context.service, 1);
+    bench_service_start(&context.service, PUSH_SHARDS);
     context.table = bench_table(context.service.client, &spec);
     peer_tcp_start(&context.tcp, 1, dim);
     bench_case push = {.bench = "push",
