@@ -8,6 +8,7 @@ struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t num
     if (step->number != number) {
         assert(number > group->committed && step->seal_count == 0);
         step->number = number;
+        step->charged_bytes = 0; /* what is left is of the former step's reduces */
     }
     return step;
 }

@@ -36,6 +36,16 @@ static struct reduce *find(struct group *group, uint64_t step, const char *name)
     return reduce;
 }
 
+/* What reduces hold counts for the budget as their step's pieces do; one that is kept after its
+ * step counts for no step. */
+static void charge_step(mn_shard *shard, struct group *group, uint64_t number, int64_t bytes)
+{
+    struct step *step = &group->steps[number % shard->options.open_steps_max];
+    group->change_bytes += (uint64_t)bytes;
+    if (step->number == number)
+        step->charged_bytes += (uint64_t)bytes;
+}
+
 static void *take(mn_shard *shard, struct group *group, uint64_t step, uint64_t bytes,
                   enum mn_status *out_status, mn_error *error)
 {
@@ -45,27 +55,27 @@ static void *take(mn_shard *shard, struct group *group, uint64_t step, uint64_t 
         return NULL;
     void *block = mn_shard_block_take(&shard->pool, bytes);
     if (block)
-        group->change_bytes += charge;
+        charge_step(shard, group, step, (int64_t)charge);
     else
         *out_status = mn_fail(error, MN_NO_MEMORY, "name", "no memory for a reduce");
     return block;
 }
 
-static void give(mn_shard *shard, struct group *group, void *block, uint64_t bytes)
+static void give(mn_shard *shard, struct group *group, uint64_t step, void *block, uint64_t bytes)
 {
     if (!block)
         return;
-    group->change_bytes -= mn_shard_block_bytes(bytes);
+    charge_step(shard, group, step, -(int64_t)mn_shard_block_bytes(bytes));
     mn_shard_block_give(&shard->pool, block, bytes);
 }
 
 static void destroy(mn_shard *shard, struct group *group, struct reduce *reduce)
 {
-    uint64_t bytes = reduce->count * sizeof(double);
+    uint64_t step = reduce->step, bytes = reduce->count * sizeof(double);
     for (uint32_t rank = 0; rank < reduce->ranks; rank++)
-        give(shard, group, reduce->entries[rank].values, bytes);
-    give(shard, group, reduce->sum, bytes);
-    give(shard, group, reduce, header_bytes(reduce->ranks));
+        give(shard, group, step, reduce->entries[rank].values, bytes);
+    give(shard, group, step, reduce->sum, bytes);
+    give(shard, group, step, reduce, header_bytes(reduce->ranks));
 }
 
 void mn_shard_reduce_drop(mn_shard *shard, struct group *group, uint64_t before_step)
@@ -151,7 +161,7 @@ static void add_up(mn_shard *shard, struct group *group, struct reduce *reduce)
         struct reduce_entry *entry = &reduce->entries[rank];
         for (uint64_t i = 0; i < reduce->count; i++)
             reduce->sum[i] += entry->values[i];
-        give(shard, group, entry->values, reduce->count * sizeof(double));
+        give(shard, group, reduce->step, entry->values, reduce->count * sizeof(double));
         entry->values = NULL;
     }
     group->wake |= 1u << MN_VERB_REDUCE;

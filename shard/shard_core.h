@@ -102,7 +102,7 @@ struct step {
     struct seal *seals;         /* [ranks] */
     uint32_t seal_count;
     uint32_t reduce_count;
-    uint64_t charged_bytes; /* of the pieces, to the change budget */
+    uint64_t charged_bytes; /* of its pieces and reduces, to the change budget */
     mn_proposal proposal;   /* sets of the seals that do not vote to discard */
     bool norms;
     bool merged;     /* contributions stand */

@@ -1,6 +1,7 @@
 /* Memory: each allocation fails once, budgets, what stays resident. */
 #include "fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { ROWS = 64, DIM = 32 };
@@ -202,6 +203,48 @@ static void test_reserve_holds(void **state)
     }
 }
 
+/* As many reduces of the step as find room. */
+static uint32_t fill_with_reduces(struct fixture *f, uint64_t step, uint32_t most)
+{
+    static const double values[64] = {1};
+    for (uint32_t count = 0; count < most; count++) {
+        mn_request request = fixture_request(f, MN_VERB_REDUCE, 0, step);
+        (void)snprintf(request.name, sizeof request.name, "name%u", count);
+        enum mn_status status = fixture_ask(f, 0, &request, values, sizeof values, NULL);
+        assert_true(status == MN_OK || status == MN_BUSY);
+        if (status)
+            return count;
+    }
+    return most;
+}
+
+/* Reduces of later steps leave the oldest one its reserve, and are forgotten with their step. */
+static void test_reserve_holds_reduces(void **state)
+{
+    (void)state;
+    mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
+    struct fixture f;
+    fixture_init(&f, 1, &options);
+    fixture_join(&f, 1);
+    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
+    struct fixture_table table = fixture_table(&f, &spec);
+    mn_proposal proposal = fixture_proposal(1);
+    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}}, none[1][FIXTURE_SHARDS_MAX] = {{0}};
+    uint32_t room = fill_with_reduces(&f, 2, 100), steps = 10;
+    assert_true(room > 2 && room < 100);
+    assert_int_equal(push(&f, &table, 1, 0, ROWS, pieces[0]), MN_OK); /* 11 KB */
+    fixture_commit(&f, 1, &proposal, 1, pieces);
+    for (uint64_t step = 2; step < steps; step++) { /* places of steps are used again and again */
+        assert_int_equal(fill_with_reduces(&f, step + 1, 2), 2);
+        fixture_commit(&f, step, &proposal, 1, none);
+    }
+    for (uint64_t step = steps; step < steps + 2; step++)
+        fixture_commit(&f, step, &proposal, 1, none);
+    assert_int_equal(info(&f).change_bytes, 0);
+    assert_int_equal(fill_with_reduces(&f, steps + 3, 100), room);
+    fixture_deinit(&f);
+}
+
 static void test_read_budget(void **state)
 {
     (void)state;
@@ -293,10 +336,15 @@ static void test_blocks_return(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_create_fails),  cmocka_unit_test(test_requests_fail),
-        cmocka_unit_test(test_change_budget), cmocka_unit_test(test_reserve_holds),
-        cmocka_unit_test(test_read_budget),   cmocka_unit_test(test_never_fits),
-        cmocka_unit_test(test_billion),       cmocka_unit_test(test_blocks_return),
+        cmocka_unit_test(test_create_fails),
+        cmocka_unit_test(test_requests_fail),
+        cmocka_unit_test(test_change_budget),
+        cmocka_unit_test(test_reserve_holds),
+        cmocka_unit_test(test_reserve_holds_reduces),
+        cmocka_unit_test(test_read_budget),
+        cmocka_unit_test(test_never_fits),
+        cmocka_unit_test(test_billion),
+        cmocka_unit_test(test_blocks_return),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
