@@ -155,8 +155,10 @@ void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *
         return;
     for (uint32_t i = 0; i < sizeof context->request_id; i++)
         (void)snprintf(id + i * 2, 3, "%02x", context->request_id[i]); /* it fits */
-    int length = snprintf(text, sizeof text, "shard=%u group=%.63s rank=%u request=%s ",
-                          shard->options.shard, context->group, context->rank, id);
+    /* A name that was refused may hold what ends a line of the log. */
+    const char *group = mn_name_valid(context->group) ? context->group : "?";
+    int length = snprintf(text, sizeof text, "shard=%u group=%s rank=%u request=%s ",
+                          shard->options.shard, group, context->rank, id);
     va_list arguments;
     va_start(arguments, key_values);
     (void)vsnprintf(text + length, sizeof text - (size_t)length, key_values, arguments); /* cut */
