@@ -101,9 +101,9 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
     for (uint32_t i = 0; i < table.plane_count; i++) {
         plane_init(&table, i, &table.planes[i]);
         table.columns += table.planes[i].columns;
-        uint64_t bytes = plane_bytes(&table.planes[i]);
-        if (bytes > shard->options.table_bytes_max - shard->table_bytes) {
-            status = MN_BUSY;
+        uint64_t bytes = plane_bytes(&table.planes[i]), max = shard->options.table_bytes_max;
+        if (bytes > max - shard->table_bytes) {
+            status = bytes > max - table.reserved_bytes ? MN_INVALID : MN_BUSY;
             goto fail;
         }
         table.reserved_bytes += bytes;
@@ -117,6 +117,11 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
 fail:
     table.id = UINT64_MAX; /* not 0, so that deinit gives back what stands */
     mn_shard_table_deinit(shard, &table);
+    if (status == MN_INVALID)
+        return mn_fail(error, MN_INVALID, "rows",
+                       "table %s takes more address space here than table_bytes_max (%" PRIu64
+                       ") will ever give",
+                       checked->name, shard->options.table_bytes_max);
     if (status == MN_BUSY)
         return mn_fail(error, MN_BUSY, "table_bytes_max",
                        "no address space for table %s: %" PRIu64 " of %" PRIu64 " bytes are taken",

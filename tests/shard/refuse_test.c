@@ -320,8 +320,10 @@ static void test_limits(void **state)
     mn_request drop = fixture_request(&world->f, MN_VERB_DROP, 0, 0);
     drop.table = world->frozen.id;
     expect_at(world, 0, &drop, NULL, 0, MN_OK, "");
-    create.spec.rows = 100000;
+    create.spec.rows = 1450; /* would fit without the others */
     expect_at(world, 0, &create, NULL, 0, MN_BUSY, "table_bytes_max");
+    create.spec.rows = 100000; /* waiting is in vain */
+    expect_at(world, 0, &create, NULL, 0, MN_INVALID, "rows");
     mn_request join = fixture_request(&world->f, MN_VERB_JOIN, 0, 0);
     memcpy(join.context.group, "second", 7);
     expect_at(world, 0, &join, NULL, 0, MN_BUSY, "groups_max");
@@ -330,6 +332,36 @@ static void test_limits(void **state)
     move.verb = MN_VERB_COUNT;
     expect_at(world, 0, &move, NULL, 0, MN_UNSUPPORTED, "verb");
     fixture_deinit(&world->f);
+}
+
+static bool broken_line;
+static void look_for_line_ends(void *context, int level, const char *event, const char *key_values)
+{
+    (void)context;
+    (void)level;
+    (void)event;
+    broken_line = broken_line || strpbrk(key_values, "\r\n");
+}
+
+/* What a peer calls its group cannot write lines of its own into the log. */
+static void test_log_stays_one_line(void **state)
+{
+    (void)state;
+    struct fixture f;
+    fixture_init(&f, 1, NULL);
+    mn_env env = f.world.env;
+    mn_error error;
+    env.log = look_for_line_ends;
+    mn_shard_destroy(f.shards[0]);
+    assert_int_equal(mn_shard_create(&(mn_shard_options){0}, &env, &f.shards[0], &error), MN_OK);
+    mn_request request = fixture_request(&f, MN_VERB_STATUS, 0, 0);
+    broken_line = false;
+    memcpy(request.context.group, "a\nlevel=warning", 16);
+    assert_int_equal(fixture_ask(&f, 0, &request, NULL, 0, &error), MN_INVALID);
+    assert_false(broken_line);
+    env.log(env.context, 0, "check", "a line\nand another");
+    assert_true(broken_line);
+    fixture_deinit(&f);
 }
 
 static void test_options(void **state)
@@ -364,9 +396,13 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reads),           cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_repeats),         cmocka_unit_test(test_finite),
-        cmocka_unit_test(test_create_and_drop), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_reads),
+        cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_finite),
+        cmocka_unit_test(test_create_and_drop),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_log_stays_one_line),
         cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
