@@ -113,6 +113,7 @@ typedef struct mn_view {
     float factors[MN_COMMIT_SETS_MAX];
     double *squares; /* as answered to Seal; NULL when none */
     uint64_t squares_bytes;
+    uint32_t tables; /* the squares are of the first so many of the group's */
 } mn_view;
 
 typedef struct mn_settle {

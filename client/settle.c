@@ -63,6 +63,8 @@ static double add_squares(const mn_task *task, uint32_t table, double sum)
     uint32_t shards = task->core->shards;
     for (uint32_t shard = 0; shard < shards; shard++) {
         uint32_t first, count, at = 0;
+        if (table >= settle->views[shard].tables)
+            continue;
         for (uint32_t before = 0; before < table; before++) {
             mn_map_tiles(settle->tiles[before], shards, shard, &first, &count);
             at += count;
@@ -74,37 +76,40 @@ static double add_squares(const mn_task *task, uint32_t table, double sum)
     return sum;
 }
 
-static enum mn_status check_squares(mn_task *task)
+/* Finds of how many tables each shard's squares are: it may have merged the step before the latest
+ * tables came, which then hold no parts of it. False: its squares are of more tables than are
+ * known, or of none that are. */
+static bool squares_fit(mn_task *task, uint32_t *out_misfit)
 {
     const mn_settle *settle = task->settle;
     for (uint32_t shard = 0; shard < task->core->shards; shard++) {
+        mn_view *view = &settle->views[shard];
         uint64_t due = 0;
+        bool fits = view->squares_bytes == 0;
+        view->tables = 0;
         for (uint32_t table = 0; table < settle->table_count; table++) {
             uint32_t first, count;
             mn_map_tiles(settle->tiles[table], task->core->shards, shard, &first, &count);
             due += count * sizeof(double);
+            if (view->squares_bytes != due)
+                continue;
+            view->tables = table + 1;
+            fits = true;
         }
-        if (settle->views[shard].squares_bytes != due)
-            return mn_fail(&task->error, MN_CORRUPT, "payload",
-                           "shard %u answered %" PRIu64 " bytes of norms where %" PRIu64
-                           " were due",
-                           shard, settle->views[shard].squares_bytes, due);
+        *out_misfit = shard;
+        if (!fits)
+            return false;
     }
-    return MN_OK;
+    return true;
 }
 
 /* factor = scale * min(1, clip / (scale * sqrt(sum))), in f64, rounded once: a pure function of
  * what the shards answered, so any rank finds the same. */
-static enum mn_status find_factors(mn_task *task)
+static void find_factors(mn_task *task)
 {
     mn_settle *settle = task->settle;
     memset(settle->factors, 0, sizeof settle->factors);
     memset(settle->norms, 0, sizeof settle->norms);
-    if (clips(&settle->outcome)) {
-        enum mn_status status = check_squares(task);
-        if (status)
-            return status;
-    }
     for (uint32_t i = 0; i < settle->outcome.set_count; i++) {
         const mn_commit_set *set = &settle->outcome.sets[i];
         double scale = set->scale == 0 ? 1 : set->scale, factor = scale, sum = 0;
@@ -120,7 +125,6 @@ static enum mn_status find_factors(mn_task *task)
             factor = scale * (set->clip_norm / settle->norms[i]);
         settle->factors[i] = (float)factor;
     }
-    return MN_OK;
 }
 
 /* ---- Commit ---- */
@@ -253,6 +257,29 @@ static enum mn_status keep_tables(mn_task *task, const mn_reply *reply)
     return MN_OK;
 }
 
+/* A table that came after List was answered, and before the last seal, has squares too. */
+static enum mn_status answered_relist(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane; /* the home shard's */
+    return keep_tables(task, &slot->exchange.reply);
+}
+
+static void complete_relist(mn_task *task)
+{
+    uint32_t misfit;
+    if (!squares_fit(task, &misfit)) {
+        mn_task_end(task, mn_fail(&task->error, MN_CORRUPT, "payload",
+                                  "shard %u answered %" PRIu64
+                                  " bytes of norms, which are not those of the group's tables",
+                                  misfit, task->settle->views[misfit].squares_bytes));
+        return;
+    }
+    find_factors(task);
+    mn_settle_commit(task);
+}
+
+static const mn_phase relist_phase = {MN_VERB_LIST, NULL, answered_relist, NULL, complete_relist};
+
 static enum mn_status answered_seal(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     mn_core *core = task->core;
@@ -303,11 +330,13 @@ static void complete_seal(mn_task *task)
         memset(&settle->outcome, 0, sizeof settle->outcome);
         settle->outcome.discard = true;
     }
-    enum mn_status status = find_factors(task);
-    if (status)
-        mn_task_end(task, status);
-    else
-        mn_settle_commit(task);
+    uint32_t misfit;
+    if (clips(&settle->outcome) && !squares_fit(task, &misfit)) {
+        mn_phase_home(task, &relist_phase);
+        return;
+    }
+    find_factors(task);
+    mn_settle_commit(task);
 }
 
 static const mn_phase seal_phase = {MN_VERB_SEAL, fill_seal, answered_seal, NULL, complete_seal};

@@ -96,7 +96,11 @@ static void norms_clip(void **state)
         answer_seal(&it, 1, 4, 3, squares[1], cut ? 3 : 4);
         answer_seal(&it, 0, 4, 3, squares[0], 4);
         fake_answer(&it, list);
-        if (cut) {
+        if (cut) { /* no table that came meanwhile explains it */
+            list = fake_take(&it, MN_VERB_LIST, 0);
+            list->reply.tables = tables;
+            list->reply.table_count = 2;
+            fake_answer(&it, list);
             expect_end(&call, MN_CORRUPT, "payload");
             fake_destroy(&it);
             continue;
@@ -109,6 +113,37 @@ static void norms_clip(void **state)
         assert_true(norm == due);
         fake_destroy(&it);
     }
+}
+
+/* Table 9 comes after List was answered and before the last seal at shard 0, but after it at
+ * shard 1. */
+static void tables_come_while_sealing(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    double norm = 0, squares[2][4] = {{1, 2, 3, 4}, {6, 9}};
+    mn_table_info tables[2] = {{.table = 7, .spec = spec}, {.table = 9, .spec = spec}};
+    tables[0].spec.tiles = tables[1].spec.tiles = 4;
+    world(&it, 2);
+    fake_join(&it);
+    commit(&it, &call, 5, 3);
+    call.operation.norms = &norm;
+    fake_submit(&it, &call);
+    for (uint32_t count = 1; count <= 2; count++) {
+        mn_exchange *list = fake_take(&it, MN_VERB_LIST, 0);
+        list->reply.tables = tables;
+        list->reply.table_count = count;
+        fake_answer(&it, list);
+        if (count == 2)
+            break;
+        answer_seal(&it, 0, 4, 3, squares[0], 4);
+        answer_seal(&it, 1, 4, 3, squares[1], 2);
+    }
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    expect_end(&call, MN_OK, NULL);
+    assert_true(norm == 2 * sqrt(25));
+    fake_destroy(&it);
 }
 
 static void other_sums_seal_again(void **state)
@@ -446,6 +481,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_commit_seals_then_commits),
         cmocka_unit_test(norms_clip),
+        cmocka_unit_test(tables_come_while_sealing),
         cmocka_unit_test(other_sums_seal_again),
         cmocka_unit_test(reseal),
         cmocka_unit_test(a_commit_made_again),
