@@ -63,6 +63,7 @@ static void end_lending(struct server_call *call)
     mn_grpc_server *server = call->server;
     assert(!call->answered);
     call->answered = true;
+    server->held_by_kind[mn_verb_kind_of(call->method->verb)]--;
     atomic_fetch_sub_explicit(&server->held, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&server->calls, 1, memory_order_relaxed);
     if (call->message)

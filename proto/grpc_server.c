@@ -163,13 +163,13 @@ static void serve_verb(struct server_call *call)
 {
     mn_grpc_server *server = call->server;
     mn_error error = {0};
-    uint64_t held = atomic_load_explicit(&server->held, memory_order_relaxed);
+    enum mn_verb_kind kind = mn_verb_kind_of(call->method->verb);
     enum mn_status status = MN_OK;
     if (server->abandoned)
         status = mn_fail(&error, MN_UNAVAILABLE, "", "the shard is shutting down; try again");
-    else if (held > server->options.calls_max)
-        status = mn_fail(&error, MN_BUSY, "calls_max", "the shard holds %llu calls already",
-                         (unsigned long long)held - 1);
+    else if (server->held_by_kind[kind] > server->options.calls_max)
+        status = mn_fail(&error, MN_BUSY, "calls_max", "the shard holds %u such calls already",
+                         server->held_by_kind[kind] - 1);
     if (!status)
         status = decode(call, &error);
     if (!status)
@@ -241,6 +241,7 @@ static void on_arrived(struct server_call *call, bool matched)
     call->answer = NULL;
     memset(&call->base.reply, 0, sizeof call->base.reply);
     call->base.request.verb = call->method->verb;
+    server->held_by_kind[mn_verb_kind_of(call->method->verb)]++;
     atomic_fetch_add_explicit(&server->held, 1, memory_order_relaxed);
     if (call->message)
         atomic_fetch_add_explicit(&server->bytes_received, grpc_byte_buffer_length(call->message),
@@ -395,7 +396,7 @@ static grpc_server *create_grpc_server(const mn_grpc_server_options *options)
     grpc_arg args[] = {
         integer_arg(GRPC_ARG_ALLOW_REUSEPORT, 0), /* else a second server binds in silence */
         integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)options->message_bytes_max),
-        integer_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS, (int)options->calls_max),
+        integer_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS, (int)(KINDS * options->calls_max)),
         integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
         integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
         /* Clients ping each 10 s, calls or none; a vanished one is noticed by our own pings. */
@@ -438,7 +439,7 @@ static enum mn_status check_options(const mn_grpc_server_options *options, mn_er
     if (options->reply_bytes_max && options->reply_bytes_max < MN_MESSAGE_BYTES_MAX)
         return mn_fail(error, MN_INVALID, "reply_bytes_max", "%llu is less than a message's %d",
                        (unsigned long long)options->reply_bytes_max, MN_MESSAGE_BYTES_MAX);
-    if (options->message_bytes_max > INT32_MAX || options->calls_max > INT32_MAX / 2)
+    if (options->message_bytes_max > INT32_MAX || options->calls_max > INT32_MAX / 8)
         return mn_fail(error, MN_INVALID, "calls_max", "calls_max or message_bytes_max too large");
     return MN_OK;
 }
@@ -488,8 +489,8 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
     server->stopped_tag.event = EVENT_STOPPED;
     atomic_store(&server->healthy, true);
     mn_grpc_init();
-    /* Twice the calls: as many again may be leaving while calls_max are held. */
-    server->slots_max = 2 * server->options.calls_max + METHOD_COUNT * POSTED_PER_METHOD;
+    /* Twice the calls: as many again may be leaving while these are held. */
+    server->slots_max = 2 * KINDS * server->options.calls_max + METHOD_COUNT * POSTED_PER_METHOD;
     server->slots = env->reserve(env->context, slots_bytes(server));
     server->pool = mn_reply_pool_create(env, server->options.reply_bytes_max);
     if (!server->slots || !server->pool) {

@@ -24,10 +24,11 @@ struct tag {
 struct method {
     void *registered; /* NULL: the catch-all for unknown methods */
     void (*serve)(struct server_call *call);
-    enum mn_verb verb;
+    enum mn_verb verb; /* 0, a control verb, where there is none */
     uint32_t missing;
 };
 enum { METHOD_HEALTH = MN_VERB_COUNT, METHOD_UNKNOWN, METHOD_COUNT };
+enum { KINDS = MN_KIND_CONTROL + 1 }; /* of calls; methods without a verb are control */
 
 /* A slot: first a posted request, then the call that matched it, until gRPC is done with both. Only
  * the thread in mn_grpc_server_run touches it. */
@@ -69,6 +70,9 @@ struct mn_grpc_server {
     struct server_call *slots; /* [slots_max], of which the first slots_used were ever used */
     struct server_call *free;
     uint32_t slots_max, slots_used, slots_busy;
+    /* Arrived and not answered: each kind has places of its own, so that reads that wait for a
+     * commit cannot keep it out. */
+    uint32_t held_by_kind[KINDS];
 
     uint8_t header[MN_HEADER_BYTES_MAX]; /* scratch of one decode or encode */
     mn_span spans[MN_GRPC_SPANS_MAX];    /* scratch likewise: a message's pieces */

@@ -424,8 +424,8 @@ typedef struct mn_grpc_server mn_grpc_server;
 typedef struct mn_grpc_server_options {
     const char
         *address; /* "127.0.0.1:7700"; port 0 picks one. SO_REUSEPORT is off: a second bind fails */
-    uint32_t calls_max; /* calls held at once, parked ones included; default 4096; more wait in gRPC
-                           or get BUSY */
+    uint32_t calls_max; /* calls of each kind (read, change, control) held at once, parked ones
+                           included; default 4096; more wait in gRPC or get BUSY */
     uint64_t reply_bytes_max;   /* pooled reply buffers in total; default 256 MiB */
     uint32_t message_bytes_max; /* default MN_MESSAGE_BYTES_MAX */
     mn_admit_function admit;    /* NULL admits all */

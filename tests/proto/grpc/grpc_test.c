@@ -288,6 +288,11 @@ static void test_bounds(void **state)
     assert_int_equal(ask(&server, other, MN_VERB_STATUS, 5000, &call), MN_BUSY);
     assert_string_equal(call.reply.error.field, "calls_max");
     rig_end(&call);
+    /* Each kind has places of its own: what is parked may wait for one of the others. */
+    assert_int_equal(ask(&server, other, MN_VERB_FETCH, 5000, &call), MN_OK);
+    rig_end(&call);
+    assert_int_equal(ask(&server, client, MN_VERB_BAG_GRAD, 5000, &call), MN_OK);
+    rig_end(&call);
     client->cancel(client, &parked[0].exchange);
     assert_int_equal(rig_wait(&parked[0]), MN_CANCELLED);
     rig_wait_abandoned(&server, 1);
