@@ -18,7 +18,7 @@ static void settled_commit(mn_task *task)
     if (dropped)
         mn_task_end(task, mn_fail(&task->error, MN_DISCARDED, "discard",
                                   "a rank voted to discard step %" PRIu64
-                                  ": it is committed without a change",
+                                  ", or its norm is not finite: it is committed without a change",
                                   settle->step));
     else if (operation->proposal.discard && !settle->outcome.discard)
         mn_task_end(task, mn_fail(&task->error, MN_CONFLICT, "discard",

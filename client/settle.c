@@ -103,7 +103,15 @@ static bool squares_fit(mn_task *task, uint32_t *out_misfit)
     return true;
 }
 
-/* factor = scale * min(1, clip / (scale * sqrt(sum))), in f64, rounded once: a pure function of
+static void discard(mn_settle *settle)
+{
+    memset(&settle->outcome, 0, sizeof settle->outcome);
+    memset(settle->factors, 0, sizeof settle->factors);
+    settle->outcome.discard = true;
+}
+
+/* A norm that is not finite clips to nothing sensible: the step is discarded, by all ranks alike.
+ * factor = scale * min(1, clip / (scale * sqrt(sum))), in f64, rounded once: a pure function of
  * what the shards answered, so any rank finds the same. */
 static void find_factors(mn_task *task)
 {
@@ -125,6 +133,11 @@ static void find_factors(mn_task *task)
             factor = scale * (set->clip_norm / settle->norms[i]);
         settle->factors[i] = (float)factor;
     }
+    for (uint32_t i = 0; i < settle->outcome.set_count; i++)
+        if (!isfinite(settle->norms[i])) {
+            discard(settle);
+            return;
+        }
 }
 
 /* ---- Commit ---- */
@@ -326,10 +339,8 @@ static void complete_seal(mn_task *task)
             mn_task_pause(task, mn_settle_seal, &why);
             return;
         }
-    if (settle->discard) {
-        memset(&settle->outcome, 0, sizeof settle->outcome);
-        settle->outcome.discard = true;
-    }
+    if (settle->discard)
+        discard(settle);
     uint32_t misfit;
     if (clips(&settle->outcome) && !squares_fit(task, &misfit)) {
         mn_phase_home(task, &relist_phase);

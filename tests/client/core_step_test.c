@@ -146,6 +146,31 @@ static void tables_come_while_sealing(void **state)
     fake_destroy(&it);
 }
 
+/* A gradient that overflowed would make rows NaN whatever its factor. */
+static void an_infinite_norm_discards(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    double squares[1][4] = {{1, INFINITY}};
+    mn_table_info table = {.table = 7, .spec = spec};
+    table.spec.tiles = 2;
+    world(&it, 1);
+    fake_join(&it);
+    commit(&it, &call, 5, 3);
+    fake_submit(&it, &call);
+    mn_exchange *list = fake_take(&it, MN_VERB_LIST, 0);
+    list->reply.tables = &table;
+    list->reply.table_count = 1;
+    fake_answer(&it, list);
+    answer_seal(&it, 0, 4, 3, squares[0], 2);
+    assert_true(fake_take(&it, MN_VERB_COMMIT, 0)->request.proposal.discard);
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    expect_end(&call, MN_DISCARDED, "discard");
+    assert_int_equal(mn_core_step(it.core), 5);
+    fake_destroy(&it);
+}
+
 static void other_sums_seal_again(void **state)
 {
     (void)state;
@@ -482,6 +507,7 @@ int main(void)
         cmocka_unit_test(a_commit_seals_then_commits),
         cmocka_unit_test(norms_clip),
         cmocka_unit_test(tables_come_while_sealing),
+        cmocka_unit_test(an_infinite_norm_discards),
         cmocka_unit_test(other_sums_seal_again),
         cmocka_unit_test(reseal),
         cmocka_unit_test(a_commit_made_again),
