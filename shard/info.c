@@ -26,13 +26,10 @@ enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error
     enum mn_status status = mn_shard_check_group(shard, call, true, &group, error);
     if (status)
         return status;
-    const char *name = request->table ? NULL : request->spec.name;
-    const struct table *table = mn_shard_table_find(shard, group, request->table, name);
-    if (!table)
-        return mn_fail(error, MN_NOT_FOUND, "table",
-                       "%" PRIu64 " %.63s is no table of group %s "
-                       "here",
-                       request->table, name ? name : "", group->name);
+    struct table *table;
+    status = mn_shard_table_named(shard, group, request, &table, error);
+    if (status)
+        return status;
     fill_table(table, &shard->table_infos[0]);
     call->reply.table = table->id;
     call->reply.tables = shard->table_infos;

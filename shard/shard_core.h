@@ -200,6 +200,9 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
 void mn_shard_table_deinit(mn_shard *shard, struct table *table);
 struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t id,
                                   const char *name);
+/* By the request's table, or by spec.name when that is 0; MN_NOT_FOUND. */
+enum mn_status mn_shard_table_named(mn_shard *shard, struct group *group, const mn_request *request,
+                                    struct table **out_table, mn_error *error);
 void mn_shard_table_promote(mn_shard *shard, struct table *table); /* when a quarter is written */
 enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error);

@@ -152,6 +152,19 @@ struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t
     return NULL;
 }
 
+enum mn_status mn_shard_table_named(mn_shard *shard, struct group *group, const mn_request *request,
+                                    struct table **out_table, mn_error *error)
+{
+    const char *name = request->table ? NULL : request->spec.name;
+    struct table *table = mn_shard_table_find(shard, group, request->table, name);
+    if (!table)
+        return mn_fail(error, MN_NOT_FOUND, "table",
+                       "%" PRIu64 " %.63s is no table of group %s here", request->table,
+                       name ? name : "", group->name);
+    *out_table = table;
+    return MN_OK;
+}
+
 /* Until a quarter of the rows is written, pages are small and memory follows the rows; then most
  * of it will be touched anyway, and large pages save the processor's address cache. */
 void mn_shard_table_promote(mn_shard *shard, struct table *table)
@@ -270,13 +283,10 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
     enum mn_status status = mn_shard_check_group(shard, call, true, &group, error);
     if (status)
         return status;
-    const char *name = request->table ? NULL : request->spec.name;
-    struct table *table = mn_shard_table_find(shard, group, request->table, name);
-    if (!table)
-        return mn_fail(error, MN_NOT_FOUND, "table",
-                       "%" PRIu64 " %.63s is no table of group %s "
-                       "here",
-                       request->table, name ? name : "", group->name);
+    struct table *table;
+    status = mn_shard_table_named(shard, group, request, &table, error);
+    if (status)
+        return status;
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++) {
         const struct step *step = &group->steps[i];
         if (step->tables[table - group->tables].first || step->seal_count)
