@@ -175,11 +175,12 @@ typedef struct mn_commit_options {
 /* Seals this rank's part of `step` at every shard, waits for all ranks, and makes the step
  * permanent everywhere. All changing futures of the step must have been waited for (MN_STEP
  * otherwise). Every rank calls it with the same options (MN_CONFLICT names the field that differs).
- * MN_DISCARDED: another rank voted to discard, or the norm of a set to clip overflowed. A failure that is retryable may be repeated with the
- * same arguments. out_norms, NULL or [sets]: norms of the merged gradients (with clip_norm > 0,
- * else 0; NaN when the step was already permanent and the gradients gone). A changing call of the
- * step that failed is to be made again with the same part and content before (MN_INCOMPLETE), or
- * the step discarded. Blocks. */
+ * MN_DISCARDED: another rank voted to discard, or the norm of a set to clip overflowed. A
+ * failure that is retryable may be repeated with the same arguments. out_norms, NULL or [sets]:
+ * norms of the merged gradients (with clip_norm > 0, else 0; NaN when the step was already
+ * permanent and the gradients gone). A changing call of the step that failed is to be made
+ * again with the same part and content before (MN_INCOMPLETE), or the step discarded. Blocks.
+ * */
 enum mn_status mn_commit(mn_client *client, uint64_t step, const mn_commit_options *options,
                          double *out_norms, mn_error *error);
 /* Votes to drop what all ranks staged for `step`; it then counts as committed without a change.
