@@ -179,8 +179,8 @@ typedef struct mn_commit_options {
  * failure that is retryable may be repeated with the same arguments. out_norms, NULL or [sets]:
  * norms of the merged gradients (with clip_norm > 0, else 0; NaN when the step was already
  * permanent and the gradients gone). A changing call of the step that failed is to be made
- * again with the same part and content before (MN_INCOMPLETE), or the step discarded. Blocks.
- * */
+ * again with the same part and content before (MN_INCOMPLETE), or the step discarded.
+ * Blocks. */
 enum mn_status mn_commit(mn_client *client, uint64_t step, const mn_commit_options *options,
                          double *out_norms, mn_error *error);
 /* Votes to drop what all ranks staged for `step`; it then counts as committed without a change.
