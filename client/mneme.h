@@ -36,7 +36,9 @@ typedef struct mn_client_options {
     bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
                     come before its group (which is then MN_NOT_FOUND) */
     uint32_t local_shards;  /* local: only, shards (threads) to embed; default 1 */
-    uint32_t staleness;     /* reads for step t may see steps down to t-1-staleness; default 0 */
+    /* Reads for step t may see steps down to t-1-staleness; default 0. Above 0, the shards of one
+     * read may answer from different steps within the bound. */
+    uint32_t staleness;
     uint64_t deadline_ms;   /* of every call; default 60,000 */
     uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
     uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */
