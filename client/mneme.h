@@ -35,7 +35,7 @@ typedef struct mn_client_options {
     uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1 */
     bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
                     come before its group (which is then MN_NOT_FOUND) */
-    uint32_t local_shards;  /* local: only, shards (threads) to embed; default 1 */
+    uint32_t local_shards; /* local: only, shards (threads) to embed; default 1 */
     /* Reads for step t may see steps down to t-1-staleness; default 0. Above 0, the shards of one
      * read may answer from different steps within the bound. */
     uint32_t staleness;
