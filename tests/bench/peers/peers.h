@@ -23,8 +23,10 @@ typedef struct peer_tcp {
 } peer_tcp;
 void peer_tcp_start(peer_tcp *peer, uint64_t rows, uint32_t dim);
 void peer_tcp_stop(peer_tcp *peer);
-void peer_tcp_rows(peer_tcp *peer, enum peer_operation operation, const uint32_t *indices,
-                   uint32_t count, float *out_rows);
+/* Asks for rows; several requests may be in flight, their rows are taken in order. */
+void peer_tcp_ask(peer_tcp *peer, enum peer_operation operation, const uint32_t *indices,
+                  uint32_t count);
+void peer_tcp_take(peer_tcp *peer, uint32_t count, float *out_rows);
 void peer_tcp_sink(peer_tcp *peer, const float *rows, uint32_t count);
 
 /* redis-server, rows as values of 8-byte binary keys; MGET of 64 keys, 8 requests in flight (the

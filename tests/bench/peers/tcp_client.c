@@ -23,13 +23,17 @@ void peer_tcp_stop(peer_tcp *peer)
     bench_stop(&peer->server);
 }
 
-void peer_tcp_rows(peer_tcp *peer, enum peer_operation operation, const uint32_t *indices,
-                   uint32_t count, float *out_rows)
+void peer_tcp_ask(peer_tcp *peer, enum peer_operation operation, const uint32_t *indices,
+                  uint32_t count)
 {
     peer_header header = {operation, count};
     bench_send(peer->connection, &header, sizeof header);
     if (operation == PEER_GATHER)
         bench_send(peer->connection, indices, count * sizeof *indices);
+}
+
+void peer_tcp_take(peer_tcp *peer, uint32_t count, float *out_rows)
+{
     bench_receive(peer->connection, out_rows, (size_t)count * peer->dim * sizeof *out_rows);
 }
 
