@@ -3,8 +3,9 @@
 #include "tile.h"
 
 /* How far to prefetch: about this many bytes ahead, and at least this many rows; update counts (one
- * line for each) further. */
-enum { AHEAD_BYTES = 8192, AHEAD_ROWS = 4, AHEAD_UPDATES = 32 };
+ * line for each) further. Into L2: it waits for three times as many lines at once as L1 (gathers of
+ * 512-byte rows ran at 5 GB/s with 8 KiB into L1, at 9 with 24 into L2). */
+enum { AHEAD_BYTES = 24576, AHEAD_ROWS = 4, AHEAD_UPDATES = 32, INTO_L2 = 2 };
 
 typedef struct reader {
     const mn_tile *tile;
@@ -41,7 +42,7 @@ INLINE void prefetch_ahead(const reader *r, uint64_t i, uint32_t skip, uint32_t 
     const char *row =
         (const char *)r->tile->values + skip + offset_ahead(r, i + r->ahead) * r->row_bytes;
     for (uint32_t b = 0; b < bytes; b += LINE)
-        __builtin_prefetch(row + b, 0, 3);
+        __builtin_prefetch(row + b, 0, INTO_L2);
 }
 
 void ISA(gather)(const mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype out_dtype,
