@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH = 8192, BATCHES = 4, PUSH_ROWS = 65536, PUSH_SHARDS = 2 };
+enum { BATCH = 8192, BATCHES = 8, PUSH_ROWS = 65536, PUSH_SHARDS = 2 };
 
 typedef struct rows_context {
     bench_service service;
