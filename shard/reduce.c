@@ -36,26 +36,49 @@ static struct reduce *find(struct group *group, uint64_t step, const char *name)
     return reduce;
 }
 
-/* What reduces hold counts for the budget as their step's pieces do; one that is kept after its
- * step counts for no step. */
-static void charge_step(mn_shard *shard, struct group *group, uint64_t number, int64_t bytes)
+/* What reduces hold counts for the budget as their step's pieces do. What is kept after the commit
+ * counts apart (mn_shard_reduce_keep): it must not take the room of the steps that are open. */
+static void charge(mn_shard *shard, struct group *group, uint64_t number, int64_t bytes)
 {
-    struct step *step = &group->steps[number % shard->options.open_steps_max];
+    if (number <= group->committed) {
+        group->kept_bytes += (uint64_t)bytes;
+        return;
+    }
     group->change_bytes += (uint64_t)bytes;
-    if (step->number == number)
-        step->charged_bytes += (uint64_t)bytes;
+    mn_shard_step_at(shard, group, number)->charged_bytes += (uint64_t)bytes;
+}
+
+void mn_shard_reduce_keep(struct group *group, struct step *step)
+{
+    group->change_bytes -= step->charged_bytes;
+    group->kept_bytes += step->charged_bytes;
+    step->charged_bytes = 0;
+}
+
+static enum mn_status check_room(const mn_shard *shard, const struct group *group, uint64_t number,
+                                 uint64_t bytes, mn_error *error)
+{
+    uint64_t max = shard->options.change_bytes_max;
+    if (number > group->committed)
+        return mn_shard_change_room(shard, group, number, bytes, error);
+    if (group->kept_bytes <= max && bytes <= max - group->kept_bytes)
+        return MN_OK;
+    return mn_fail(error, MN_BUSY, "change_bytes_max",
+                   "%" PRIu64 " bytes of reduces are kept of step %" PRIu64 ", no room for %" PRIu64
+                   " more",
+                   group->kept_bytes, number, bytes);
 }
 
 static void *take(mn_shard *shard, struct group *group, uint64_t step, uint64_t bytes,
                   enum mn_status *out_status, mn_error *error)
 {
-    uint64_t charge = mn_shard_block_bytes(bytes);
-    *out_status = mn_shard_change_room(shard, group, step, charge, error);
+    uint64_t block_bytes = mn_shard_block_bytes(bytes);
+    *out_status = check_room(shard, group, step, block_bytes, error);
     if (*out_status)
         return NULL;
     void *block = mn_shard_block_take(&shard->pool, bytes);
     if (block)
-        charge_step(shard, group, step, (int64_t)charge);
+        charge(shard, group, step, (int64_t)block_bytes);
     else
         *out_status = mn_fail(error, MN_NO_MEMORY, "name", "no memory for a reduce");
     return block;
@@ -65,7 +88,7 @@ static void give(mn_shard *shard, struct group *group, uint64_t step, void *bloc
 {
     if (!block)
         return;
-    charge_step(shard, group, step, -(int64_t)mn_shard_block_bytes(bytes));
+    charge(shard, group, step, -(int64_t)mn_shard_block_bytes(bytes));
     mn_shard_block_give(&shard->pool, block, bytes);
 }
 

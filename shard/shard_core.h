@@ -129,6 +129,7 @@ struct group {
     float last_factors[MN_COMMIT_SETS_MAX];
     uint64_t last_incarnation_sum;
     uint64_t read_bytes, change_bytes; /* in use */
+    uint64_t kept_bytes;               /* of the last step's reduces; in neither budget */
     mn_call *parked_first, *parked_last;
     uint32_t parked_count;
     uint32_t wake; /* bit per verb whose parked calls are to run again: something changed */
@@ -290,6 +291,8 @@ int mn_shard_proposal_set(const mn_proposal *proposal, uint64_t table);
 
 enum mn_status mn_shard_reduce(mn_shard *shard, mn_call *call, mn_error *error);
 void mn_shard_reduce_drop(mn_shard *shard, struct group *group, uint64_t before_step);
+/* The step, whose pieces are gone, is being committed: its reduces leave the change budget. */
+void mn_shard_reduce_keep(struct group *group, struct step *step);
 /* Ranks whose values are missing, as text. */
 void mn_shard_reduce_missing(struct group *group, const mn_request *request, char *out_text,
                              size_t bytes);

@@ -206,6 +206,7 @@ static void make_permanent(mn_shard *shard, struct group *group, struct step *st
     if (!outcome.discard)
         mn_shard_merge_apply(shard, group, step, &outcome, request->factors);
     mn_shard_step_drop(shard, group, step);
+    mn_shard_reduce_keep(group, step); /* all that is left in it */
     group->committed = step->number;
     group->last_proposal = outcome;
     group->last_incarnation_sum = request->incarnation_sum;

@@ -245,6 +245,28 @@ static void test_reserve_holds_reduces(void **state)
     fixture_deinit(&f);
 }
 
+/* Results that are kept after their step take no room of the open ones: a step that needs no more
+ * than the reserve finishes, though each step before it left as many results as it could. */
+static void test_reserve_holds_kept_reduces(void **state)
+{
+    (void)state;
+    mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
+    struct fixture f;
+    fixture_init(&f, 1, &options);
+    fixture_join(&f, 1);
+    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
+    struct fixture_table table = fixture_table(&f, &spec);
+    mn_proposal proposal = fixture_proposal(1);
+    for (uint64_t step = 1; step < 8; step++) {
+        uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+        uint32_t room = fill_with_reduces(&f, step + 1, 100);
+        assert_true(room > 2 && room < 100);
+        assert_int_equal(push(&f, &table, step, 0, 16, pieces[0]), MN_OK); /* 3 KB */
+        fixture_commit(&f, step, &proposal, 1, pieces);
+    }
+    fixture_deinit(&f);
+}
+
 static void test_read_budget(void **state)
 {
     (void)state;
@@ -341,6 +363,7 @@ int main(void)
         cmocka_unit_test(test_change_budget),
         cmocka_unit_test(test_reserve_holds),
         cmocka_unit_test(test_reserve_holds_reduces),
+        cmocka_unit_test(test_reserve_holds_kept_reduces),
         cmocka_unit_test(test_read_budget),
         cmocka_unit_test(test_never_fits),
         cmocka_unit_test(test_billion),
