@@ -149,8 +149,9 @@ struct mn_task {
     mn_data data;
     mn_settle *settle;
     void (*joined)(mn_task *task); /* what follows Join */
-    uint64_t table, epoch, step;   /* Create: the id; Load: the new epoch; Save: the step */
-    uint32_t accepted;             /* Drop: shards that had the table */
+    uint64_t table, epoch,
+        step;          /* Create: the id; Load: the highest, then its own epoch; Save: the step */
+    uint32_t accepted; /* Drop: shards that had the table */
     mn_table_spec spec;
 };
 

@@ -201,7 +201,8 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
 enum mn_status mn_save(mn_client *client, const char *path, mn_error *error);
 /* Replaces the group by the one saved at `path`, on this number of shards; raises the map epoch, so
  * that nothing sent before can touch it; then joins again. Table handles opened before stay valid
- * for tables of the same name and spec. Blocks. */
+ * for tables of the same name and spec. Of two loads at once one wins, the other ends MN_EPOCH.
+ * Blocks. */
 enum mn_status mn_load(mn_client *client, const char *path, mn_error *error);
 
 /* What one shard says of itself, and of the tables it holds. Arrays are the caller's; counts are in

@@ -138,12 +138,6 @@ static void complete_load(mn_task *task)
 
 static const mn_phase load_phase = {MN_VERB_RESTORE, fill_load, NULL, NULL, complete_load};
 
-static void see_epoch(mn_task *task, const mn_reply *reply)
-{
-    if (reply->map_epoch >= task->epoch)
-        task->epoch = reply->map_epoch + 1;
-}
-
 static void fill_map(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)task; /* asked without an epoch: it may be another */
@@ -151,10 +145,12 @@ static void fill_map(mn_task *task, mn_lane *lane, mn_slot *slot)
     slot->exchange.request.context.map_epoch = 0;
 }
 
+/* The highest there is. */
 static enum mn_status answered_epoch(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane;
-    see_epoch(task, &slot->exchange.reply);
+    if (slot->exchange.reply.map_epoch > task->epoch)
+        task->epoch = slot->exchange.reply.map_epoch;
     return MN_OK;
 }
 
@@ -166,7 +162,13 @@ static bool refused_map(mn_task *task, mn_lane *lane, const mn_reply *reply)
     return reply->status == MN_NOT_FOUND;
 }
 
-static void complete_map(mn_task *task) { mn_phase_all(task, &load_phase); }
+/* Who else loads now draws another epoch: the higher one wins at every shard. */
+static void complete_map(mn_task *task)
+{
+    mn_core *core = task->core;
+    task->epoch = mn_epoch_above(task->epoch, core->env.random(core->env.context));
+    mn_phase_all(task, &load_phase);
+}
 
 static const mn_phase map_phase = {MN_VERB_MAP, fill_map, answered_epoch, refused_map,
                                    complete_map};

@@ -111,6 +111,16 @@ static const mn_phase fence_phase = {MN_VERB_JOIN, fill_fence, answered_fence, N
 
 /* ---- Assign ---- */
 
+/* Whoever loaded must not go on in a group that another has loaded since. */
+static enum mn_status check_loaded(mn_task *task, const mn_reply *reply)
+{
+    if (task->epoch == 0 || reply->map_epoch == task->epoch)
+        return MN_OK;
+    return mn_fail(&task->error, MN_EPOCH, "map_epoch",
+                   "the group was loaded again meanwhile: its epoch is %" PRIu64 ", not %" PRIu64,
+                   reply->map_epoch, task->epoch);
+}
+
 static void fill_assign(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the home shard's */
@@ -127,6 +137,9 @@ static enum mn_status answered_assign(mn_task *task, mn_lane *lane, mn_slot *slo
         return mn_fail(&task->error, MN_CORRUPT, "incarnation",
                        "shard 0 assigned incarnation %" PRIu64 " in epoch %" PRIu64,
                        reply->incarnation, reply->map_epoch);
+    enum mn_status status = check_loaded(task, reply);
+    if (status)
+        return status;
     task->core->incarnation = reply->incarnation;
     task->core->epoch = reply->map_epoch;
     task->settle->step = reply->step;
@@ -155,6 +168,9 @@ static enum mn_status answered_map(mn_task *task, mn_lane *lane, mn_slot *slot)
     if (reply->map_epoch == 0)
         return mn_fail(&task->error, MN_NOT_FOUND, "group", "there is no group \"%s\"",
                        core->options.group);
+    enum mn_status status = check_loaded(task, reply);
+    if (status)
+        return status;
     core->epoch = reply->map_epoch;
     core->step = reply->step;
     core->joined = true;

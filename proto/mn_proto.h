@@ -44,7 +44,7 @@ typedef void (*mn_log_function)(void *context, int level, const char *event,
 typedef struct mn_env {
     void *context;
     uint64_t (*now_ns)(void *context); /* monotonic, from any origin */
-    uint64_t (*random)(void *context); /* request ids, back-off jitter: never anything promised */
+    uint64_t (*random)(void *context); /* request ids, map epochs, jitter: no bit of a value */
     void *(*allocate)(void *context, size_t bytes); /* zeroed, 64-byte aligned; NULL on failure */
     void (*release)(void *context, void *memory,
                     size_t bytes); /* same bytes as allocated; NULL is ignored */
@@ -114,6 +114,18 @@ uint64_t mn_row_of(const mn_geometry *geometry, uint32_t tile,
 uint32_t mn_map_shard(uint32_t tiles, uint32_t shards, uint32_t tile);
 void mn_map_tiles(uint32_t tiles, uint32_t shards, uint32_t shard, uint32_t *out_first,
                   uint32_t *out_count);
+
+/* A map epoch counts the restores of its group in the high 32 bits. The low ones are drawn by
+ * whoever makes the epoch (the home shard creates a group, a client restores it), so that no two
+ * lives of a group share one: neither two restores at the same time, nor two of one snapshot. */
+static inline uint64_t mn_epoch_restores(uint64_t epoch) { return epoch >> 32; }
+/* Of a group that was never restored; not 0. */
+static inline uint64_t mn_epoch_first(uint64_t random) { return (random & UINT32_MAX) | 1; }
+/* Of one restore more than `above`, which is 0 when there was no group. */
+static inline uint64_t mn_epoch_above(uint64_t above, uint64_t random)
+{
+    return (mn_epoch_restores(above) + 1) << 32 | (random & UINT32_MAX);
+}
 
 /* ---- 3. Payloads ---- */
 

@@ -217,6 +217,9 @@ static enum mn_status check_load(mn_shard *shard, const mn_request *request, boo
     if (!loaded && epoch <= known)
         return mn_fail(error, MN_EPOCH, "map_epoch",
                        "%" PRIu64 " is not above this shard's %" PRIu64, epoch, known);
+    if (!mn_epoch_restores(epoch))
+        return mn_fail(error, MN_INVALID, "map_epoch",
+                       "%" PRIu64 " counts no restore in its high 32 bits", epoch);
     if (request->ranks > MN_RANKS_MAX)
         return mn_fail(error, MN_INVALID, "ranks", "%u is more than %d", request->ranks,
                        MN_RANKS_MAX);

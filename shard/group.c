@@ -35,7 +35,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
     if (!memory)
         return mn_fail(error, MN_NO_MEMORY, "group", "no memory for group %s", name);
 
-    struct group group = {.ranks = ranks, .map_epoch = 1};
+    struct group group = {.ranks = ranks};
     memcpy(group.name, name, strnlen(name, MN_NAME_BYTES - 1));
     group.memory = memory;
     group.memory_bytes = bytes;
@@ -65,9 +65,21 @@ void mn_shard_group_deinit(mn_shard *shard, struct group *group)
     memset(group, 0, sizeof *group);
 }
 
-enum mn_status mn_shard_group_open(mn_shard *shard, const char *name, uint32_t ranks,
+/* Whether a group that does not stand here may come into being under the caller's epoch. */
+static enum mn_status check_new(const mn_shard *shard, const mn_context *context, mn_error *error)
+{
+    if (mn_epoch_restores(context->map_epoch))
+        return mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
+                       context->group);
+    if (!context->map_epoch && !is_home(shard))
+        return mn_fail(error, MN_INVALID, "map_epoch", "0: the home shard (0) tells it");
+    return MN_OK;
+}
+
+enum mn_status mn_shard_group_open(mn_shard *shard, const mn_context *context, uint32_t ranks,
                                    struct group **out_group, mn_error *error)
 {
+    const char *name = context->group;
     if (ranks == 0 || ranks > MN_RANKS_MAX)
         return mn_fail(error, MN_INVALID, "ranks", "%u is not between 1 and %d", ranks,
                        MN_RANKS_MAX);
@@ -79,9 +91,14 @@ enum mn_status mn_shard_group_open(mn_shard *shard, const char *name, uint32_t r
         if (shard->groups[i].name[0])
             continue;
         group = &shard->groups[i];
-        enum mn_status status = mn_shard_group_init(shard, name, ranks, group, error);
+        enum mn_status status = check_new(shard, context, error);
+        if (!status)
+            status = mn_shard_group_init(shard, name, ranks, group, error);
         if (status)
             return status;
+        group->map_epoch = context->map_epoch;
+        if (!group->map_epoch)
+            group->map_epoch = mn_epoch_first(shard->env.random(shard->env.context));
     }
     if (!group)
         return mn_fail(error, MN_BUSY, "groups_max", "this shard holds %u groups already",
@@ -159,9 +176,9 @@ static enum mn_status check_join(mn_shard *shard, const mn_call *call, mn_error 
         return mn_fail(error, MN_INVALID, "map_epoch", "0: ASSIGN tells it");
     if (mn_shard_group_find(shard, context->group))
         return MN_OK;
-    if (context->map_epoch > 1)
-        return mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
-                       context->group);
+    enum mn_status status = check_new(shard, context, error);
+    if (status)
+        return status;
     if (request->join == MN_JOIN_REPLAY || (request->join == MN_JOIN_FENCE && context->step > 0))
         return mn_fail(error, MN_LOST, "group",
                        "%s is at step %" PRIu64 " elsewhere, but this shard does not hold it: "
@@ -177,7 +194,7 @@ enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
     struct group *group = NULL;
     enum mn_status status = check_join(shard, call, error);
     if (!status)
-        status = mn_shard_group_open(shard, context->group, request->ranks, &group, error);
+        status = mn_shard_group_open(shard, context, request->ranks, &group, error);
     if (status)
         return status;
     if (context->map_epoch && context->map_epoch != group->map_epoch &&

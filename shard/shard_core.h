@@ -186,7 +186,9 @@ void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *
 /* ---- Groups (group.c) */
 
 struct group *mn_shard_group_find(mn_shard *shard, const char *name);
-enum mn_status mn_shard_group_open(mn_shard *shard, const char *name, uint32_t ranks,
+/* Makes the group of the context unless it stands. Its epoch is the context's; where that does not
+ * know one, the home shard draws it, and no other makes the group. */
+enum mn_status mn_shard_group_open(mn_shard *shard, const mn_context *context, uint32_t ranks,
                                    struct group **out_group, mn_error *error);
 /* An empty group in *out_group, in no list yet. */
 enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t ranks,

@@ -251,14 +251,11 @@ enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *e
     enum mn_status status = MN_OK;
     if (group || request->context.incarnation)
         status = mn_shard_check_group(shard, call, true, &group, error); /* says what is lost */
-    else if (request->context.map_epoch > 1)
-        status = mn_fail(error, MN_EPOCH, "map_epoch", "group %s has not been loaded here",
-                         request->context.group);
     if (!status)
         status = mn_spec_check(&request->spec, &checked, error);
     bool new_group = !group;
     if (!status && (new_group || request->ranks))
-        status = mn_shard_group_open(shard, request->context.group, request->ranks, &group, error);
+        status = mn_shard_group_open(shard, &request->context, request->ranks, &group, error);
     if (status)
         return status;
     struct table *table = mn_shard_table_find(shard, group, 0, checked.name);

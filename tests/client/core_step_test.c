@@ -478,6 +478,57 @@ static void a_reader_only_looks(void **state)
     fake_destroy(&it);
 }
 
+/* ---- Files ---- */
+
+/* Loads onto two shards, of which one stands at epoch 5; returns the epoch that it draws. */
+static uint64_t load(fake *it, fake_call *call)
+{
+    fake_call_init(it, call, MN_OP_LOAD, 1000);
+    memcpy(call->operation.name, "saved", 6);
+    fake_submit(it, call);
+    mn_exchange *exchange = fake_take(it, MN_VERB_RESTORE, 0);
+    assert_int_equal(exchange->request.files, MN_FILES_CHECK);
+    exchange->reply.map_epoch = 3;
+    fake_answer(it, exchange);
+    exchange = fake_take(it, MN_VERB_MAP, 0);
+    exchange->reply.map_epoch = 5;
+    fake_answer(it, exchange);
+    fake_refuse(it, fake_take(it, MN_VERB_MAP, 1), MN_NOT_FOUND, "group");
+    uint64_t epoch = fake_take(it, MN_VERB_RESTORE, 0)->request.context.map_epoch;
+    assert_int_equal(fake_take(it, MN_VERB_RESTORE, 1)->request.context.map_epoch, epoch);
+    assert_int_equal(mn_epoch_restores(epoch), 1);
+    fake_answer_all(it, MN_VERB_RESTORE, 4);
+    return epoch;
+}
+
+/* Two loads from the same beginnings draw two epochs; one that finds the other's has lost. */
+static void loads_do_not_share_an_epoch(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    uint64_t first = load(&it, &call);
+    mn_exchange *assign = fake_take(&it, MN_VERB_JOIN, 0);
+    assign->reply.incarnation = 1;
+    assign->reply.map_epoch = first;
+    assign->reply.step = 4;
+    fake_answer(&it, assign);
+    fake_answer_all(&it, MN_VERB_JOIN, 4); /* FENCE */
+    fake_answer_all(&it, MN_VERB_JOIN, 4); /* REPLAY */
+    fake_answer_all(&it, MN_VERB_LIST, 4);
+    expect_end(&call, MN_OK, NULL);
+    uint64_t second = load(&it, &call);
+    assert_int_not_equal(first, second);
+    assign = fake_take(&it, MN_VERB_JOIN, 0);
+    assign->reply.incarnation = 1;
+    assign->reply.map_epoch = second + 1; /* another's load came in between */
+    fake_answer(&it, assign);
+    expect_end(&call, MN_EPOCH, "map_epoch");
+    fake_destroy(&it);
+}
+
 /* ---- Tables ---- */
 
 static void a_drop_made_again(void **state)
@@ -520,6 +571,7 @@ int main(void)
         cmocka_unit_test(join_without_replay_is_planted),
         cmocka_unit_test(nothing_before_join),
         cmocka_unit_test(a_reader_only_looks),
+        cmocka_unit_test(loads_do_not_share_an_epoch),
         cmocka_unit_test(a_drop_made_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

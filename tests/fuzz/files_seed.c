@@ -21,7 +21,7 @@ static void train_one_step(files_shard *files, const mn_table_spec *spec)
 {
     static uint8_t payload[STORED * (4 + 4 * DIM)];
     mn_reply reply;
-    mn_request request = files_request(MN_VERB_CREATE_TABLE, 0, 0);
+    mn_request request = files_request(MN_VERB_CREATE_TABLE, 1, 0);
     request.spec = *spec;
     request.context.incarnation = 0;
     must(!files_ask(files, &request, &reply), "CreateTable");

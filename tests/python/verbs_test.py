@@ -9,6 +9,7 @@ import mneme_pb2 as pb
 from shard_process import Caller, Failure, Shard
 
 ROWS, DIM, RATE = 1000, 128, 0.5
+RESTORED = 1 << 32  # one restore more, in a map epoch
 
 
 def u32(*values):
@@ -212,7 +213,7 @@ class Verbs(unittest.TestCase):
         checked = first.call("Restore", phase=pb.FILES_CHECK, path="saved/one")
         self.assertEqual((checked.step, checked.ranks), (1, 2))
         self.assertEqual([t.spec.name for t in checked.tables], ["values"])
-        old_epoch, first.map_epoch = first.map_epoch, first.map_epoch + 1
+        old_epoch, first.map_epoch = first.map_epoch, first.map_epoch + RESTORED
         loaded = first.call("Restore", phase=pb.FILES_LOAD, path="saved/one")
         self.assertGreater(loaded.file_bytes, 0)
         self.model = {}
@@ -224,7 +225,7 @@ class Verbs(unittest.TestCase):
             with self.assertRaises(Failure):
                 rank.call("Push", step=2, count=1, **self.tiles(payload=u32(3) + f32(row_of(1))))
             rank.join(2)
-        self.assertEqual([rank.map_epoch for rank in self.ranks], [old_epoch + 1] * 2)
+        self.assertEqual([rank.map_epoch for rank in self.ranks], [old_epoch + RESTORED] * 2)
         self.check_table()
         self.bag()
         self.check_table()
@@ -232,7 +233,7 @@ class Verbs(unittest.TestCase):
         with self.assertRaises(Failure) as caught:
             self.fetch([7])
         self.assertEqual(caught.exception.status, "EPOCH")
-        self.assertEqual(caught.exception.detail.map_epoch, old_epoch + 1)
+        self.assertEqual(caught.exception.detail.map_epoch, old_epoch + RESTORED)
 
     def test_health(self):
         for service in ("", "mneme.v1.Memory"):

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 enum { ROWS = 64, DIM = 48 };
+#define RESTORED (UINT64_C(1) << 32) /* one restore more, in a map epoch */
 
 struct saved {
     struct fixture_table columns, rows;
@@ -53,13 +54,15 @@ static void train(struct fixture *f, struct saved *out_saved)
     read_all(f, &out_saved->rows, 3, out_saved->rows_values);
 }
 
+static const char *folder = "snap"; /* which all calls name */
+
 static enum mn_status files_call(struct fixture *f, uint32_t shard, enum mn_verb verb,
                                  enum mn_files_phase phase, uint64_t step, mn_error *out_error)
 {
     mn_request request = fixture_request(f, verb, 0, step);
     request.context.incarnation = 0;
     request.files = phase;
-    memcpy(request.path, "snap", 5);
+    memcpy(request.path, folder, strlen(folder) + 1);
     struct answer *answer = fixture_send(f, shard, &request, NULL, 0);
     fixture_tick(f);
     enum mn_status status = answer->call.reply.status;
@@ -89,7 +92,7 @@ static void successor(struct fixture *f, struct fixture *old, uint32_t shards)
         f->world.env.storage = mem_storage_interface(f->storage);
         assert_int_equal(mn_shard_create(&options, &f->world.env, &f->shards[i], NULL), MN_OK);
     }
-    f->epoch = 2;
+    f->epoch = RESTORED;
     f->ranks = 1;
 }
 
@@ -133,6 +136,93 @@ static void test_other_shard_counts(void **state)
     fixture_deinit(&first);
 }
 
+static void expect_stands(struct fixture *f, uint64_t epoch, uint64_t step)
+{
+    for (uint32_t shard = 0; shard < f->count; shard++) {
+        mn_request map = fixture_request(f, MN_VERB_MAP, 0, 0);
+        struct answer *answer = fixture_send(f, shard, &map, NULL, 0);
+        assert_int_equal(answer->call.reply.map_epoch, epoch);
+        assert_int_equal(answer->call.reply.step, step);
+        fixture_free(answer);
+    }
+}
+
+/* Two load different snapshots at once: each reaches one shard first. The higher epoch wins at
+ * both, and nobody of the lower one is served anywhere. */
+static void test_two_loads_at_once(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    float values[ROWS * DIM];
+    mn_proposal nothing = {.discard = true};
+    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+    fixture_init(&f, 2, NULL);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    save(&f, 2);
+    fixture_commit(&f, 3, &nothing, 0, pieces);
+    folder = "other";
+    save(&f, 3);
+    const uint64_t lower = mn_epoch_above(f.epoch, 7), higher = mn_epoch_above(f.epoch, 8);
+    assert_true(lower < higher);
+    f.epoch = lower;
+    folder = "snap";
+    assert_int_equal(files_call(&f, 0, MN_VERB_RESTORE, MN_FILES_LOAD, 0, NULL), MN_OK);
+    f.epoch = higher;
+    folder = "other";
+    assert_int_equal(files_call(&f, 1, MN_VERB_RESTORE, MN_FILES_LOAD, 0, NULL), MN_OK);
+    f.epoch = lower;
+    folder = "snap";
+    assert_int_equal(files_call(&f, 1, MN_VERB_RESTORE, MN_FILES_LOAD, 0, NULL), MN_EPOCH);
+    f.epoch = higher;
+    folder = "other";
+    assert_int_equal(files_call(&f, 0, MN_VERB_RESTORE, MN_FILES_LOAD, 0, NULL), MN_OK);
+    expect_stands(&f, higher, 3);
+    f.epoch = lower;
+    for (uint32_t shard = 0; shard < 2; shard++) {
+        mn_request list = fixture_request(&f, MN_VERB_LIST, 0, 0);
+        assert_int_equal(fixture_ask(&f, shard, &list, NULL, 0, NULL), MN_EPOCH);
+    }
+    f.epoch = higher;
+    fixture_join(&f, 1);
+    read_all(&f, &saved.columns, 4, values);
+    assert_memory_equal(values, saved.columns_values, sizeof values);
+    folder = "snap";
+    fixture_deinit(&f);
+}
+
+/* One snapshot on fresh shards, twice: a client of the first restoration is refused by the second,
+ * whose epoch counts as many restores. */
+static void test_restored_twice(void **state)
+{
+    (void)state;
+    struct fixture first, again, old;
+    struct saved saved;
+    fixture_init(&first, 1, NULL);
+    fixture_join(&first, 1);
+    train(&first, &saved);
+    save(&first, 2);
+    successor(&again, &first, 1);
+    again.epoch = mn_epoch_above(1, 5);
+    assert_int_equal(load(&again, NULL), MN_OK);
+    fixture_join(&again, 1);
+    old = again; /* what the client knows */
+    mn_shard_destroy(again.shards[0]);
+    mn_shard_options options = {.shards = 1, .message_bytes_max = 1 << 20};
+    assert_int_equal(mn_shard_create(&options, &again.world.env, &again.shards[0], NULL), MN_OK);
+    again.epoch = mn_epoch_above(1, 6);
+    assert_int_equal(load(&again, NULL), MN_OK);
+    fixture_join(&again, 1);
+    assert_int_equal(old.incarnations[0], again.incarnations[0]); /* which fences nobody */
+    mn_request seal = fixture_request(&old, MN_VERB_SEAL, 0, 3);
+    assert_int_equal(fixture_ask(&again, 0, &seal, NULL, 0, NULL), MN_EPOCH);
+    seal.context.map_epoch = again.epoch;
+    assert_int_equal(fixture_ask(&again, 0, &seal, NULL, 0, NULL), MN_OK);
+    fixture_deinit(&again);
+    fixture_deinit(&first);
+}
+
 /* ---- What must be refused, with nothing changed */
 
 static void test_refusals(void **state)
@@ -157,6 +247,10 @@ static void test_refusals(void **state)
     f.epoch = 1; /* not above */
     assert_int_equal(load(&f, &error), MN_EPOCH);
     assert_string_equal(error.field, "map_epoch");
+    f.epoch = 2; /* above, but of no restore */
+    assert_int_equal(load(&f, &error), MN_INVALID);
+    assert_string_equal(error.field, "map_epoch");
+    f.epoch = 1;
     static const char *const paths[] = {"", "/etc", "..", "a/../b", "a\nb"};
     for (int i = 0; i < 5; i++) {
         mn_request request = fixture_request(&f, MN_VERB_SNAPSHOT, 0, 2);
@@ -248,7 +342,7 @@ static void test_storage_fails(void **state)
         assert_int_equal(mem_storage_open_handles(f.storage), 0);
     }
     assert_true(operation > 50);
-    f.epoch = 2;
+    f.epoch = RESTORED;
     operation = 1;
     for (enum mn_status status = MN_STORAGE; status; operation++) {
         mem_storage_fail_at(f.storage, operation);
@@ -315,7 +409,7 @@ static void test_damage(void **state)
     fixture_join(&f, 1);
     train(&f, &saved);
     save(&f, 2);
-    f.epoch = 2;
+    f.epoch = RESTORED;
     for (uint32_t i = 0; mem_storage_path(f.storage, i); i++) {
         const char *path = mem_storage_path(f.storage, i);
         uint64_t count;
@@ -342,9 +436,9 @@ static void test_damage(void **state)
     f.epoch = 1;
     read_all(&f, &saved.columns, 3, values);
     assert_memory_equal(values, saved.columns_values, sizeof values);
-    f.epoch = 2;
+    f.epoch = RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK); /* undamaged, it loads */
-    f.epoch = 3;
+    f.epoch = 2 * RESTORED;
     assert_true(mem_storage_remove(f.storage, "snap/1-2-2.tile"));
     assert_int_equal(load(&f, &error), MN_NOT_FOUND);
     fixture_deinit(&f);
@@ -359,7 +453,7 @@ static void test_memory_fails(void **state)
     fixture_join(&f, 1);
     train(&f, &saved);
     save(&f, 2);
-    f.epoch = 2;
+    f.epoch = RESTORED;
     uint64_t n = 0;
     for (enum mn_status status = MN_NO_MEMORY; status; n++) {
         uint64_t blocks = f.world.live_blocks, reserves = f.world.live_reserves;
@@ -448,6 +542,8 @@ int main(int argc, char **argv)
         return write_golden();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_other_shard_counts),
+        cmocka_unit_test(test_two_loads_at_once),
+        cmocka_unit_test(test_restored_twice),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_jobs),
         cmocka_unit_test(test_storage_fails),

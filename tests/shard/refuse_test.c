@@ -278,10 +278,11 @@ static void test_create_and_drop(void **state)
     memcpy(request.context.group, "new", 4);
     expect_at(world, 0, &request, NULL, 0, MN_LOST, "group");
     request.context.incarnation = 0;
-    request.context.map_epoch = 3;
+    request.context.map_epoch = UINT64_C(1) << 32;
     expect_at(world, 0, &request, NULL, 0, MN_EPOCH, "map_epoch");
-    request.ranks = 0;
     request.context.map_epoch = 0;
+    expect_at(world, 1, &request, NULL, 0, MN_INVALID, "map_epoch"); /* the home shard draws it */
+    request.ranks = 0;
     expect_at(world, 0, &request, NULL, 0, MN_INVALID, "ranks");
 
     mn_request drop = fixture_request(&world->f, MN_VERB_DROP, 0, 0);

@@ -18,7 +18,8 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
     sim_result result;
     calm.shards = shards;
     calm.shards_after = calm.deaths = 0;
-    calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = false;
+    calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = calm.rival =
+        false;
     calm.weather = weathers[0];
     calm.deadline_ms = 20000;
     calm.shard_plants = calm.core_plants = 0;
@@ -68,5 +69,6 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     config.limit_ns = config.calm_ns + 600 * SIM_S;
     if (!config.fickle && sim_chance(&random, 200)) /* a fickle step has no fixed size */
         sim_config_tighten(&config);
+    config.rival = config.shards_after && sim_chance(&random, 400);
     *out_config = config;
 }

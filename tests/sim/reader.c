@@ -122,6 +122,15 @@ static void find_tables(sim_life *life)
     }
 }
 
+/* A rival has restored under a higher epoch. */
+static bool load_refused(sim_op *op)
+{
+    if (!op->life->world->config.rival || op->base.status != MN_EPOCH)
+        return false;
+    sim_world_outdone(op->life);
+    return true;
+}
+
 static void serve(sim_life *life)
 {
     if (life->serves == MN_OP_FETCH) {
@@ -130,6 +139,7 @@ static void serve(sim_life *life)
     }
     sim_op *op = sim_op_create(life, life->serves);
     op->succeeded = served;
+    op->refused = life->serves == MN_OP_LOAD ? load_refused : NULL;
     (void)snprintf(op->base.name, sizeof op->base.name, "snapshot");
     sim_op_submit(op);
 }

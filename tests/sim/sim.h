@@ -90,6 +90,7 @@ typedef struct sim_config {
     bool packed, fickle, sloppy, discards, reader, clip, prefetch;
     bool roll_back; /* train past the snapshot before it is restored */
     bool busy_save; /* save and restore while everyone trains, not at a step where all rest */
+    bool rival;     /* two restore at the same time */
     sim_weather weather;
     uint64_t read_bytes_max, change_bytes_max, change_reserve_bytes; /* 0: the default */
     uint64_t deadline_ms;                                            /* of one call */
@@ -248,6 +249,7 @@ struct sim_world {
     enum sim_stage stage;
     uint64_t pause_step; /* lives rest after it */
     uint64_t saved_step, epoch;
+    uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left;
     bool finished, failed;
@@ -259,6 +261,7 @@ struct sim_world {
 
 void sim_world_resting(sim_life *life);
 void sim_world_served(sim_life *life, enum mn_operation_kind kind);
+void sim_world_outdone(sim_life *life); /* its load lost against its rival's */
 void sim_world_joined(sim_life *life);
 bool sim_world_stormy(const sim_world *world); /* faults still happen */
 

@@ -208,7 +208,9 @@ static void check_shard(sim_world *world, uint32_t i)
     shard->epoch = group.map_epoch;
     shard->step = group.committed_step;
     bool fresh = world->stage == SIM_LOADING && world->config.shards_after != world->config.shards;
-    if (fresh && group.map_epoch <= world->epoch)
+    if (!world->epoch)
+        world->epoch = group.map_epoch; /* the home shard has drawn it */
+    if (fresh && mn_epoch_restores(group.map_epoch) <= mn_epoch_restores(world->epoch))
         return; /* a late Join has made an empty group, which the restore will replace */
     if (group.map_epoch == world->epoch)
         follow(world, i, group.committed_step);
@@ -317,7 +319,9 @@ static void start_loading(sim_world *world)
     world->pause_step = config->steps;
     if (config->roll_back)
         wake_all(world); /* they go on, as trainers do that nobody told */
-    operate(world, SIM_LOADING, MN_OP_LOAD);
+    world->loaders = config->rival ? 2 : 1;
+    for (uint32_t i = 0; i < world->loaders; i++)
+        operate(world, SIM_LOADING, MN_OP_LOAD);
 }
 
 static void loaded(sim_world *world, uint64_t step)
@@ -339,6 +343,19 @@ static void loaded(sim_world *world, uint64_t step)
         start_rank(world, rank);
 }
 
+static void load_ended(sim_world *world, uint64_t step)
+{
+    if (!--world->loaders)
+        loaded(world, step);
+}
+
+void sim_world_outdone(sim_life *life)
+{
+    uint64_t step = life->world->shards[0].step;
+    sim_life_kill(life);
+    load_ended(life->world, step);
+}
+
 void sim_world_served(sim_life *life, enum mn_operation_kind kind)
 {
     sim_world *world = life->world;
@@ -347,7 +364,7 @@ void sim_world_served(sim_life *life, enum mn_operation_kind kind)
     if (kind == MN_OP_FETCH) {
         world->finished = true;
     } else if (kind == MN_OP_LOAD) {
-        loaded(world, step);
+        load_ended(world, step);
     } else if (world->config.busy_save) {
         start_loading(world);
     } else {
@@ -437,8 +454,8 @@ static void live(sim_world *world)
             (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
             sim_chance(&world->deaths, 3))
             strike(world);
-        if (world->config.busy_save && world->stage == SIM_TRAINING && world->epoch == 1 &&
-            world->model.step >= world->config.steps / 2)
+        if (world->config.busy_save && world->stage == SIM_TRAINING &&
+            !mn_epoch_restores(world->epoch) && world->model.step >= world->config.steps / 2)
             operate(world, SIM_SAVING, MN_OP_SAVE);
         if (world->clock.now_ns > world->config.limit_ns)
             explain_stop(world, "not finished");
@@ -487,7 +504,6 @@ void sim_run(const sim_config *config, sim_result *out_result)
     world->deaths.state = config->seed ^ 0xdea7;
     world->storage = sim_storage_create();
     world->deaths_left = config->deaths;
-    world->epoch = 1;
     world->pause_step =
         config->shards_after && !config->busy_save ? config->steps / 2 : config->steps;
     sim_model_init(&world->model, &world->config);
