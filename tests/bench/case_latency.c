@@ -1,17 +1,21 @@
-/* bag-latency: a small bag, against a bare gRPC echo of as many bytes to as many servers. */
+/* bag-latency: a small bag, against a bare gRPC echo of as many bytes to as many servers, and
+ * against its bound: that echo, then a plain loop over the same rows in memory of our own. */
 #include "peers/peers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
-enum { QUERIES = 16, READS = 128, CALLS = 400, CALLS_QUICK = 100 };
+enum { QUERIES = 16, READS = 128, CALLS = 400, CALLS_QUICK = 100, LINE_FLOATS = 16, AHEAD = 32 };
 
 typedef struct latency_context {
     bench_service service;
     mn_table *table;
     peer_echo *echo;
     uint32_t rows, dim;
-    double share; /* the quantile that this case is about */
+    float *copy;            /* [rows][share_columns] */
+    uint32_t share_columns; /* what one core reads when each shard's columns are read at once */
+    double share;           /* the quantile that this case is about */
     double *seconds;
 } latency_context;
 
@@ -29,29 +33,34 @@ static double at_quantile(latency_context *context, uint32_t calls)
 
 static uint32_t calls_of_round(void) { return bench_quick ? CALLS_QUICK : CALLS; }
 
-static void call_mneme(latency_context *context, uint64_t *seed)
+static void draw(const latency_context *context, uint64_t *seed, uint32_t *indices)
+{
+    for (uint32_t i = 0; i < QUERIES * READS; i++)
+        indices[i] = (uint32_t)(bench_random(seed) % context->rows);
+}
+
+/* One call, of new indices; its seconds. */
+static double call_mneme(latency_context *context, uint64_t *seed)
 {
     static uint32_t indices[QUERIES * READS];
     static float weights[QUERIES * READS], bags[QUERIES * MN_DIM_MAX / 64];
     mn_error error;
-    for (uint32_t i = 0; i < QUERIES * READS; i++) {
-        indices[i] = (uint32_t)(bench_random(seed) % context->rows);
+    draw(context, seed, indices);
+    for (uint32_t i = 0; i < QUERIES * READS; i++)
         weights[i] = 1.0f / READS;
-    }
     mn_queries queries = {QUERIES, READS, mn_u32(indices), mn_f32(weights)};
+    double start = bench_now();
     mn_future *bag = mn_bag(context->table, MN_LATEST, &queries, mn_f32(bags));
     bench_check(mn_wait(bag, &error), &error, "bag");
+    return bench_now() - start;
 }
 
 static double round_mneme(void *opaque, uint64_t round)
 {
     latency_context *context = opaque;
     uint64_t seed = round;
-    for (uint32_t call = 0; call < calls_of_round(); call++) {
-        double start = bench_now();
-        call_mneme(context, &seed);
-        context->seconds[call] = bench_now() - start;
-    }
+    for (uint32_t call = 0; call < calls_of_round(); call++)
+        context->seconds[call] = call_mneme(context, &seed);
     return at_quantile(context, calls_of_round());
 }
 
@@ -67,17 +76,57 @@ static double round_echo(void *opaque, uint64_t round)
     return at_quantile(context, calls_of_round());
 }
 
+typedef float line_floats __attribute__((vector_size(LINE_FLOATS * sizeof(float))));
+
+/* Reads the rows as fast as we know how, each line once, and keeps but a sum. */
+static line_floats read_rows(const latency_context *context, const uint32_t *indices)
+{
+    const uint32_t lines = context->share_columns / LINE_FLOATS;
+    const line_floats *copy = (const line_floats *)context->copy;
+    line_floats sum = {0};
+    for (uint32_t i = 0; i < QUERIES * READS; i++) {
+        uint32_t ahead = i + AHEAD < QUERIES * READS ? i + AHEAD : i;
+        const line_floats *next = copy + (size_t)indices[ahead] * lines;
+        const line_floats *row = copy + (size_t)indices[i] * lines;
+        for (uint32_t line = 0; line < lines; line++)
+            __builtin_prefetch(next + line, 0, 2);
+        for (uint32_t line = 0; line < lines; line++)
+            sum += row[line];
+    }
+    return sum;
+}
+
+static double round_bound(void *opaque, uint64_t round)
+{
+    static uint32_t indices[QUERIES * READS];
+    static volatile line_floats sum;
+    latency_context *context = opaque;
+    uint64_t seed = round;
+    for (uint32_t call = 0; call < calls_of_round(); call++) {
+        draw(context, &seed, indices);
+        double start = bench_now();
+        peer_echo_call(context->echo);
+        sum = read_rows(context, indices);
+        context->seconds[call] = bench_now() - start;
+    }
+    (void)sum;
+    return at_quantile(context, calls_of_round());
+}
+
 static void latency_case(uint32_t dim, uint32_t shards, double least)
 {
     latency_context context = {.rows = 512 * 512, .dim = dim};
     mn_table_spec spec = {.name = "small", .rows = context.rows, .dim = dim};
     char name[96];
     uint64_t seed = 1;
+    uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    context.share_columns = dim / shards * ((shards + cores - 1) / cores);
+    context.copy = bench_huge((uint64_t)context.rows * context.share_columns * sizeof(float));
     context.seconds = malloc(CALLS * sizeof *context.seconds);
     bench_service_start(&context.service, shards);
     context.table = bench_table(context.service.client, &spec);
     mn_client_counters before = mn_client_counted(context.service.client);
-    call_mneme(&context, &seed);
+    (void)call_mneme(&context, &seed);
     mn_client_counters after = mn_client_counted(context.service.client);
     context.echo =
         peer_echo_start(shards, (uint32_t)((after.bytes_sent - before.bytes_sent) / shards),
@@ -90,8 +139,9 @@ static void latency_case(uint32_t dim, uint32_t shards, double least)
                               .name = name,
                               .unit = "s",
                               .mneme = {"mneme", round_mneme, &context, 0, 0},
-                              .peers = {{"echo", round_echo, &context, least, 0}},
-                              .peer_count = 1};
+                              .peers = {{"echo", round_echo, &context, least, 0},
+                                        {"echo+read", round_bound, &context, 0, 0}},
+                              .peer_count = 2};
         bench_run(&latency);
     }
     peer_echo_stop(context.echo);
@@ -101,6 +151,7 @@ static void latency_case(uint32_t dim, uint32_t shards, double least)
 
 void bench_bag_latency(void)
 {
+    latency_case(16, 1, 0.6); /* a shard's part of 1,024 columns on 64 shards */
     latency_case(128, 1, 0.6);
     latency_case(512, 4, 0.6);
 }
