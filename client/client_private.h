@@ -109,6 +109,7 @@ typedef struct mn_view {
     uint64_t incarnation_sum; /* of the seals that stand there, or of the last commit */
     bool sealed;              /* Join: an earlier seal of step + 1 stands there */
     bool permanent;           /* the step being settled is committed there */
+    bool other_life;          /* Join: what stands there is not the home shard's group */
     mn_proposal proposal;     /* to be sealed there; Join: as FENCE told */
     float factors[MN_COMMIT_SETS_MAX];
     double *squares; /* as answered to Seal; NULL when none */

@@ -256,8 +256,9 @@ static bool worth_retrying(const mn_core *core, const mn_slot *slot, const mn_re
         return true;
     case MN_DEADLINE:
         return deadline_ns > now && deadline_ns - now > DEADLINE_RETRY_MIN_MS * ns_per_ms;
-    case MN_EPOCH: /* a lower one: this shard has not loaded yet */
-        return reply->map_epoch < slot->exchange.request.context.map_epoch;
+    case MN_EPOCH: /* a lower one than that of a restore: this shard has not loaded yet */
+        return reply->map_epoch < slot->exchange.request.context.map_epoch &&
+               mn_epoch_restores(slot->exchange.request.context.map_epoch);
     default:
         return false;
     }

@@ -60,6 +60,15 @@ static enum mn_status answered_fence(mn_task *task, mn_lane *lane, mn_slot *slot
     return MN_OK;
 }
 
+/* The home shard's group is new, but another stands elsewhere: the home shard has forgotten. */
+static bool refused_fence(mn_task *task, mn_lane *lane, const mn_reply *reply)
+{
+    bool other_life =
+        reply->status == MN_EPOCH && reply->map_epoch && mn_epoch_restores(task->core->epoch) == 0;
+    task->settle->views[lane->shard].other_life = other_life;
+    return other_life;
+}
+
 /* The last commit of the shards ahead is sent to the ones behind. */
 static void roll_last(mn_task *task, uint32_t ahead)
 {
@@ -83,6 +92,14 @@ static void complete_fence(mn_task *task)
     uint32_t ahead = 0, behind = 0;
     bool sealed = true;
     for (uint32_t shard = 0; shard < task->core->shards; shard++) {
+        if (views[shard].other_life) {
+            mn_task_end(task,
+                        mn_fail(&task->error, MN_LOST, "map_epoch",
+                                "shard %u holds the group, but shard 0 has forgotten it; load "
+                                "a saved group",
+                                shard));
+            return;
+        }
         ahead = views[shard].step > views[ahead].step ? shard : ahead;
         behind = views[shard].step < views[behind].step ? shard : behind;
         sealed = sealed && views[shard].sealed;
@@ -106,7 +123,7 @@ static void complete_fence(mn_task *task)
     }
 }
 
-static const mn_phase fence_phase = {MN_VERB_JOIN, fill_fence, answered_fence, NULL,
+static const mn_phase fence_phase = {MN_VERB_JOIN, fill_fence, answered_fence, refused_fence,
                                      complete_fence};
 
 /* ---- Assign ---- */

@@ -415,6 +415,26 @@ static void join_finishes_a_sealed_step(void **state)
     fake_destroy(&it);
 }
 
+static void join_sees_a_home_shard_that_forgot(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_call_init(&it, &call, MN_OP_JOIN, 2000);
+    fake_submit(&it, &call);
+    mn_exchange *exchange = fake_take(&it, MN_VERB_JOIN, 0);
+    exchange->reply.incarnation = 1;
+    exchange->reply.map_epoch = 20; /* it has drawn one */
+    fake_answer(&it, exchange);
+    fake_answer(&it, fake_take(&it, MN_VERB_JOIN, 0));
+    exchange = fake_take(&it, MN_VERB_JOIN, 1);
+    exchange->reply.map_epoch = 10; /* of the life before */
+    fake_refuse(&it, exchange, MN_EPOCH, "map_epoch");
+    expect_end(&call, MN_LOST, "map_epoch");
+    fake_destroy(&it);
+}
+
 static void join_sees_a_shard_that_forgot(void **state)
 {
     (void)state;
@@ -568,6 +588,7 @@ int main(void)
         cmocka_unit_test(join_rolls_the_last_commit_forward),
         cmocka_unit_test(join_finishes_a_sealed_step),
         cmocka_unit_test(join_sees_a_shard_that_forgot),
+        cmocka_unit_test(join_sees_a_home_shard_that_forgot),
         cmocka_unit_test(join_without_replay_is_planted),
         cmocka_unit_test(nothing_before_join),
         cmocka_unit_test(a_reader_only_looks),

@@ -248,12 +248,35 @@ static void epochs(void **state)
     bag(&it, &call, table, 5, 1000);
     fake_submit(&it, &call);
     mn_exchange *exchange = fake_take(&it, MN_VERB_BAG, 0);
-    assert_int_equal(exchange->request.context.map_epoch, 1);
+    assert_int_equal(exchange->request.context.map_epoch, FAKE_EPOCH);
     fake_refuse(&it, exchange, MN_EPOCH, "map_epoch"); /* 0: it has not loaded yet */
     assert_int_equal(call.done, 0);
     fake_pass(&it, 20);
     exchange = fake_take(&it, MN_VERB_BAG, 0);
-    exchange->reply.map_epoch = 2; /* restored under this client: only Join may go on */
+    exchange->reply.map_epoch =
+        2 * FAKE_EPOCH; /* restored under this client: only Join may go on */
+    fake_refuse(&it, exchange, MN_EPOCH, "map_epoch");
+    expect_end(&call, MN_EPOCH, "map_epoch");
+    fake_destroy(&it);
+}
+
+/* What is not of a restore will not be loaded: another life of the group stands there. */
+static void an_epoch_of_no_restore(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    mn_table *table;
+    world(&it, 1, &table);
+    fake_call_init(&it, &call, MN_OP_JOIN, 1000);
+    fake_submit(&it, &call);
+    mn_exchange *exchange = fake_take(&it, MN_VERB_JOIN, 0);
+    exchange->reply.incarnation = 4;
+    exchange->reply.map_epoch = 20;
+    fake_answer(&it, exchange);
+    fake_answer(&it, fake_take(&it, MN_VERB_JOIN, 0)); /* FENCE */
+    exchange = fake_take(&it, MN_VERB_JOIN, 0);        /* REPLAY */
+    exchange->reply.map_epoch = 10;
     fake_refuse(&it, exchange, MN_EPOCH, "map_epoch");
     expect_end(&call, MN_EPOCH, "map_epoch");
     fake_destroy(&it);
@@ -460,6 +483,7 @@ int main(void)
         cmocka_unit_test(silence_ends_with_the_deadline),
         cmocka_unit_test(a_shards_deadline_is_the_answer),
         cmocka_unit_test(epochs),
+        cmocka_unit_test(an_epoch_of_no_restore),
         cmocka_unit_test(a_refusal_ends_the_call),
         cmocka_unit_test(a_call_can_be_cancelled),
         cmocka_unit_test(a_short_answer_is_corrupt),

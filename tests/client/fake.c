@@ -185,7 +185,7 @@ void fake_join(fake *it)
     mn_exchange *assign = fake_take(it, MN_VERB_JOIN, 0);
     assert_int_equal(assign->request.join, MN_JOIN_ASSIGN);
     assign->reply.incarnation = 3;
-    assign->reply.map_epoch = 1;
+    assign->reply.map_epoch = FAKE_EPOCH;
     assign->reply.step = 4;
     fake_answer(it, assign);
     fake_answer_all(it, MN_VERB_JOIN, 4); /* FENCE */

@@ -49,7 +49,8 @@ void fake_call_init(const fake *it, fake_call *call, enum mn_operation_kind kind
                     uint64_t deadline_ms);
 void fake_submit(fake *it, fake_call *call);
 
-/* Joined at committed step 4, epoch 1, incarnation 3. */
+/* Joined at committed step 4, incarnation 3, and an epoch of one restore. */
+#define FAKE_EPOCH (UINT64_C(1) << 32)
 void fake_join(fake *it);
 mn_table *fake_table(fake *it, const mn_table_spec *spec); /* with id 9 */
 
