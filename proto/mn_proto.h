@@ -34,6 +34,11 @@ typedef struct mn_storage {
                              mn_error *error); /* then syncs the folder */
     enum mn_status (*make_folder)(struct mn_storage *storage, const char *path,
                                   mn_error *error); /* parents too; exists: MN_OK */
+    /* Tells the names of the files right in the folder, in any order, until visit() says false. */
+    enum mn_status (*list)(struct mn_storage *storage, const char *path,
+                           bool (*visit)(void *context, const char *name), void *context,
+                           mn_error *error);
+    enum mn_status (*remove)(struct mn_storage *storage, const char *path, mn_error *error);
 } mn_storage;
 
 /* Events: one line of key=value text; `event` is a short word. `level`: 0 debug, 1 info, 2 warning.

@@ -238,6 +238,36 @@ static enum mn_status storage_make_folder(mn_storage *storage, const char *path,
     return MN_OK;
 }
 
+static enum mn_status storage_list(mn_storage *storage, const char *path,
+                                   bool (*visit)(void *context, const char *name), void *context,
+                                   mn_error *error)
+{
+    char full[FULL_PATH_BYTES];
+    enum mn_status status = full_path(storage, path, full, error);
+    if (status)
+        return status;
+    uv_fs_t call;
+    uv_dirent_t entry;
+    (void)uv_fs_scandir(NULL, &call, full, 0, NULL);
+    while (call.result >= 0 && uv_fs_scandir_next(&call, &entry) == 0)
+        if (entry.type != UV_DIRENT_DIR && !visit(context, entry.name))
+            break;
+    int64_t result = finish(&call);
+    return result < 0 ? failed((int)result, "list", path, error) : MN_OK;
+}
+
+static enum mn_status storage_remove(mn_storage *storage, const char *path, mn_error *error)
+{
+    char full[FULL_PATH_BYTES];
+    enum mn_status status = full_path(storage, path, full, error);
+    if (status)
+        return status;
+    uv_fs_t call;
+    (void)uv_fs_unlink(NULL, &call, full, NULL);
+    int64_t result = finish(&call);
+    return result < 0 ? failed((int)result, "remove", path, error) : MN_OK;
+}
+
 enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, mn_error *error)
 {
     storage_uv *storage = calloc(1, sizeof *storage);
@@ -257,7 +287,9 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                                  .sync = storage_sync,
                                  .close = storage_close,
                                  .rename = storage_rename,
-                                 .make_folder = storage_make_folder};
+                                 .make_folder = storage_make_folder,
+                                 .list = storage_list,
+                                 .remove = storage_remove};
     *out_storage = &storage->base;
     return MN_OK;
 }

@@ -197,7 +197,7 @@ enum mn_status mn_shard_check_layout(mn_shard *shard, const mn_request *request,
 enum mn_status mn_shard_check_path(const char *path, mn_error *error)
 {
     size_t length = strnlen(path, MN_PATH_BYTES);
-    bool valid = length > 0 && length < MN_PATH_BYTES - MN_NAME_BYTES && path[0] != '/';
+    bool valid = length > 0 && length < MN_PATH_BYTES - FILE_NAME_BYTES && path[0] != '/';
     for (size_t i = 0; valid && i < length; i++) {
         bool start = i == 0 || path[i - 1] == '/';
         bool dots =
@@ -208,6 +208,6 @@ enum mn_status mn_shard_check_path(const char *path, mn_error *error)
         return mn_fail(error, MN_INVALID, "path",
                        "\"%.120s\" is not a relative path without \"..\" "
                        "of 1 to %d bytes",
-                       length < MN_PATH_BYTES ? path : "", MN_PATH_BYTES - MN_NAME_BYTES - 1);
+                       length < MN_PATH_BYTES ? path : "", MN_PATH_BYTES - FILE_NAME_BYTES - 1);
     return MN_OK;
 }

@@ -7,7 +7,7 @@
 #include "shard_core.h"
 
 enum {
-    FILE_PATH_BYTES = MN_PATH_BYTES + MN_NAME_BYTES,
+    FILE_PATH_BYTES = MN_PATH_BYTES + FILE_NAME_BYTES,
     FILE_CHUNK_BYTES = 1 << 20, /* what a chunk's rows take at most, unless eight take more */
     JOB_PIECE_BYTES = 4 << 20,  /* of one tick */
     JOB_PIECE_ROWS = 1 << 20    /* looked at in one tick */
@@ -63,6 +63,7 @@ struct files_job {
     struct group fresh; /* Restore: what the group becomes */
     bool fresh_stands;
     uint64_t bytes; /* written or read */
+    bool saved;     /* Snapshot: the manifest stands; what comes after it may fail */
     enum mn_status (*run)(mn_shard *shard, struct files_job *job, bool *out_done, mn_error *error);
 };
 
@@ -83,8 +84,12 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
                                        const char *group, struct table *table, uint32_t tile,
                                        uint64_t step, mn_error *error);
 void mn_shard_transfer_stop(mn_shard *shard, struct tile_transfer *transfer);
-void mn_shard_tile_path(const char *folder, uint64_t table, uint32_t tile, uint64_t step,
-                        char out_path[FILE_PATH_BYTES]);
+/* A name says which state it holds: no other save writes under it anything else. */
+struct tile_name {
+    uint64_t table, epoch, step; /* the group's when it was saved */
+    uint32_t tile;
+};
+void mn_shard_tile_path(const char *folder, struct tile_name name, char out_path[FILE_PATH_BYTES]);
 void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES]);
 uint64_t mn_shard_path_digest(const char *path);
 
@@ -95,6 +100,9 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,
                                       mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);
+/* After the manifest (files_clean.c): removes what it does not name. */
+enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, bool *out_done,
+                                     mn_error *error);
 
 /* ---- Reading (files_load.c, files_manifest.c) */
 

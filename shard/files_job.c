@@ -7,11 +7,11 @@
 
 /* ---- Names and transfers */
 
-void mn_shard_tile_path(const char *folder, uint64_t table, uint32_t tile, uint64_t step,
-                        char out_path[FILE_PATH_BYTES])
+void mn_shard_tile_path(const char *folder, struct tile_name name, char out_path[FILE_PATH_BYTES])
 {
-    (void)snprintf(out_path, FILE_PATH_BYTES, "%s/%" PRIu64 "-%u-%" PRIu64 ".tile", folder, table,
-                   tile, step); /* it fits: the path was checked */
+    (void)snprintf(out_path, FILE_PATH_BYTES, "%s/%" PRIu64 "-%u-%" PRIx64 "-%" PRIu64 ".tile",
+                   folder, name.table, name.tile, name.epoch,
+                   name.step); /* it fits: the path was checked */
 }
 
 void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES])
@@ -97,6 +97,14 @@ static enum mn_status job_start(mn_shard *shard, mn_call *call, struct group *gr
     return MN_OK;
 }
 
+/* Commits may go on. */
+static void release(struct files_job *job)
+{
+    if (job->holds)
+        job->group->wake |= 1u << MN_VERB_COMMIT;
+    job->holds = false;
+}
+
 /* Frees the job; its call is free to be answered. */
 static void job_end(mn_shard *shard)
 {
@@ -107,29 +115,35 @@ static void job_end(mn_shard *shard)
     mn_shard_manifest_deinit(shard, &job->manifest);
     if (job->fresh_stands)
         mn_shard_group_deinit(shard, &job->fresh);
-    if (job->holds)
-        job->group->wake |= 1u << MN_VERB_COMMIT;
+    release(job);
     job->call->core = NULL;
     shard->job = NULL;
     shard->env.release(shard->env.context, job, sizeof *job);
 }
 
-void mn_shard_job_run(mn_shard *shard)
+static void job_answer(mn_shard *shard, enum mn_status status, const mn_error *error)
 {
     struct files_job *job = shard->job;
     mn_call *call = job->call;
-    mn_error error = {0};
-    bool done = false;
-    enum mn_status status = job->run(shard, job, &done, &error);
-    if (!status && !done)
-        return;
     call->reply.bytes = job->bytes;
     mn_shard_log(shard, 1, mn_verb_name(call->request.verb), call,
                  "phase=%d step=%" PRIu64 " bytes=%" PRIu64 " status=%s path=%.100s",
                  call->request.files, job->step, job->bytes, mn_status_name(status),
                  call->request.path);
     job_end(shard);
-    mn_shard_answer(shard, call, status, &error);
+    mn_shard_answer(shard, call, status, error);
+}
+
+void mn_shard_job_run(mn_shard *shard)
+{
+    struct files_job *job = shard->job;
+    mn_error error = {0};
+    bool done = false;
+    enum mn_status status = job->run(shard, job, &done, &error);
+    if (status || done)
+        job_answer(shard, status, &error);
+    else if (job->saved)
+        release(job);
 }
 
 bool mn_shard_job_holds(const mn_shard *shard, const struct group *group)
@@ -148,7 +162,11 @@ static void job_fail(mn_shard *shard, enum mn_status status, const char *field, 
 
 void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns)
 {
-    if (shard->job && shard->job->call->deadline_ns <= now_ns)
+    if (!shard->job || shard->job->call->deadline_ns > now_ns)
+        return;
+    if (shard->job->saved)
+        job_answer(shard, MN_OK, NULL); /* old files may be left */
+    else
         job_fail(shard, MN_DEADLINE, "path", "the files were not done in time: nothing changed");
 }
 

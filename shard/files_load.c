@@ -11,7 +11,8 @@ static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct 
     struct file_tile_head due, head;
     uint8_t bytes[FILE_BYTES_tile_head];
     char path[FILE_PATH_BYTES];
-    mn_shard_tile_path(job->call->request.path, table->id, tile, job->step, path);
+    struct tile_name name = {table->id, job->manifest.head.map_epoch, job->step, tile};
+    mn_shard_tile_path(job->call->request.path, name, path);
     enum mn_status status = mn_shard_transfer_start(shard, transfer, job->manifest.head.group,
                                                     table, tile, job->step, error);
     if (!status)

@@ -115,12 +115,18 @@ static enum mn_status save_chunk(struct files_job *job, mn_error *error)
     return status;
 }
 
+static struct tile_name name_of(const struct files_job *job, const struct table *table,
+                                uint32_t tile)
+{
+    return (struct tile_name){table->id, job->group->map_epoch, job->step, tile};
+}
+
 static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct table *table,
                                  uint32_t tile, mn_error *error)
 {
     char path[FILE_PATH_BYTES];
     uint8_t record[FILE_BYTES_tile_head];
-    mn_shard_tile_path(job->call->request.path, table->id, tile, job->step, path);
+    mn_shard_tile_path(job->call->request.path, name_of(job, table, tile), path);
     enum mn_status status = mn_shard_transfer_start(shard, &job->transfer, job->group->name, table,
                                                     tile, job->step, error);
     if (!status)
@@ -248,7 +254,7 @@ static enum mn_status append_tile(mn_shard *shard, struct files_job *job, struct
     struct file_tile_head due = {.table = table->id, .tile = tile, .step = job->step};
     struct file_tile_record record;
     memcpy(due.group, job->group->name, sizeof due.group);
-    mn_shard_tile_path(job->call->request.path, table->id, tile, job->step, path);
+    mn_shard_tile_path(job->call->request.path, name_of(job, table, tile), path);
     enum mn_status status = mn_shard_tile_summary(shard->env.storage, path, &due, &record, error);
     if (status)
         return status;
@@ -260,6 +266,7 @@ static enum mn_status append_tile(mn_shard *shard, struct files_job *job, struct
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,
                                       mn_error *error)
 {
+    (void)out_done; /* the cleaning that follows says it */
     enum { TILES_A_TICK = 16 };
     enum mn_status status = MN_OK;
     if (!job->writer.file)
@@ -268,7 +275,8 @@ enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bo
         if (job->table_place == shard->options.tables_max) {
             status = writer_finish(&job->writer, error);
             job->bytes = job->writer.bytes;
-            *out_done = !status;
+            job->saved = !status;
+            job->run = mn_shard_clean_folder;
             return status;
         }
         struct table *table = &job->group->tables[job->table_place];

@@ -16,6 +16,7 @@ enum {
     COMMITS_KEPT = 8,      /* commits whose content a repeat can be compared with (STEPS.md) */
     PIECE_BUCKETS = 1024,  /* per open step */
     REDUCE_BUCKETS = 64,   /* per group */
+    FILE_NAME_BYTES = 96,  /* of our files in a snapshot's folder, temporary ones too */
     BLOCK_CLASSES = 8 * 58 /* eight sizes per doubling, up to 2^61 */
 };
 

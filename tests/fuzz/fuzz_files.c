@@ -76,12 +76,31 @@ static enum mn_status folder_stands(mn_storage *storage, const char *path, mn_er
     return MN_OK;
 }
 
+static enum mn_status no_list(mn_storage *storage, const char *path,
+                              bool (*visit)(void *context, const char *name), void *context,
+                              mn_error *error)
+{
+    (void)storage;
+    (void)path;
+    (void)visit;
+    (void)context;
+    return mn_fail(error, MN_STORAGE, "path", "read only");
+}
+
+static enum mn_status no_remove(mn_storage *storage, const char *path, mn_error *error)
+{
+    (void)storage;
+    (void)path;
+    return mn_fail(error, MN_STORAGE, "path", "read only");
+}
+
 static void close_part(mn_file *file) { (void)file; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static mn_storage storage = {no_file, open_part,  no_bytes,  read_part,    size_part,
-                                 no_sync, close_part, no_rename, folder_stands};
+    static mn_storage storage = {no_file,       open_part, no_bytes,   read_part,
+                                 size_part,     no_sync,   close_part, no_rename,
+                                 folder_stands, no_list,   no_remove};
     if (size < 2)
         return 0;
     uint64_t manifest = data[0] | (uint64_t)data[1] << 8, left = size - 2;

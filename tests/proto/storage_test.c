@@ -122,6 +122,39 @@ static void folders_with_parents(void **state)
     assert_int_equal(storage->rename(storage, "x/y/z/file", "x/file", &error), MN_OK);
 }
 
+/* Takes note of the names, and stops at the third. */
+static bool note_name(void *context, const char *name)
+{
+    char *seen = context;
+    (void)strcat(seen, name);
+    return strlen(seen) < 3;
+}
+
+static void files_are_listed_and_removed(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = NULL;
+    char seen[8] = "";
+    assert_int_equal(storage->make_folder(storage, "list/below", &error), MN_OK);
+    for (const char *path = "list/a\0list/b\0"; *path; path += strlen(path) + 1) {
+        assert_int_equal(storage->create(storage, path, &file, &error), MN_OK);
+        storage->close(file);
+    }
+    assert_int_equal(storage->list(storage, "list", note_name, seen, &error), MN_OK);
+    assert_int_equal(strlen(seen), 2); /* no folder, no dots */
+    assert_true(strchr(seen, 'a') && strchr(seen, 'b'));
+    assert_int_equal(storage->list(storage, "list", note_name, seen, &error), MN_OK);
+    assert_int_equal(strlen(seen), 3);
+    assert_int_equal(storage->remove(storage, "list/a", &error), MN_OK);
+    assert_int_equal(storage->remove(storage, "list/a", &error), MN_NOT_FOUND);
+    assert_int_equal(storage->remove(storage, "list/below", &error), MN_STORAGE); /* a folder */
+    memset(seen, 0, sizeof seen);
+    assert_int_equal(storage->list(storage, "list", note_name, seen, &error), MN_OK);
+    assert_string_equal(seen, "b");
+    assert_int_equal(storage->list(storage, "nowhere", note_name, seen, &error), MN_NOT_FOUND);
+}
+
 /* Nothing that a peer names leaves the root. */
 static void paths_stay_below(void **state)
 {
@@ -139,6 +172,8 @@ static void paths_stay_below(void **state)
         assert_int_equal(storage->make_folder(storage, wrong[i], &error), MN_INVALID);
         assert_int_equal(storage->rename(storage, wrong[i], "b", &error), MN_INVALID);
         assert_int_equal(storage->rename(storage, "b", wrong[i], &error), MN_INVALID);
+        assert_int_equal(storage->remove(storage, wrong[i], &error), MN_INVALID);
+        assert_int_equal(storage->list(storage, wrong[i], NULL, NULL, &error), MN_INVALID);
         assert_null(file);
     }
     mn_file *file = NULL;
@@ -171,10 +206,15 @@ static void checksums(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(files_round_trip),     cmocka_unit_test(short_files_are_told),
-        cmocka_unit_test(missing_files),        cmocka_unit_test(rename_replaces),
-        cmocka_unit_test(folders_with_parents), cmocka_unit_test(paths_stay_below),
-        cmocka_unit_test(long_roots),           cmocka_unit_test(checksums),
+        cmocka_unit_test(files_round_trip),
+        cmocka_unit_test(short_files_are_told),
+        cmocka_unit_test(missing_files),
+        cmocka_unit_test(rename_replaces),
+        cmocka_unit_test(folders_with_parents),
+        cmocka_unit_test(paths_stay_below),
+        cmocka_unit_test(long_roots),
+        cmocka_unit_test(checksums),
+        cmocka_unit_test(files_are_listed_and_removed),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }

@@ -205,12 +205,32 @@ static enum mn_status make_folder(mn_storage *storage, const char *path, mn_erro
     return MN_OK;
 }
 
+static enum mn_status list_folder(mn_storage *storage, const char *path,
+                                  bool (*visit)(void *context, const char *name), void *context,
+                                  mn_error *error)
+{
+    size_t length = strlen(path);
+    bool more = true;
+    (void)error; /* memory does not fail here */
+    for (stored *file = ((store *)storage)->first; file && more; file = file->next)
+        if (!strncmp(file->path, path, length) && file->path[length] == '/')
+            more = visit(context, file->path + length + 1);
+    return MN_OK;
+}
+
+static enum mn_status remove_one(mn_storage *storage, const char *path, mn_error *error)
+{
+    (void)error; /* memory does not fail here */
+    remove_file((store *)storage, path);
+    return MN_OK;
+}
+
 mn_storage *sim_storage_create(void)
 {
     store *s = calloc(1, sizeof *s);
     assert(s);
-    s->base = (mn_storage){create_file, open_file,  append_file, read_file,  size_file,
-                           sync_file,   close_file, rename_file, make_folder};
+    s->base = (mn_storage){create_file, open_file,   append_file, read_file,   size_file, sync_file,
+                           close_file,  rename_file, make_folder, list_folder, remove_one};
     return &s->base;
 }
 

@@ -196,6 +196,30 @@ static enum mn_status make_folder(mn_storage *interface, const char *path, mn_er
     return step((mem_storage *)interface, "make_folder", path, error);
 }
 
+static enum mn_status list(mn_storage *interface, const char *path,
+                           bool (*visit)(void *context, const char *name), void *context,
+                           mn_error *error)
+{
+    mem_storage *storage = (mem_storage *)interface;
+    size_t length = strlen(path);
+    enum mn_status status = step(storage, "list", path, error);
+    bool more = !status;
+    for (struct node *node = storage->first; node && more; node = node->next)
+        if (!strncmp(node->path, path, length) && node->path[length] == '/' &&
+            !strchr(node->path + length + 1, '/'))
+            more = visit(context, node->path + length + 1);
+    return status;
+}
+
+static enum mn_status remove_file(mn_storage *interface, const char *path, mn_error *error)
+{
+    mem_storage *storage = (mem_storage *)interface;
+    enum mn_status status = step(storage, "remove", path, error);
+    if (!status && !mem_storage_remove(storage, path))
+        status = mn_fail(error, MN_NOT_FOUND, "path", "%.150s: no such file", path);
+    return status;
+}
+
 mem_storage *mem_storage_create(void)
 {
     mem_storage *storage = calloc(1, sizeof *storage);
@@ -211,6 +235,8 @@ mem_storage *mem_storage_create(void)
         .close = close_file,
         .rename = rename_file,
         .make_folder = make_folder,
+        .list = list,
+        .remove = remove_file,
     };
     return storage;
 }
