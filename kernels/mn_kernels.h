@@ -201,11 +201,17 @@ enum mn_status mn_product_search(const mn_search *search, const float *queries, 
                                  uint64_t *out_rows, float *out_scores, void *scratch,
                                  mn_error *error);
 /* Gradients of the selected scores (facts §1.1): dq1 += ds*K1[i1], dK1[i1] += ds*q1, same for
- * half 2. Adds into both outputs, in (token, head, j) order. rows and score_gradients
- * [tokens][heads][k]. */
+ * half 2. Adds into both outputs, each element's terms in (token, j) order. rows and
+ * score_gradients [tokens][heads][k]. */
 void mn_product_search_grad(const mn_search *search, const float *queries, const float *keys,
                             const uint64_t *rows, const float *score_gradients,
                             float *query_gradients, float *key_gradients);
+/* The same for heads [first_head, first_head + head_count) alone: arrays whole, only these heads'
+ * gradients read and written. So threads share a search by heads; mn_product_search by tokens. */
+void mn_product_search_grad_heads(const mn_search *search, uint32_t first_head, uint32_t head_count,
+                                  const float *queries, const float *keys, const uint64_t *rows,
+                                  const float *score_gradients, float *query_gradients,
+                                  float *key_gradients);
 
 /* ---- 6. CUDA (mn_kernels_cuda, built with MN_CUDA=ON) ---- */
 
@@ -223,6 +229,38 @@ enum mn_status mn_cuda_gather(const mn_tile *tile, const uint64_t *offsets, uint
 enum mn_status mn_cuda_bag(const mn_tile *tile, const uint64_t *offsets, const float *weights,
                            uint64_t queries, uint32_t k, enum mn_dtype out_dtype, void *out_bags,
                            uint64_t out_stride_bytes, void *stream, mn_error *error);
+
+/* ---- 7. Frozen tables (cpu/frozen.c): rows that nobody writes, one process, few queries ---- */
+
+/* Rows of a file: [count], row_bytes apart, 64-byte aligned. MN_I8: `columns` signed bytes, zeros
+ * to the next multiple of 4, the row's scale f32; an element is scale * byte, rounded to f32. */
+typedef struct mn_frozen_rows {
+    const void *rows;
+    uint64_t row_bytes; /* mn_frozen_row_bytes */
+    uint32_t columns;
+    enum mn_dtype dtype; /* MN_F32, MN_BF16, MN_I8 */
+} mn_frozen_rows;
+
+uint64_t mn_frozen_row_bytes(enum mn_dtype dtype, uint32_t columns);
+/* out_row [mn_frozen_row_bytes(MN_I8, columns)]: scale = max |row| / 127, bytes = row / scale to
+ * the nearest, even at ties, so that no element is off by more than half the scale (and its own
+ * rounding). False for NaN and infinities. */
+bool mn_frozen_quantise(const float *row, uint32_t columns, void *out_row);
+
+/* gather and bag as in mn_kernels, with the same order of additions; every offset is below count.
+ * matrix_vector: out[i] = <matrix row i, vector> (16 lanes and tree) + bias[i]; bias may be NULL.
+ * The same bits from every instruction set. */
+typedef struct mn_frozen_kernels {
+    void (*gather)(const mn_frozen_rows *table, const uint64_t *offsets, uint64_t n,
+                   enum mn_dtype out_dtype, void *out_rows, uint64_t out_stride_bytes);
+    void (*bag)(const mn_frozen_rows *table, const uint64_t *offsets, const float *weights,
+                uint64_t queries, uint32_t k, enum mn_dtype out_dtype, void *out_bags,
+                uint64_t out_stride_bytes);
+    void (*matrix_vector)(const float *matrix, uint32_t rows, uint32_t columns,
+                          const float *vector, const float *bias, float *out);
+} mn_frozen_kernels;
+const mn_frozen_kernels *mn_frozen_kernels_best(void);
+const mn_frozen_kernels *mn_frozen_kernels_for(enum mn_isa isa); /* NULL when the CPU cannot */
 
 #ifdef __cplusplus
 }

@@ -13,9 +13,9 @@
 /* The public table, and what only kernels/ itself calls. */
 typedef struct mn_isa_table {
     mn_kernels kernels;
-    void (*search_grad)(const mn_search *search, const float *queries, const float *keys,
-                        const uint64_t *rows, const float *score_gradients, float *query_gradients,
-                        float *key_gradients);
+    void (*search_grad)(const mn_search *search, uint32_t head, const float *queries,
+                        const float *keys, const uint64_t *rows, const float *score_gradients,
+                        float *query_gradients, float *key_gradients);
 } mn_isa_table;
 
 extern const mn_isa_table mn_isa_table_plain, mn_isa_table_avx2, mn_isa_table_avx512;
@@ -50,8 +50,8 @@ bool ISA(select)(const float *scores1, const float *scores2, uint32_t n, uint32_
 void ISA(softmax)(float *scores, uint64_t groups, uint32_t k);
 void ISA(softmax_grad)(const float *weights, const float *weight_gradients, uint64_t groups,
                        uint32_t k, float *out_score_gradients);
-void ISA(search_grad)(const mn_search *search, const float *queries, const float *keys,
-                      const uint64_t *rows, const float *score_gradients, float *query_gradients,
-                      float *key_gradients);
+void ISA(search_grad)(const mn_search *search, uint32_t head, const float *queries,
+                      const float *keys, const uint64_t *rows, const float *score_gradients,
+                      float *query_gradients, float *key_gradients);
 
 #endif

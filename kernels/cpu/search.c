@@ -55,10 +55,20 @@ enum mn_status mn_product_search(const mn_search *search, const float *queries, 
     return MN_OK;
 }
 
+void mn_product_search_grad_heads(const mn_search *search, uint32_t first_head, uint32_t head_count,
+                                  const float *queries, const float *keys, const uint64_t *rows,
+                                  const float *score_gradients, float *query_gradients,
+                                  float *key_gradients)
+{
+    for (uint32_t head = first_head; head < first_head + head_count; head++)
+        mn_isa_table_best()->search_grad(search, head, queries, keys, rows, score_gradients,
+                                         query_gradients, key_gradients);
+}
+
 void mn_product_search_grad(const mn_search *search, const float *queries, const float *keys,
                             const uint64_t *rows, const float *score_gradients,
                             float *query_gradients, float *key_gradients)
 {
-    mn_isa_table_best()->search_grad(search, queries, keys, rows, score_gradients, query_gradients,
-                                     key_gradients);
+    mn_product_search_grad_heads(search, 0, search->heads, queries, keys, rows, score_gradients,
+                                 query_gradients, key_gradients);
 }

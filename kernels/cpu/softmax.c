@@ -49,29 +49,3 @@ void ISA(softmax_grad)(const float *weights, const float *weight_gradients, uint
             ds[i] = w[i] * (dw[i] - sum);
     }
 }
-
-void ISA(search_grad)(const mn_search *search, const float *queries, const float *keys,
-                      const uint64_t *rows, const float *score_gradients, float *query_gradients,
-                      float *key_gradients)
-{
-    const uint32_t n = search->n, half = search->half, heads = search->heads, k = search->k;
-    const size_t key_set = (size_t)n * half;
-    for (uint64_t i = 0; i < search->tokens * heads; i++) {
-        const float *query = queries + i * 2 * half;
-        float *query_gradient = query_gradients + i * 2 * half;
-        for (uint64_t j = i * k; j < (i + 1) * k; j++) {
-            const uint64_t picked[2] = {rows[j] / n, rows[j] % n};
-            const float ds = score_gradients[j];
-            for (uint32_t side = 0; side < 2; side++) {
-                size_t place = (i % heads * 2 + side) * key_set + picked[side] * half;
-                const float *restrict key = keys + place, *restrict q = query + side * half;
-                float *restrict dkey = key_gradients + place;
-                float *restrict dq = query_gradient + side * half;
-                for (uint32_t c = 0; c < half; c++) {
-                    dq[c] = dq[c] + ds * key[c];
-                    dkey[c] = dkey[c] + ds * q[c];
-                }
-            }
-        }
-    }
-}

@@ -4,6 +4,7 @@
 #include "mn_kernels.h"
 #include "peers/peers.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +19,8 @@ typedef struct layer_context {
     float *queries, *keys, *scores, *bags, *gradients, *weight_gradients, *score_gradients;
     float *query_gradients, *key_gradients;
     uint64_t *rows;
-    int64_t *indices;
-    void *scratch;
+    uint32_t *indices;
+    void *scratch[THREADS];
 } layer_context;
 
 typedef struct torch_peer {
@@ -30,33 +31,86 @@ typedef struct torch_peer {
 
 static const mn_search search = {TOKENS, HEADS, KEYS, HALF, KNN};
 
+/* What a thread does between the calls of the client: its share of the tokens, or of the heads. */
+typedef struct share {
+    layer_context *layer;
+    uint32_t thread;
+    pthread_t id;
+} share;
+
+static void *search_share(void *opaque)
+{
+    const share *mine = opaque;
+    const layer_context *layer = mine->layer;
+    const mn_search part = {TOKENS / THREADS, HEADS, KEYS, HALF, KNN};
+    const size_t first = mine->thread * part.tokens, reads = part.tokens * READS;
+    uint64_t *rows = layer->rows + first * READS;
+    float *scores = layer->scores + first * READS;
+    mn_error error;
+    bench_check(mn_product_search(&part, layer->queries + first * HEADS * 2 * HALF, layer->keys,
+                                  rows, scores, layer->scratch[mine->thread], &error),
+                &error, "search");
+    mn_kernels_best()->softmax(scores, part.tokens * HEADS, KNN);
+    for (size_t i = 0; i < reads; i++)
+        layer->indices[first * READS + i] = (uint32_t)rows[i];
+    return NULL;
+}
+
+/* The gradients of a head's keys are sums over all tokens: heads are shared out, not tokens. */
+static void *search_grad_share(void *opaque)
+{
+    const share *mine = opaque;
+    const layer_context *layer = mine->layer;
+    const uint32_t heads = HEADS / THREADS, keys = 2 * KEYS * HALF * heads;
+    memset(layer->key_gradients + mine->thread * keys, 0, keys * sizeof(float));
+    mn_product_search_grad_heads(&search, mine->thread * heads, heads, layer->queries, layer->keys,
+                                 layer->rows, layer->score_gradients, layer->query_gradients,
+                                 layer->key_gradients);
+    return NULL;
+}
+
+static void *softmax_grad_share(void *opaque)
+{
+    const share *mine = opaque;
+    const layer_context *layer = mine->layer;
+    const size_t groups = TOKENS * HEADS / THREADS, first = mine->thread * groups * KNN;
+    const size_t queries = TOKENS * HEADS * 2 * HALF / THREADS;
+    mn_kernels_best()->softmax_grad(layer->scores + first, layer->weight_gradients + first, groups,
+                                    KNN, layer->score_gradients + first);
+    memset(layer->query_gradients + mine->thread * queries, 0, queries * sizeof(float));
+    return NULL;
+}
+
+static void on_threads(layer_context *layer, void *(*work)(void *))
+{
+    share shares[THREADS];
+    for (uint32_t thread = 0; thread < THREADS; thread++) {
+        shares[thread] = (share){.layer = layer, .thread = thread};
+        if (thread && pthread_create(&shares[thread].id, NULL, work, &shares[thread]))
+            bench_die("no thread");
+    }
+    (void)work(&shares[0]);
+    for (uint32_t thread = 1; thread < THREADS; thread++)
+        (void)pthread_join(shares[thread].id, NULL); /* fails only for a thread that is none */
+}
+
 static double round_mneme(void *opaque, uint64_t round)
 {
     layer_context *layer = opaque;
-    const mn_kernels *kernels = mn_kernels_best();
     mn_error error;
     uint64_t step = mn_client_step(layer->client) + 1, seed = round;
     for (uint32_t i = 0; i < TOKENS * HEADS * 2 * HALF; i++)
         layer->queries[i] = (float)(bench_random(&seed) >> 40) * 0x1p-23f - 1;
     double start = bench_now();
-    bench_check(mn_product_search(&search, layer->queries, layer->keys, layer->rows, layer->scores,
-                                  layer->scratch, &error),
-                &error, "search");
-    kernels->softmax(layer->scores, TOKENS * HEADS, KNN);
-    for (uint32_t i = 0; i < ALL_READS; i++)
-        layer->indices[i] = (int64_t)layer->rows[i];
-    mn_queries reads = {TOKENS, READS, mn_i64(layer->indices), mn_f32(layer->scores)};
+    on_threads(layer, search_share);
+    mn_queries reads = {TOKENS, READS, mn_u32(layer->indices), mn_f32(layer->scores)};
     mn_future *bags = mn_bag(layer->table, step, &reads, mn_f32(layer->bags));
     bench_check(mn_wait(bags, &error), &error, "bag");
     mn_future *grads = mn_bag_grad(layer->table, step, 0, &reads, mn_f32(layer->gradients),
                                    mn_f32(layer->weight_gradients));
     bench_check(mn_wait(grads, &error), &error, "bag-grad");
-    kernels->softmax_grad(layer->scores, layer->weight_gradients, TOKENS * HEADS, KNN,
-                          layer->score_gradients);
-    memset(layer->query_gradients, 0, TOKENS * HEADS * 2 * HALF * sizeof(float));
-    memset(layer->key_gradients, 0, HEADS * 2 * KEYS * HALF * sizeof(float));
-    mn_product_search_grad(&search, layer->queries, layer->keys, layer->rows,
-                           layer->score_gradients, layer->query_gradients, layer->key_gradients);
+    on_threads(layer, softmax_grad_share);
+    on_threads(layer, search_grad_share);
     mn_commit_options commit = {.learning_rate = 1e-3f, .weight_decay = 0.1f};
     bench_check(mn_commit(layer->client, step, &commit, NULL, &error), &error, "commit");
     return bench_now() - start;
@@ -113,12 +167,13 @@ static void layer_prepare(layer_context *layer)
     layer->gradients = floats(TOKENS * DIM);
     layer->rows = bench_huge(ALL_READS * sizeof *layer->rows);
     layer->indices = bench_huge(ALL_READS * sizeof *layer->indices);
-    layer->scratch = bench_huge(mn_search_scratch_bytes(&search));
+    for (uint32_t thread = 0; thread < THREADS; thread++)
+        layer->scratch[thread] = bench_huge(mn_search_scratch_bytes(&search));
     for (uint32_t i = 0; i < HEADS * 2 * KEYS * HALF; i++)
         layer->keys[i] = ((float)(bench_random(&seed) >> 40) * 0x1p-23f - 1) * 0.125f;
     for (uint32_t i = 0; i < TOKENS * DIM; i++)
         layer->gradients[i] = ((float)(bench_random(&seed) >> 40) * 0x1p-23f - 1) * 1e-3f;
-    mn_gemm_threads(THREADS);
+    mn_gemm_threads(1); /* in each of ours */
 }
 
 static const mn_table_spec values = {

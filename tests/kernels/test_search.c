@@ -1,5 +1,6 @@
 /* Selection against brute force over all n*n pairs, the product-key search and its gradient,
  * softmax. */
+#include "cpu/dispatch.h"
 #include "fixture.h"
 
 typedef struct pair {
@@ -263,6 +264,51 @@ static void test_search_gradient(void **state)
     search_case_free(&c);
 }
 
+/* Heads share nothing: one after another, in any order, they make the bits of all at once; and a
+ * head left out is left alone. Widths with and without whole vectors, k past MN_SELECT_MAX. */
+static void check_search_gradient_heads(uint32_t half, uint32_t k)
+{
+    const mn_search s = {5, 3, 13, half, k};
+    const size_t queries = 5 * 3 * 2 * (size_t)half, keys = 3 * 2 * 13 * (size_t)half;
+    const size_t picks = 5 * 3 * (size_t)k, all = 2 * queries + 2 * keys + picks;
+    float *in = malloc(all * sizeof *in), *whole = malloc(all * sizeof *whole);
+    uint64_t *rows = malloc(picks * sizeof *rows), random = half;
+    assert_true(in && whole && rows);
+    float *dq = in + queries + keys + picks, *dk = dq + queries;
+    for (size_t i = 0; i < all; i++)
+        in[i] = (float)(fixture_random(&random) >> 40) * 0x1p-23f - 1;
+    for (size_t i = 0; i < picks; i++)
+        rows[i] = fixture_random(&random) % (13 * 13);
+    memcpy(whole, in, all * sizeof *in);
+    float *whole_dq = whole + (dq - in), *whole_dk = whole + (dk - in);
+    mn_product_search_grad(&s, in, in + queries, rows, in + queries + keys, whole_dq, whole_dk);
+    mn_product_search_grad_heads(&s, 2, 1, in, in + queries, rows, in + queries + keys, dq, dk);
+    assert_memory_not_equal(dk, whole_dk, keys * sizeof *dk);
+    mn_product_search_grad_heads(&s, 0, 2, in, in + queries, rows, in + queries + keys, dq, dk);
+    assert_memory_equal(in, whole, all * sizeof *in);
+    for (int isa = MN_ISA_PLAIN; isa < ISAS; isa++) {
+        const mn_isa_table *table = mn_isa_table_for((enum mn_isa)isa);
+        random = half; /* the same start again */
+        for (size_t i = 0; i < all; i++)
+            in[i] = (float)(fixture_random(&random) >> 40) * 0x1p-23f - 1;
+        for (uint32_t head = 0; table && head < 3; head++)
+            table->search_grad(&s, head, in, in + queries, rows, in + queries + keys, dq, dk);
+        if (table)
+            assert_memory_equal(in, whole, all * sizeof *in);
+    }
+    free(in);
+    free(whole);
+    free(rows);
+}
+
+static void test_search_gradient_by_heads(void **state)
+{
+    (void)state;
+    check_search_gradient_heads(5, 4);
+    check_search_gradient_heads(67, 9);
+    check_search_gradient_heads(128, 150);
+}
+
 /* exp to 2e-7 of its value, a sum of k <= 128, a division: 2e-7 + 128 * 2^-24 of the weight. */
 static void check_softmax(const float *scores, uint32_t groups, uint32_t k)
 {
@@ -327,6 +373,7 @@ int main(void)
         cmocka_unit_test(test_search_equals_brute_force),
         cmocka_unit_test(test_search_names_what_is_wrong),
         cmocka_unit_test(test_search_gradient),
+        cmocka_unit_test(test_search_gradient_by_heads),
         cmocka_unit_test(test_softmax),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,6 +23,12 @@ static inline vf lanes_widen(const void *from)
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(from)), 16);
 }
 
+/* Eight signed bytes as f32. */
+static inline vf lanes_signed(const void *from)
+{
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from)));
+}
+
 /* The greater, lane by lane; b where a is NaN. */
 static inline vf lanes_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 

@@ -23,6 +23,12 @@ static inline vf lanes_widen(const void *from)
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16);
 }
 
+/* Sixteen signed bytes as f32. */
+static inline vf lanes_signed(const void *from)
+{
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
+}
+
 /* The greater, lane by lane; b where a is NaN. */
 static inline vf lanes_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 

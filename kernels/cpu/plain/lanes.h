@@ -23,6 +23,15 @@ static inline vf lanes_widen(const void *from)
     return (vf)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(from));
 }
 
+/* Four signed bytes as f32. */
+static inline vf lanes_signed(const void *from)
+{
+    int32_t four;
+    __builtin_memcpy(&four, from, sizeof four);
+    __m128i low = _mm_cvtsi32_si128(four), pairs = _mm_unpacklo_epi8(low, low);
+    return (vf)_mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24));
+}
+
 /* The greater, lane by lane; b where a is NaN. */
 static inline vf lanes_max(vf a, vf b) { return _mm_max_ps(a, b); }
 
