@@ -149,6 +149,10 @@ typedef struct mn_kernels {
                       const void *rows, uint64_t stride_bytes, const void *state,
                       uint64_t state_stride_bytes);
 
+    /* Copies `bytes` of f32 or bf16 elements past the caches, to be read much later; out is aligned
+     * to 64 bytes. False if any is a NaN or an infinity. */
+    bool (*stage)(const void *in, uint64_t bytes, enum mn_dtype dtype, void *out);
+
     /* Product-key selection (Lample et al. 2019 §3.2; facts: exactness over pairs (a+1)(b+1) <= k).
      * scores1, scores2 [n] f32: the k best sums, best first, ties by rank (design.md §8):
      * sub-scores by (score desc, key asc), sums by (rounded f32 sum desc, rank a asc, rank b asc).

@@ -155,6 +155,9 @@ typedef struct mn_cursor {
 } mn_cursor;
 void mn_cursor_init(mn_cursor *cursor, const mn_payload *payload, uint64_t offset);
 void mn_cursor_read(mn_cursor *cursor, void *out_bytes, uint64_t count);
+/* The bytes at the cursor that lie together, and how many; 0 at the end. */
+uint64_t mn_cursor_peek(mn_cursor *cursor, const uint8_t **out_bytes);
+void mn_cursor_skip(mn_cursor *cursor, uint64_t count);
 
 /* How row indices lie in a payload. Packed: `bits` = mn_index_bits(rows) each, little-endian bit
  * order, no gaps, the array padded to a whole byte. */

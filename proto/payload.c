@@ -38,6 +38,36 @@ void mn_cursor_read(mn_cursor *cursor, void *out_bytes, uint64_t count)
     }
 }
 
+uint64_t mn_cursor_peek(mn_cursor *cursor, const uint8_t **out_bytes)
+{
+    const mn_payload *payload = cursor->payload;
+    while (cursor->span < payload->span_count &&
+           cursor->in_span == payload->spans[cursor->span].count) {
+        cursor->span++;
+        cursor->in_span = 0;
+    }
+    if (cursor->span == payload->span_count)
+        return 0;
+    const mn_span *span = &payload->spans[cursor->span];
+    *out_bytes = span->bytes + cursor->in_span;
+    return span->count - cursor->in_span;
+}
+
+void mn_cursor_skip(mn_cursor *cursor, uint64_t count)
+{
+    while (count) {
+        assert(cursor->span < cursor->payload->span_count);
+        uint64_t rest = cursor->payload->spans[cursor->span].count - cursor->in_span;
+        if (count < rest) {
+            cursor->in_span += count;
+            return;
+        }
+        count -= rest;
+        cursor->span++;
+        cursor->in_span = 0;
+    }
+}
+
 /* ---- Walking a message */
 
 enum { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_BYTES = 2, WIRE_32 = 5 };
@@ -115,16 +145,7 @@ static enum mn_status copy_on(walk *w, uint64_t count)
 static void skip(walk *w, uint64_t count)
 {
     w->left -= count;
-    while (count) {
-        uint64_t rest = w->message.spans[w->cursor.span].count - w->cursor.in_span;
-        if (count < rest) {
-            w->cursor.in_span += count;
-            return;
-        }
-        count -= rest;
-        w->cursor.span++;
-        w->cursor.in_span = 0;
-    }
+    mn_cursor_skip(&w->cursor, count);
 }
 
 /* One field that is not the payload, copied; its tag is already. */

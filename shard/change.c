@@ -162,12 +162,14 @@ static struct arrays arrays_at(const uint8_t *bytes, const struct layout *layout
     return arrays;
 }
 
-static uint64_t checksum(const struct arrays *arrays, const struct layout *layout)
+/* Whether the arrays are those of the piece, byte by byte; the layouts are alike. */
+static bool same_arrays(const struct piece *piece, const struct arrays *arrays)
 {
-    uint64_t sum = mn_checksum(arrays->indices, layout->indices_bytes, 0);
-    sum = mn_checksum(arrays->weights, layout->weights_bytes, sum);
-    sum = mn_shard_sum_rows(arrays->rows, layout->rows_bytes, sum);
-    return mn_checksum(arrays->states, layout->states_bytes, sum);
+    const struct layout *layout = &piece->layout;
+    return !memcmp(piece->indices, arrays->indices, layout->indices_bytes) &&
+           !memcmp(piece->weights, arrays->weights, layout->weights_bytes) &&
+           !memcmp(piece->rows, arrays->rows, layout->rows_bytes) &&
+           !memcmp(piece->states, arrays->states, layout->states_bytes);
 }
 
 /* A piece with the payload's arrays copied in, in no list yet; NULL without memory. */
@@ -187,10 +189,9 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
     mn_cursor_init(&cursor, &request->payload, 0);
     mn_cursor_read(&cursor, at, layout->indices_bytes);
     mn_cursor_read(&cursor, at + indices, layout->weights_bytes);
-    uint64_t sum = mn_checksum(at, layout->indices_bytes, 0);
-    sum = mn_checksum(at + indices, layout->weights_bytes, sum);
-    bool finite = mn_shard_copy_rows(&cursor, request->value_dtype, at + indices + weights,
-                                     layout->rows_bytes, &sum);
+    bool read_once = request->verb != MN_VERB_BAG_GRAD; /* that one: once per query and key */
+    bool finite = mn_shard_copy_rows(shard, &cursor, request->value_dtype, layout->rows_bytes,
+                                     read_once, at + indices + weights);
     mn_cursor_read(&cursor, at + indices + weights + rows, layout->states_bytes);
 
     struct piece *piece = (struct piece *)block;
@@ -213,7 +214,6 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
         .weights = at + indices,
         .rows = at + indices + weights,
         .states = at + indices + weights + rows,
-        .checksum = mn_checksum(at + indices + weights + rows, layout->states_bytes, sum),
         .rows_finite = finite,
     };
     piece->charged_bytes =
@@ -292,7 +292,7 @@ static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target
                 piece->with_state == request->with_state &&
                 (!bag || (piece->per_query == request->per_query &&
                           piece->weight_dtype == request->weight_dtype)) &&
-                piece->checksum == checksum(&arrays, layout);
+                same_arrays(piece, &arrays);
     if (!same)
         return mn_fail(error, MN_CONFLICT, "position",
                        "%" PRIu64 " of (table %" PRIu64

@@ -107,30 +107,56 @@ enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, con
                    "the value at place %" PRIu64 " of %" PRIu64 " is not finite", place, count);
 }
 
-/* Rows are checked and summed in blocks of this size: the first cache level holds one. */
-enum { ROWS_BLOCK_BYTES = 16384 };
+enum {
+    LINE_BYTES = 64,
+    BLOCK_BYTES = 16384, /* rows that the first cache level still holds when they are checked */
+    STREAM_BYTES_MIN = 1 << 18 /* a message that size is one of many */
+};
 
-bool mn_shard_copy_rows(mn_cursor *cursor, enum mn_dtype dtype, uint8_t *out_rows, uint64_t bytes,
-                        uint64_t *checksum)
+static bool copy_rows(mn_cursor *cursor, enum mn_dtype dtype, uint64_t bytes, uint8_t *out_rows)
 {
-    bool finite = true;
+    bool (*finite)(const uint8_t *, uint64_t) = dtype == MN_F32 ? finite_f32 : finite_bf16;
+    bool all = true;
     for (uint64_t at = 0, count; at < bytes; at += count) {
-        count = bytes - at < ROWS_BLOCK_BYTES ? bytes - at : ROWS_BLOCK_BYTES;
+        count = bytes - at < BLOCK_BYTES ? bytes - at : BLOCK_BYTES;
         mn_cursor_read(cursor, out_rows + at, count);
-        *checksum = mn_checksum(out_rows + at, count, *checksum);
-        finite &= dtype == MN_F32 ? finite_f32(out_rows + at, count / 4)
-                                  : finite_bf16(out_rows + at, count / 2);
+        all &= finite(out_rows + at, count / mn_dtype_bytes(dtype));
     }
-    return finite;
+    return all;
 }
 
-uint64_t mn_shard_sum_rows(const uint8_t *rows, uint64_t bytes, uint64_t checksum)
+/* Whole lines straight from the message; those that lie across two of its segments by way of a
+ * line of our own. */
+static bool stream_rows(const mn_kernels *kernels, mn_cursor *cursor, enum mn_dtype dtype,
+                        uint64_t bytes, uint8_t *out_rows)
 {
+    bool all = true;
     for (uint64_t at = 0, count; at < bytes; at += count) {
-        count = bytes - at < ROWS_BLOCK_BYTES ? bytes - at : ROWS_BLOCK_BYTES;
-        checksum = mn_checksum(rows + at, count, checksum);
+        uint8_t line[LINE_BYTES];
+        const uint8_t *from = line;
+        count = mn_cursor_peek(cursor, &from);
+        if (count < bytes - at)
+            count -= count % LINE_BYTES;
+        else
+            count = bytes - at;
+        if (count) {
+            mn_cursor_skip(cursor, count);
+        } else {
+            count = bytes - at < LINE_BYTES ? bytes - at : LINE_BYTES;
+            mn_cursor_read(cursor, line, count);
+            from = line;
+        }
+        all &= kernels->stage(from, count, dtype, out_rows + at);
     }
-    return checksum;
+    return all;
+}
+
+bool mn_shard_copy_rows(mn_shard *shard, mn_cursor *cursor, enum mn_dtype dtype, uint64_t bytes,
+                        bool read_once, uint8_t *out_rows)
+{
+    if (read_once && bytes >= STREAM_BYTES_MIN)
+        return stream_rows(shard->kernels, cursor, dtype, bytes, out_rows);
+    return copy_rows(cursor, dtype, bytes, out_rows);
 }
 
 enum mn_status mn_shard_weights(mn_shard *shard, enum mn_dtype dtype, const uint8_t *bytes,

@@ -72,7 +72,6 @@ struct piece {
     enum mn_dtype weight_dtype, value_dtype;
     bool with_state;
     struct layout layout;
-    uint64_t checksum;
     bool rows_finite;
     uint64_t charged_bytes;
     uint64_t block_bytes;
@@ -242,11 +241,10 @@ enum mn_status mn_shard_offsets(mn_shard *shard, const struct table *table,
 /* Weights to scratch.weights as f32; a NaN or infinity is refused. */
 enum mn_status mn_shard_weights(mn_shard *shard, enum mn_dtype dtype, const uint8_t *bytes,
                                 uint64_t count, mn_error *error);
-/* Copies `bytes` of rows from the cursor, and advances their checksum (as mn_shard_sum_rows has it)
- * while they are in the cache; false if a value is not finite. */
-bool mn_shard_copy_rows(mn_cursor *cursor, enum mn_dtype dtype, uint8_t *out_rows, uint64_t bytes,
-                        uint64_t *checksum);
-uint64_t mn_shard_sum_rows(const uint8_t *rows, uint64_t bytes, uint64_t checksum);
+/* Copies `bytes` of rows from the cursor, past the caches if they are many and `read_once`; false
+ * if a value is not finite. out_rows: aligned to 64 bytes. */
+bool mn_shard_copy_rows(mn_shard *shard, mn_cursor *cursor, enum mn_dtype dtype, uint64_t bytes,
+                        bool read_once, uint8_t *out_rows);
 enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, const uint8_t *bytes,
                                      uint64_t count, mn_error *error);
 

@@ -45,6 +45,7 @@ uint64_t ISA(merge_apply)(mn_tile *tile, const mn_contribution *contributions, u
 uint64_t ISA(store)(mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype dtype,
                     const void *rows, uint64_t stride_bytes, const void *state,
                     uint64_t state_stride_bytes);
+bool ISA(stage)(const void *in, uint64_t bytes, enum mn_dtype dtype, void *out);
 bool ISA(select)(const float *scores1, const float *scores2, uint32_t n, uint32_t k,
                  uint64_t *out_rows, float *out_scores, void *scratch);
 void ISA(softmax)(float *scores, uint64_t groups, uint32_t k);

@@ -12,6 +12,7 @@ const mn_isa_table ISA(isa_table) = {
                 .merge_square = ISA(merge_square),
                 .merge_apply = ISA(merge_apply),
                 .store = ISA(store),
+                .stage = ISA(stage),
                 .select = ISA(select),
                 .softmax = ISA(softmax),
                 .softmax_grad = ISA(softmax_grad)},

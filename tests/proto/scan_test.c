@@ -301,6 +301,25 @@ static void cursor_reads_anywhere(void **state)
         }
 }
 
+static void cursor_walks_spans(void **state)
+{
+    (void)state;
+    static const uint8_t bytes[] = "abcdefghij";
+    const mn_span spans[] = {{bytes, 3}, {bytes, 0}, {bytes + 3, 4}, {bytes + 7, 3}, {bytes, 0}};
+    const mn_payload payload = {spans, 5, 10};
+    static const uint64_t together[] = {3, 2, 1, 4, 3, 2, 1, 3, 2, 1, 0};
+    for (uint64_t offset = 0; offset <= 10; offset++)
+        for (uint64_t count = 0; offset + count <= 10; count++) {
+            const uint8_t *at = NULL;
+            mn_cursor cursor;
+            mn_cursor_init(&cursor, &payload, offset);
+            mn_cursor_skip(&cursor, count);
+            assert_int_equal(mn_cursor_peek(&cursor, &at), together[offset + count]);
+            if (offset + count < 10)
+                assert_ptr_equal(at, bytes + offset + count);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -312,6 +331,7 @@ int main(void)
         cmocka_unit_test(long_headers),
         cmocka_unit_test(agrees_with_protobuf_c),
         cmocka_unit_test(cursor_reads_anywhere),
+        cmocka_unit_test(cursor_walks_spans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

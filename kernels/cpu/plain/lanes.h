@@ -14,6 +14,12 @@ typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, fo
 typedef double vd __attribute__((vector_size(4 * LANES)));
 typedef uint64_t vw __attribute__((vector_size(4 * LANES)));
 
+/* Stores past the caches; `to` is aligned to the vector. */
+static inline void lanes_stream(void *to, vw bits)
+{
+    _mm_stream_si128((__m128i *)to, (__m128i)bits);
+}
+
 /* Products of the low 32 bits of each 64. */
 static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm_mul_epu32((__m128i)a, (__m128i)b); }
 
