@@ -1,4 +1,6 @@
-/* What the caller gave, checked before anything is sent: every MN_INVALID names field and value. */
+/* What the caller gave, checked before anything is sent: every MN_INVALID names field and value.
+ * Rows given are the exception: the shards look at every number anyway, as it arrives, and a look
+ * at all of them here would take as long as reading them twice. */
 #include "client_private.h"
 
 #include <inttypes.h>
@@ -125,6 +127,11 @@ static enum mn_status check_counts(const mn_operation *operation, mn_error *erro
     return MN_OK;
 }
 
+static const char *rows_field(const mn_operation *operation)
+{
+    return operation->kind == MN_OP_PUSH ? "gradients" : "values";
+}
+
 static enum mn_status check_kind(const mn_operation *operation, uint64_t reads, uint64_t elements,
                                  mn_error *error)
 {
@@ -141,11 +148,17 @@ static enum mn_status check_kind(const mn_operation *operation, uint64_t reads, 
             status = check_floats("output_gradients", &operation->values, elements, error);
         return status ? status
                       : check_array("weight_gradients", &operation->outputs, MN_F32, MN_F32, error);
-    case MN_OP_PUSH:
-        return check_floats("gradients", &operation->values, elements, error);
     default:
-        return check_floats("values", &operation->values, elements, error);
+        return check_array(rows_field(operation), &operation->values, MN_F32, MN_BF16, error);
     }
+}
+
+void mn_explain_rows(const mn_operation *operation, mn_error *error)
+{
+    bool rows = operation->kind == MN_OP_PUSH || operation->kind == MN_OP_STORE;
+    if (rows && error->status == MN_INVALID) /* left as it is if all are finite */
+        (void)check_floats(rows_field(operation), &operation->values,
+                           operation->count * operation->table->spec.dim, error);
 }
 
 enum mn_status mn_check_data(const mn_task *task, mn_error *error)

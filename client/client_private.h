@@ -259,6 +259,8 @@ void mn_core_advance(mn_core *core, uint64_t step); /* the step is committed */
 
 /* check.c: what the caller gave, before anything is sent. */
 enum mn_status mn_check_data(const mn_task *task, mn_error *error);
+/* A shard refused the operation: if a row of the caller's is not finite, the error says which. */
+void mn_explain_rows(const mn_operation *operation, mn_error *error);
 enum mn_status mn_check_proposal(const mn_proposal *proposal, mn_error *error);
 
 /* values.c: between the caller's arrays and payloads. */

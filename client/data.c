@@ -410,6 +410,8 @@ void mn_end_data(mn_task *task)
     mn_core *core = task->core;
     mn_data *data = &task->data;
     mn_steps_settle(task);
+    if (data->chunk_units) /* what the caller gave had passed */
+        mn_explain_rows(task->operation, &task->error);
     if (data->order)
         mn_core_release(core, data->order, data->units * sizeof *data->order);
     if (data->added)

@@ -141,7 +141,10 @@ typedef struct mn_rows {
  *              in tile order
  * mn_push      gradients [count][dim] f32 or bf16: staged
  * mn_store     assigns values [count][dim], and state (NULL: the initial one); committed with the
- *              step, before its gradients */
+ *              step, before its gradients
+ *
+ * A NaN or infinity is MN_INVALID, which names its place. Rows that are pushed or stored are looked
+ * at by the shards, as they arrive: others of the call may be staged then (see mn_commit). */
 mn_future *mn_bag(mn_table *table, uint64_t step, const mn_queries *queries, mn_array out);
 mn_future *mn_bag_grad(mn_table *table, uint64_t step, uint32_t part, const mn_queries *queries,
                        mn_array output_gradients, mn_array weight_gradients);

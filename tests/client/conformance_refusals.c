@@ -127,6 +127,31 @@ static void refuse_reads(mn_table *table, uint64_t step)
     refuse_wait(MN_INVALID, "state", mn_fetch(table, step, &rows, mn_f32(out), out));
 }
 
+/* A row that is not finite is found as it arrives: the step waits for the call made right. */
+static void refuse_rows(mn_client *client, mn_table *table, uint64_t step)
+{
+    static float values[2 * DIM];
+    uint32_t indices[2] = {0, 1};
+    mn_rows rows = {2, mn_u32(indices)};
+    mn_commit_options options = {.learning_rate = 1};
+    values[DIM + 3] = NAN;
+    refuse_wait(MN_INVALID, "values", mn_store(table, step, 0, &rows, mn_f32(values), NULL));
+    refuse_wait(MN_INVALID, "gradients", mn_push(table, step, 0, &rows, mn_f32(values)));
+    mn_error why;
+    assert_int_equal(mn_wait(mn_push(table, step, 0, &rows, mn_f32(values)), &why), MN_INVALID);
+    assert_non_null(strstr(why.message, "position 67"));
+    refuse(MN_INCOMPLETE, "pieces", mn_commit(client, step, &options, NULL, &error));
+}
+
+static void mend_rows(mn_table *table, uint64_t step)
+{
+    static float values[2 * DIM];
+    uint32_t indices[2] = {0, 1};
+    mn_rows rows = {2, mn_u32(indices)};
+    mn_error error;
+    must_wait(mn_push(table, step, 0, &rows, mn_f32(values)));
+}
+
 static void refuse_changes(mn_table *table, mn_table *frozen, uint64_t step)
 {
     static float values[2 * DIM], weights[2] = {1, 1}, gradients[2];
@@ -134,8 +159,6 @@ static void refuse_changes(mn_table *table, mn_table *frozen, uint64_t step)
     mn_rows rows = {2, mn_u32(indices)};
     mn_queries queries = {2, 1, mn_u32(indices), mn_f32(weights)};
     values[DIM + 3] = NAN;
-    refuse_wait(MN_INVALID, "gradients", mn_push(table, step, 0, &rows, mn_f32(values)));
-    refuse_wait(MN_INVALID, "values", mn_store(table, step, 0, &rows, mn_f32(values), NULL));
     refuse_wait(MN_INVALID, "output_gradients",
                 mn_bag_grad(table, step, 0, &queries, mn_f32(values), mn_f32(gradients)));
     values[DIM + 3] = 0;
@@ -215,6 +238,8 @@ void refusals(void **state)
         must_wait(mn_fetch(table, 2, &rows, mn_f32(before), NULL));
         refuse_specs(client);
         refuse_reads(table, 2);
+        refuse_rows(client, table, 2);
+        mend_rows(table, 2);
         refuse_changes(table, frozen, 2);
         refuse_commits(client, table, 2);
         refuse_operations(client);
