@@ -10,8 +10,12 @@
 static void operation_done(mn_operation *operation)
 {
     mn_future *future = operation->owner;
+    mn_client *client = future->client;
     future->done = true;
-    (void)pthread_cond_broadcast(&future->ended); /* cannot fail */
+    if (client->ended_count < ENDED_MAX)
+        client->ended[client->ended_count++] = future;
+    else
+        (void)pthread_cond_broadcast(&future->ended); /* cannot fail */
 }
 
 mn_future *mn_future_take(mn_client *client, enum mn_operation_kind kind)

@@ -46,8 +46,14 @@ void mn_client_unlock(void *context)
     mn_client *client = context;
     if (client->core && mn_core_due(client->core) < client->ticker_due_ns)
         (void)pthread_cond_signal(&client->wake); /* cannot fail */
+    mn_future *ended[ENDED_MAX];
+    uint32_t ended_count = client->ended_count;
+    memcpy(ended, client->ended, ended_count * sizeof(mn_future *));
+    client->ended_count = 0;
     int failed = pthread_mutex_unlock(&client->mutex);
     assert(!failed);
+    for (uint32_t i = 0; i < ended_count; i++) /* if taken anew meanwhile, woken for nothing */
+        (void)pthread_cond_broadcast(&ended[i]->ended); /* cannot fail */
 }
 
 static void *ticker_run(void *context)

@@ -15,6 +15,8 @@ struct mn_future {
     mn_future *next_free;
 };
 
+enum { ENDED_MAX = 16 };
+
 struct mn_client {
     /* Set once. */
     mn_env env;
@@ -30,12 +32,16 @@ struct mn_client {
     mn_future *futures; /* [calls_max]; the first futures_used have been used before */
     uint32_t futures_used;
     mn_future *free_future;
+    mn_future *ended[ENDED_MAX]; /* whose waiters the next unlock wakes */
+    uint32_t ended_count;
     uint64_t ticker_due_ns; /* when the ticker will look next */
     bool closing;
 };
 
 void mn_client_lock(void *client);
-void mn_client_unlock(void *client); /* wakes the ticker if something is due before it looks */
+/* Wakes the ticker if something is due before it looks, and, when the mutex is free for them, those
+ * who wait for futures that ended. */
+void mn_client_unlock(void *client);
 bool mn_wake_init(pthread_cond_t *out_cond); /* on the monotonic clock */
 /* False when the time passed. */
 bool mn_wake_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t until_ns);
