@@ -63,7 +63,10 @@ static void *ticker_run(void *context)
     while (!client->closing) {
         uint64_t now_ns = client->env.now_ns(client->env.context);
         client->ticker_due_ns = mn_core_tick(client->core, now_ns);
-        if (client->ticker_due_ns > now_ns)
+        if (client->ended_count) { /* their waiters are woken first, and then time has passed */
+            mn_client_unlock(client);
+            mn_client_lock(client);
+        } else if (client->ticker_due_ns > now_ns)
             (void)mn_wake_wait(&client->wake, &client->mutex, client->ticker_due_ns);
     }
     mn_client_unlock(client);
