@@ -4,7 +4,14 @@
 
 #include <assert.h>
 
-enum { AHEAD = 8 }; /* contributions whose rows and sources are prefetched */
+enum {
+    AHEAD = 16, /* contributions whose sources are prefetched */
+    BATCH = 8,  /* rows merged together; those of the next batch are prefetched meanwhile */
+    PIECE =
+        128, /* columns merged and applied at a time: a batch of them stays in the first cache */
+    INTO_L2 = 2,  /* prefetch: it waits for more lines at once than the first cache */
+    IN_FLIGHT = 8 /* vectors summed in registers */
+};
 
 /* First contribution after `begin` that belongs to another row. */
 INLINE uint64_t run_end(const mn_contribution *contributions, uint64_t begin, uint64_t n)
@@ -90,14 +97,14 @@ double ISA(merge_square)(const mn_tile *tile, const mn_contribution *contributio
     return total;
 }
 
-/* A row under update: its state and values, and the noise of its roundings. */
+/* A row under update: its values and state, and what the noise of its roundings depends on. */
 typedef struct row_update {
     mn_tile *tile;
     const mn_update *update;
-    uint64_t offset, row;
+    uint64_t row;
     uint32_t count;       /* updates of the row, this one included */
     char *values, *state; /* of the row */
-    float *merged;
+    float *merged;        /* all of its gradient: for row-wise Adagrad alone */
 } row_update;
 
 /* f32 columns of a stored array: the memory itself, or a widened copy of bf16. */
@@ -217,33 +224,29 @@ static void apply_rowwise(const row_update *u, enum mn_dtype dtype)
     }
 }
 
-/* The other optimizers, chunk by chunk. */
-static void apply_columns(const row_update *u, const adam_step *adam)
+/* The other optimizers, on columns [c, c + count) of a row; merged [count]. */
+static void apply_columns(const row_update *u, const adam_step *adam, uint32_t c, uint32_t count,
+                          const float *merged)
 {
     const mn_optimizer *optimizer = &u->tile->optimizer;
     const enum mn_dtype dtype = u->tile->dtype, state_dtype = optimizer->state_dtype;
-    const uint32_t columns = u->tile->columns;
-    _Alignas(LINE) float row_buffer[CHUNK], first_buffer[CHUNK], second_buffer[CHUNK];
-    char *second_state = u->state + (size_t)columns * element_bytes(state_dtype);
-    for (uint32_t c = 0; c < columns; c += CHUNK) {
-        uint32_t count = least(CHUNK, columns - c);
-        float *merged = u->merged + c;
-        float *row = open_columns(u->values, c, count, dtype, row_buffer);
-        if (adam) {
-            float *m = open_columns(u->state, c, count, state_dtype, first_buffer);
-            float *v = open_columns(second_state, c, count, state_dtype, second_buffer);
-            step_adam(adam, count, merged, row, m, v);
-            close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, m);
-            close_columns(u, second_state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE2, v);
-        } else if (optimizer->kind == MN_OPTIMIZER_ADAGRAD) {
-            float *sum = open_columns(u->state, c, count, state_dtype, first_buffer);
-            step_adagrad(u->update, optimizer->eps, count, merged, row, sum);
-            close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, sum);
-        } else {
-            step_sgd(u->update, count, merged, row);
-        }
-        close_columns(u, u->values, c, count, dtype, MN_PURPOSE_ROUND_VALUE, row);
+    _Alignas(LINE) float row_buffer[PIECE], first_buffer[PIECE], second_buffer[PIECE];
+    char *second_state = u->state + (size_t)u->tile->columns * element_bytes(state_dtype);
+    float *row = open_columns(u->values, c, count, dtype, row_buffer);
+    if (adam) {
+        float *m = open_columns(u->state, c, count, state_dtype, first_buffer);
+        float *v = open_columns(second_state, c, count, state_dtype, second_buffer);
+        step_adam(adam, count, merged, row, m, v);
+        close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, m);
+        close_columns(u, second_state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE2, v);
+    } else if (optimizer->kind == MN_OPTIMIZER_ADAGRAD) {
+        float *sum = open_columns(u->state, c, count, state_dtype, first_buffer);
+        step_adagrad(u->update, optimizer->eps, count, merged, row, sum);
+        close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, sum);
+    } else {
+        step_sgd(u->update, count, merged, row);
     }
+    close_columns(u, u->values, c, count, dtype, MN_PURPOSE_ROUND_VALUE, row);
 }
 
 /* Gives a row never written its initial value and state. Returns whether it was such. */
@@ -265,52 +268,172 @@ INLINE void row_count(mn_tile *tile, uint64_t offset)
         tile->updates[offset]++;
 }
 
+INLINE void prefetch_bytes(const char *from, uint64_t bytes)
+{
+    for (uint64_t b = 0; b < bytes; b += LINE)
+        __builtin_prefetch(from + b, 0, INTO_L2);
+}
+
 INLINE void prefetch_update(const mn_tile *tile, uint64_t offset, uint64_t state_bytes)
 {
-    const char *values = row_values(tile, offset);
-    uint64_t value_bytes = (uint64_t)tile->columns * element_bytes(tile->dtype);
     __builtin_prefetch(tile->updates + offset, 1, 3);
-    for (uint64_t b = 0; b < value_bytes; b += LINE)
-        __builtin_prefetch(values + b, 1, 3);
-    const char *state = (const char *)tile->state + offset * state_bytes;
-    for (uint64_t b = 0; b < state_bytes; b += LINE)
-        __builtin_prefetch(state + b, 1, 3);
+    prefetch_bytes(row_values(tile, offset), (uint64_t)tile->columns * element_bytes(tile->dtype));
+    prefetch_bytes((const char *)tile->state + offset * state_bytes, state_bytes);
+}
+
+/* The next rows that have contributions: whole runs. */
+typedef struct batch {
+    uint64_t begin, end;
+    uint32_t rows;
+    uint64_t offsets[BATCH];
+} batch;
+
+INLINE batch batch_of(const mn_contribution *contributions, uint64_t begin, uint64_t n)
+{
+    batch b = {.begin = begin};
+    uint64_t i = begin;
+    for (; i < n && b.rows < BATCH; i++) {
+        b.offsets[b.rows] = contributions[i].offset;
+        b.rows += i + 1 == n || contributions[i + 1].offset != contributions[i].offset;
+    }
+    b.end = i;
+    return b;
+}
+
+/* merged[r][c .. c + vectors * LANES) of each row r of the batch, from column `first` on. Without
+ * a branch on the lengths of runs, which cannot be guessed: the sums are stored after every
+ * contribution, and emptied where a run begins. `ahead`: bytes to prefetch of sources to come. */
+INLINE void merge_vectors(const mn_contribution *contributions, const batch *b, uint64_t n,
+                          const mn_sources *sources, enum mn_dtype dtype, uint32_t first,
+                          uint32_t c, uint32_t vectors, uint32_t ahead, float merged[BATCH][PIECE])
+{
+    typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+    vf sums[IN_FLIGHT] = {{0}};
+    uint32_t r = 0;
+    uint64_t last = contributions[b->begin].offset;
+    for (uint64_t i = b->begin; i < b->end; i++) {
+        const mn_contribution *now = contributions + i, *next = now + (i + AHEAD < n ? AHEAD : 0);
+        prefetch_bytes(source_row(sources, next, dtype), ahead);
+        const bool begins = now->offset != last;
+        const vi keep = (vi){0} + ((int32_t)begins - 1);
+        const char *row = source_row(sources, now, dtype);
+        r += begins;
+        last = now->offset;
+        for (uint32_t v = 0; v < vectors; v++) {
+            sums[v] = (vf)((vi)sums[v] & keep) +
+                      now->weight * load_vector(row, first + c + v * LANES, dtype);
+            memcpy(merged[r] + c + v * LANES, &sums[v], sizeof sums[v]);
+        }
+    }
+}
+
+/* merged[r] = the left folds of columns [first, first + count) of the batch's rows. */
+INLINE void merge_batch(const mn_contribution *contributions, const batch *b, uint64_t n,
+                        const mn_sources *sources, enum mn_dtype dtype, uint32_t first,
+                        uint32_t count, uint32_t ahead, float merged[BATCH][PIECE])
+{
+    uint32_t c = 0;
+    for (; c + IN_FLIGHT * LANES <= count; c += IN_FLIGHT * LANES, ahead = 0)
+        merge_vectors(contributions, b, n, sources, dtype, first, c, IN_FLIGHT, ahead, merged);
+    for (; c + IN_FLIGHT / 2 * LANES <= count; c += IN_FLIGHT / 2 * LANES, ahead = 0)
+        merge_vectors(contributions, b, n, sources, dtype, first, c, IN_FLIGHT / 2, ahead, merged);
+    for (; c + LANES <= count; c += LANES, ahead = 0)
+        merge_vectors(contributions, b, n, sources, dtype, first, c, 1, ahead, merged);
+    for (; c < count; c++) {
+        uint32_t r = 0;
+        merged[0][c] = 0;
+        for (uint64_t i = b->begin; i < b->end; i++) {
+            if (contributions[i].offset != b->offsets[r])
+                merged[++r][c] = 0;
+            const char *row = source_row(sources, contributions + i, dtype);
+            merged[r][c] = merged[r][c] + contributions[i].weight * element(row, first + c, dtype);
+        }
+    }
+}
+
+/* One step of a tile: what is the same for all its rows, and Adam's constants of the last one. */
+typedef struct tile_step {
+    mn_tile *tile;
+    const mn_update *update;
+    uint64_t state_bytes;
+    bool is_adam;
+    adam_step adam;
+    uint64_t first_written;
+} tile_step;
+
+/* The row, begun and counted when this is its first piece. */
+INLINE row_update row_open(tile_step *step, uint64_t offset, bool begins)
+{
+    mn_tile *tile = step->tile;
+    row_update u = {.tile = tile, .update = step->update, .row = table_row(tile, offset)};
+    assert(offset < tile->rows);
+    u.values = row_values(tile, offset);
+    u.state = step->state_bytes ? (char *)tile->state + offset * step->state_bytes : NULL;
+    if (begins) {
+        step->first_written += row_begin(tile, offset, u.values, u.state);
+        row_count(tile, offset);
+    }
+    u.count = tile->updates[offset];
+    uint64_t t = tile->optimizer.row_correction ? u.count : step->update->step;
+    if (step->is_adam && step->adam.t != t)
+        step->adam = adam_step_of(&tile->optimizer, step->update, t);
+    return u;
+}
+
+INLINE void apply_batches(tile_step *step, const mn_contribution *contributions, uint64_t n,
+                          const mn_sources *sources, enum mn_dtype dtype)
+{
+    const uint32_t columns = step->tile->columns, row_bytes = columns * element_bytes(dtype);
+    _Alignas(LINE) float merged[BATCH][PIECE];
+    batch next = batch_of(contributions, 0, n);
+    while (next.rows) {
+        const batch now = next;
+        next = batch_of(contributions, now.end, n);
+        for (uint32_t c = 0; c < columns; c += PIECE) {
+            const uint32_t count = least(PIECE, columns - c);
+            merge_batch(contributions, &now, n, sources, dtype, c, count, c ? 0 : row_bytes,
+                        merged);
+            for (uint32_t r = 0; r < now.rows; r++) {
+                if (c == 0 && r < next.rows)
+                    prefetch_update(step->tile, next.offsets[r], step->state_bytes);
+                row_update u = row_open(step, now.offsets[r], c == 0);
+                apply_columns(&u, step->is_adam ? &step->adam : NULL, c, count, merged[r]);
+            }
+        }
+    }
+}
+
+/* Row-wise Adagrad needs a row's whole gradient before its first column moves. */
+static void apply_rows(tile_step *step, const mn_contribution *contributions, uint64_t n,
+                       const mn_sources *sources, float *scratch)
+{
+    for (uint64_t begin = 0, end; begin < n; begin = end) {
+        end = run_end(contributions, begin, n);
+        for (uint64_t i = begin + AHEAD; i < end + AHEAD && i < n; i++)
+            if (contributions[i].offset != contributions[i - 1].offset)
+                prefetch_update(step->tile, contributions[i].offset, step->state_bytes);
+        row_update u = row_open(step, contributions[begin].offset, true);
+        u.merged = scratch;
+        merge_run(contributions, begin, end, n, sources, step->tile->columns, u.merged);
+        apply_rowwise(&u, step->tile->dtype);
+    }
 }
 
 uint64_t ISA(merge_apply)(mn_tile *tile, const mn_contribution *contributions, uint64_t n,
                           const mn_sources *sources, const mn_update *update, void *scratch)
 {
     const mn_optimizer *optimizer = &tile->optimizer;
-    const uint64_t state_bytes = mn_state_row_bytes(optimizer, tile->columns);
-    const bool is_adam =
-        optimizer->kind == MN_OPTIMIZER_ADAM || optimizer->kind == MN_OPTIMIZER_ADAMW;
-    adam_step adam = {0};
-    uint64_t first_written = 0;
+    tile_step step = {.tile = tile, .update = update};
     assert(optimizer->kind != MN_OPTIMIZER_NONE);
-    for (uint64_t begin = 0; begin < n;) {
-        uint64_t end = run_end(contributions, begin, n), offset = contributions[begin].offset;
-        assert(offset < tile->rows);
-        for (uint64_t i = begin + AHEAD; i < end + AHEAD && i < n; i++)
-            if (contributions[i].offset != contributions[i - 1].offset)
-                prefetch_update(tile, contributions[i].offset, state_bytes);
-        row_update u = {.tile = tile, .update = update, .offset = offset, .merged = scratch};
-        u.row = table_row(tile, offset);
-        u.values = row_values(tile, offset);
-        u.state = state_bytes ? (char *)tile->state + offset * state_bytes : NULL;
-        first_written += row_begin(tile, offset, u.values, u.state);
-        row_count(tile, offset);
-        u.count = tile->updates[offset];
-        merge_run(contributions, begin, end, n, sources, tile->columns, u.merged);
-        uint64_t t = optimizer->row_correction ? u.count : update->step;
-        if (is_adam && adam.t != t)
-            adam = adam_step_of(optimizer, update, t);
-        if (optimizer->kind == MN_OPTIMIZER_ROWWISE_ADAGRAD)
-            apply_rowwise(&u, tile->dtype);
-        else
-            apply_columns(&u, is_adam ? &adam : NULL);
-        begin = end;
-    }
-    return first_written;
+    step.state_bytes = mn_state_row_bytes(optimizer, tile->columns);
+    step.is_adam = optimizer->kind == MN_OPTIMIZER_ADAM || optimizer->kind == MN_OPTIMIZER_ADAMW;
+    if (optimizer->kind == MN_OPTIMIZER_ROWWISE_ADAGRAD)
+        apply_rows(&step, contributions, n, sources, scratch);
+    else if (sources->dtype == MN_F32)
+        apply_batches(&step, contributions, n, sources, MN_F32);
+    else
+        apply_batches(&step, contributions, n, sources, MN_BF16);
+    return step.first_written;
 }
 
 uint64_t ISA(store)(mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype dtype,
