@@ -64,6 +64,12 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+double bench_at_share(double *values, uint32_t count, double share)
+{
+    qsort(values, count, sizeof *values, ascending);
+    return values[(uint32_t)(share * (count - 1))];
+}
+
 static double quantile(const double *values, uint32_t count, double share)
 {
     double sorted[ROUNDS];

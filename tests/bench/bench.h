@@ -46,6 +46,8 @@ void bench_report(const char *bench, const char *name, double value, const char 
 double bench_now(void); /* seconds, monotonic */
 _Noreturn void bench_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void bench_check(enum mn_status status, const mn_error *error, const char *what);
+/* Sorts them; the one at this share of the way from the least to the largest. */
+double bench_at_share(double *values, uint32_t count, double share);
 uint64_t bench_random(uint64_t *state); /* splitmix64 */
 void *bench_huge(uint64_t bytes);       /* anonymous memory on 2 MiB pages, touched; never freed */
 

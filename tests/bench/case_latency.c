@@ -6,30 +6,16 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { QUERIES = 16, READS = 128, CALLS = 400, CALLS_QUICK = 100, LINE_FLOATS = 16, AHEAD = 32 };
+enum { QUERIES = 16, READS = 128, CALLS = 400, CALLS_QUICK = 100 };
 
 typedef struct latency_context {
     bench_service service;
     mn_table *table;
     peer_echo *echo;
     uint32_t rows, dim;
-    float *copy;            /* [rows][share_columns] */
-    uint32_t share_columns; /* what one core reads when each shard's columns are read at once */
-    double share;           /* the quantile that this case is about */
+    double share; /* the quantile that this case is about */
     double *seconds;
 } latency_context;
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double at_quantile(latency_context *context, uint32_t calls)
-{
-    qsort(context->seconds, calls, sizeof *context->seconds, ascending);
-    return context->seconds[(uint32_t)(context->share * (calls - 1))];
-}
 
 static uint32_t calls_of_round(void) { return bench_quick ? CALLS_QUICK : CALLS; }
 
@@ -61,56 +47,21 @@ static double round_mneme(void *opaque, uint64_t round)
     uint64_t seed = round;
     for (uint32_t call = 0; call < calls_of_round(); call++)
         context->seconds[call] = call_mneme(context, &seed);
-    return at_quantile(context, calls_of_round());
+    return bench_at_share(context->seconds, calls_of_round(), context->share);
 }
 
 static double round_echo(void *opaque, uint64_t round)
 {
     latency_context *context = opaque;
     (void)round;
-    for (uint32_t call = 0; call < calls_of_round(); call++) {
-        double start = bench_now();
-        peer_echo_call(context->echo);
-        context->seconds[call] = bench_now() - start;
-    }
-    return at_quantile(context, calls_of_round());
-}
-
-typedef float line_floats __attribute__((vector_size(LINE_FLOATS * sizeof(float))));
-
-/* Reads the rows as fast as we know how, each line once, and keeps but a sum. */
-static line_floats read_rows(const latency_context *context, const uint32_t *indices)
-{
-    const uint32_t lines = context->share_columns / LINE_FLOATS;
-    const line_floats *copy = (const line_floats *)context->copy;
-    line_floats sum = {0};
-    for (uint32_t i = 0; i < QUERIES * READS; i++) {
-        uint32_t ahead = i + AHEAD < QUERIES * READS ? i + AHEAD : i;
-        const line_floats *next = copy + (size_t)indices[ahead] * lines;
-        const line_floats *row = copy + (size_t)indices[i] * lines;
-        for (uint32_t line = 0; line < lines; line++)
-            __builtin_prefetch(next + line, 0, 2);
-        for (uint32_t line = 0; line < lines; line++)
-            sum += row[line];
-    }
-    return sum;
+    return peer_echo_calls(context->echo, calls_of_round(), context->share, false);
 }
 
 static double round_bound(void *opaque, uint64_t round)
 {
-    static uint32_t indices[QUERIES * READS];
-    static volatile line_floats sum;
     latency_context *context = opaque;
-    uint64_t seed = round;
-    for (uint32_t call = 0; call < calls_of_round(); call++) {
-        draw(context, &seed, indices);
-        double start = bench_now();
-        peer_echo_call(context->echo);
-        sum = read_rows(context, indices);
-        context->seconds[call] = bench_now() - start;
-    }
-    (void)sum;
-    return at_quantile(context, calls_of_round());
+    (void)round;
+    return peer_echo_calls(context->echo, calls_of_round(), context->share, true);
 }
 
 static void latency_case(uint32_t dim, uint32_t shards, double least)
@@ -120,17 +71,20 @@ static void latency_case(uint32_t dim, uint32_t shards, double least)
     char name[96];
     uint64_t seed = 1;
     uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
-    context.share_columns = dim / shards * ((shards + cores - 1) / cores);
-    context.copy = bench_huge((uint64_t)context.rows * context.share_columns * sizeof(float));
     context.seconds = malloc(CALLS * sizeof *context.seconds);
     bench_service_start(&context.service, shards);
     context.table = bench_table(context.service.client, &spec);
     mn_client_counters before = mn_client_counted(context.service.client);
     (void)call_mneme(&context, &seed);
     mn_client_counters after = mn_client_counted(context.service.client);
-    context.echo =
-        peer_echo_start(shards, (uint32_t)((after.bytes_sent - before.bytes_sent) / shards),
-                        (uint32_t)((after.bytes_received - before.bytes_received) / shards));
+    peer_echo_options echo = {
+        .servers = shards,
+        .request_bytes = (after.bytes_sent - before.bytes_sent) / shards,
+        .reply_bytes = (after.bytes_received - before.bytes_received) / shards,
+        .rows = context.rows,
+        .columns = dim / shards * ((shards + cores - 1) / cores), /* what one core reads of all */
+        .reads = QUERIES * READS};
+    context.echo = peer_echo_start(&echo);
     for (int tail = 0; tail < 2; tail++) {
         context.share = tail ? 0.99 : 0.5;
         (void)snprintf(name, sizeof name, "queries=%d reads=%d dim=%u rows=%u shards=%u %s",

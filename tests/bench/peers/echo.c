@@ -1,217 +1,56 @@
-/* A bare gRPC C core echo: the floor of what a unary call over this library costs. One
- * completion queue and one thread a side. */
+/* Echo servers and their client, all children of the bench. */
 #include "peers.h"
 
-#include <grpc/grpc.h>
-#include <grpc/grpc_security.h>
-#include <grpc/support/alloc.h>
-#include <grpc/support/time.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { METHOD_CALLS = 4, MESSAGE_MAX = 16 << 20 };
-
-/* ---- Server ---- */
-
-typedef struct echo_call {
-    grpc_call *call;
-    grpc_byte_buffer *request, *reply;
-    grpc_metadata_array metadata;
-    gpr_timespec deadline;
-    int cancelled;
-    bool answering;
-} echo_call;
-
-typedef struct echo_server {
-    grpc_server *server;
-    grpc_completion_queue *queue;
-    void *method;
-    grpc_slice payload;
-} echo_server;
-
-static void expect(echo_server *server, echo_call *call)
-{
-    memset(call, 0, sizeof *call);
-    grpc_metadata_array_init(&call->metadata);
-    if (grpc_server_request_registered_call(server->server, server->method, &call->call,
-                                            &call->deadline, &call->metadata, &call->request,
-                                            server->queue, server->queue, call) != GRPC_CALL_OK)
-        bench_die("echo: request_registered_call");
-}
-
-static void answer(echo_server *server, echo_call *call)
-{
-    grpc_slice payload = grpc_slice_ref(server->payload);
-    call->reply = grpc_raw_byte_buffer_create(&payload, 1);
-    grpc_slice_unref(payload);
-    grpc_op operations[4] = {
-        {.op = GRPC_OP_SEND_INITIAL_METADATA},
-        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = call->reply},
-        {.op = GRPC_OP_SEND_STATUS_FROM_SERVER},
-        {.op = GRPC_OP_RECV_CLOSE_ON_SERVER,
-         .data.recv_close_on_server.cancelled = &call->cancelled}};
-    call->answering = true;
-    if (grpc_call_start_batch(call->call, operations, 4, call, NULL) != GRPC_CALL_OK)
-        bench_die("echo: start_batch");
-}
-
-int peer_echo_main(int argc, char **argv)
-{
-    const char *port_file = NULL;
-    size_t reply_bytes = 1;
-    for (int i = 0; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--reply-bytes") == 0)
-            reply_bytes = strtoull(argv[i + 1], NULL, 10);
-        else if (strcmp(argv[i], "--port-file") == 0)
-            port_file = argv[i + 1];
-    }
-    grpc_init();
-    echo_server server = {.payload = grpc_slice_malloc(reply_bytes)};
-    memset(GRPC_SLICE_START_PTR(server.payload), 1, reply_bytes);
-    grpc_arg limit = {
-        GRPC_ARG_INTEGER, (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, {.integer = MESSAGE_MAX}};
-    server.server = grpc_server_create(&(grpc_channel_args){1, &limit}, NULL);
-    server.queue = grpc_completion_queue_create_for_next(NULL);
-    grpc_server_register_completion_queue(server.server, server.queue, NULL);
-    server.method = grpc_server_register_method(server.server, "/echo/Echo", NULL,
-                                                GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
-    grpc_server_credentials *plain = grpc_insecure_server_credentials_create();
-    int port = grpc_server_add_http2_port(server.server, "127.0.0.1:0", plain);
-    grpc_server_credentials_release(plain);
-    grpc_server_start(server.server);
-    FILE *file = port_file ? fopen(port_file, "w") : NULL;
-    if (!port || !file || fprintf(file, "%d\n", port) < 0 || fclose(file))
-        bench_die("echo: cannot listen or write the port file");
-    echo_call calls[METHOD_CALLS];
-    for (int i = 0; i < METHOD_CALLS; i++)
-        expect(&server, &calls[i]);
-    for (;;) { /* until the bench kills it */
-        grpc_event event =
-            grpc_completion_queue_next(server.queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-        echo_call *call = event.tag;
-        if (event.type != GRPC_OP_COMPLETE || !call)
-            continue;
-        if (!call->answering) {
-            answer(&server, call);
-            continue;
-        }
-        grpc_byte_buffer_destroy(call->request);
-        grpc_byte_buffer_destroy(call->reply);
-        grpc_metadata_array_destroy(&call->metadata);
-        grpc_call_unref(call->call);
-        expect(&server, call);
-    }
-}
-
-/* ---- Client ---- */
-
 struct peer_echo {
-    bench_child servers[BENCH_SHARDS_MAX];
-    grpc_channel *channels[BENCH_SHARDS_MAX];
+    bench_child servers[BENCH_SHARDS_MAX], client;
     uint32_t count;
-    grpc_completion_queue *queue;
-    grpc_slice payload;
+    FILE *to, *from;
 };
 
-typedef struct echo_exchange {
-    grpc_call *call;
-    grpc_byte_buffer *request, *reply;
-    grpc_metadata_array initial, trailing;
-    grpc_status_code status;
-    grpc_slice details;
-} echo_exchange;
-
-peer_echo *peer_echo_start(uint32_t servers, uint32_t request_bytes, uint32_t reply_bytes)
+peer_echo *peer_echo_start(const peer_echo_options *options)
 {
-    char bytes_text[16], address[32];
-    (void)snprintf(bytes_text, sizeof bytes_text, "%u", reply_bytes);
-    const char *arguments[] = {MN_BENCH_PEER, "echo", "--reply-bytes", bytes_text, NULL};
+    const char *arguments[8 + BENCH_SHARDS_MAX] = {MN_BENCH_PEER, "echo-client"};
+    char numbers[5][24], ports[BENCH_SHARDS_MAX][16];
+    const uint64_t values[5] = {options->request_bytes, options->rows, options->columns,
+                                options->reads, options->reply_bytes};
     peer_echo *peer = calloc(1, sizeof *peer);
     if (!peer)
         bench_die("no memory");
-    grpc_init();
-    peer->count = servers;
-    peer->queue = grpc_completion_queue_create_for_next(NULL);
-    peer->payload = grpc_slice_malloc(request_bytes);
-    memset(GRPC_SLICE_START_PTR(peer->payload), 1, request_bytes);
-    grpc_arg limits[2] = {
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, {.integer = MESSAGE_MAX}},
-        {GRPC_ARG_INTEGER, (char *)GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, {.integer = 1}}};
-    for (uint32_t i = 0; i < servers; i++) {
-        peer->servers[i] = bench_start(arguments, true, false);
-        (void)snprintf(address, sizeof address, "127.0.0.1:%d", peer->servers[i].port);
-        grpc_channel_credentials *plain = grpc_insecure_credentials_create();
-        peer->channels[i] = grpc_channel_create(address, plain, &(grpc_channel_args){2, limits});
-        grpc_channel_credentials_release(plain);
+    for (int i = 0; i < 5; i++)
+        (void)snprintf(numbers[i], sizeof numbers[i], "%llu", (unsigned long long)values[i]);
+    for (int i = 0; i < 4; i++)
+        arguments[2 + i] = numbers[i];
+    const char *server[] = {MN_BENCH_PEER, "echo", "--reply-bytes", numbers[4], NULL};
+    for (; peer->count < options->servers; peer->count++) {
+        peer->servers[peer->count] = bench_start(server, true, false);
+        (void)snprintf(ports[peer->count], sizeof ports[0], "%d", peer->servers[peer->count].port);
+        arguments[6 + peer->count] = ports[peer->count];
     }
+    peer->client = bench_start(arguments, false, true);
+    peer->to = fdopen(peer->client.to, "w");
+    peer->from = fdopen(peer->client.from, "r");
+    if (!peer->to || !peer->from)
+        bench_die("no stream to the echo client");
     return peer;
 }
 
-static void begin(peer_echo *peer, uint32_t server, echo_exchange *exchange)
+double peer_echo_calls(peer_echo *peer, uint32_t calls, double share, bool with_read)
 {
-    grpc_slice payload = grpc_slice_ref(peer->payload);
-    memset(exchange, 0, sizeof *exchange);
-    grpc_metadata_array_init(&exchange->initial);
-    grpc_metadata_array_init(&exchange->trailing);
-    exchange->request = grpc_raw_byte_buffer_create(&payload, 1);
-    grpc_slice_unref(payload);
-    exchange->call = grpc_channel_create_call(
-        peer->channels[server], NULL, GRPC_PROPAGATE_DEFAULTS, peer->queue,
-        grpc_slice_from_static_string("/echo/Echo"), NULL,
-        gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_seconds(60, GPR_TIMESPAN)), NULL);
-    grpc_op operations[6] = {
-        {.op = GRPC_OP_SEND_INITIAL_METADATA},
-        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = exchange->request},
-        {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
-        {.op = GRPC_OP_RECV_INITIAL_METADATA,
-         .data.recv_initial_metadata.recv_initial_metadata = &exchange->initial},
-        {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &exchange->reply},
-        {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-         .data.recv_status_on_client = {.trailing_metadata = &exchange->trailing,
-                                        .status = &exchange->status,
-                                        .status_details = &exchange->details}}};
-    if (grpc_call_start_batch(exchange->call, operations, 6, exchange, NULL) != GRPC_CALL_OK)
-        bench_die("echo: start_batch");
-}
-
-static void end(echo_exchange *exchange)
-{
-    if (exchange->status != GRPC_STATUS_OK || !exchange->reply)
-        bench_die("echo: status %d", (int)exchange->status);
-    grpc_byte_buffer_destroy(exchange->request);
-    grpc_byte_buffer_destroy(exchange->reply);
-    grpc_metadata_array_destroy(&exchange->initial);
-    grpc_metadata_array_destroy(&exchange->trailing);
-    grpc_slice_unref(exchange->details);
-    grpc_call_unref(exchange->call);
-}
-
-void peer_echo_call(peer_echo *peer)
-{
-    echo_exchange exchanges[BENCH_SHARDS_MAX];
-    for (uint32_t i = 0; i < peer->count; i++)
-        begin(peer, i, &exchanges[i]);
-    for (uint32_t left = peer->count; left; left--) {
-        grpc_event event =
-            grpc_completion_queue_next(peer->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-        end(event.tag);
-    }
+    double seconds;
+    if (fprintf(peer->to, "%u %.17g %d\n", calls, share, with_read) < 0 || fflush(peer->to) ||
+        fscanf(peer->from, "%lf", &seconds) != 1)
+        bench_die("the echo client gave no answer");
+    return seconds;
 }
 
 void peer_echo_stop(peer_echo *peer)
 {
-    grpc_completion_queue_shutdown(peer->queue);
-    while (
-        grpc_completion_queue_next(peer->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
-        GRPC_QUEUE_SHUTDOWN)
-        continue;
-    grpc_completion_queue_destroy(peer->queue);
-    for (uint32_t i = 0; i < peer->count; i++) {
-        grpc_channel_destroy(peer->channels[i]);
+    bench_stop(&peer->client);
+    for (uint32_t i = 0; i < peer->count; i++)
         bench_stop(&peer->servers[i]);
-    }
-    grpc_slice_unref(peer->payload);
-    grpc_shutdown();
     free(peer);
 }

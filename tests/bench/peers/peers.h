@@ -43,13 +43,19 @@ void peer_redis_start(peer_redis *peer, uint64_t rows, uint32_t dim);
 void peer_redis_stop(peer_redis *peer);
 void peer_redis_rows(peer_redis *peer, const uint32_t *indices, uint32_t count, float *out_rows);
 
-/* echo: a bare gRPC C core unary call that answers `reply_bytes` to whatever came (`mneme-bench-
- * peer echo --reply-bytes N`). */
+/* echo: a bare gRPC C core unary call that answers `reply_bytes` to whatever came, servers and
+ * client each in a process of their own (peers/echo_server.c, peers/echo_client.c). */
+typedef struct peer_echo_options {
+    uint32_t servers;
+    uint64_t request_bytes, reply_bytes; /* of one server's call */
+    uint64_t rows, columns, reads;       /* f32, of the table that calls with_read read */
+} peer_echo_options;
 typedef struct peer_echo peer_echo;
-peer_echo *peer_echo_start(uint32_t servers, uint32_t request_bytes, uint32_t reply_bytes);
+peer_echo *peer_echo_start(const peer_echo_options *options);
 void peer_echo_stop(peer_echo *peer);
-void peer_echo_call(
-    peer_echo *peer); /* one call to every server at once, until all have answered */
+/* `calls` calls one after the other, each to every server at once, and with_read a read of `reads`
+ * random rows after each: the seconds of the one at this share of them all, fastest first. */
+double peer_echo_calls(peer_echo *peer, uint32_t calls, double share, bool with_read);
 
 /* torch: peers/torch_layer.py, driven over its standard input; NULL result of
  * bench_torch_python() when there is none. */
@@ -57,5 +63,6 @@ const char *peer_torch_python(void);
 
 int peer_tcp_main(int argc, char **argv);
 int peer_echo_main(int argc, char **argv);
+int peer_echo_client_main(int argc, char **argv);
 
 #endif
