@@ -114,7 +114,9 @@ typedef struct mn_view {
     float factors[MN_COMMIT_SETS_MAX];
     double *squares; /* as answered to Seal; NULL when none */
     uint64_t squares_bytes;
-    uint32_t tables; /* the squares are of the first so many of the group's */
+    uint32_t table_count;                  /* whose squares these are */
+    uint64_t tables[MN_COMMIT_TABLES_MAX]; /* ascending */
+    uint32_t tiles[MN_COMMIT_TABLES_MAX];  /* of each, held there */
 } mn_view;
 
 typedef struct mn_settle {
@@ -123,9 +125,6 @@ typedef struct mn_settle {
     float factors[MN_COMMIT_SETS_MAX];
     double norms[MN_COMMIT_SETS_MAX];
     bool discard, reseal;
-    uint32_t table_count;                  /* of the group */
-    uint64_t tables[MN_COMMIT_TABLES_MAX]; /* ascending */
-    uint32_t tiles[MN_COMMIT_TABLES_MAX];
     void (*settled)(mn_task *task);
     mn_view *views; /* [shards] */
 } mn_settle;

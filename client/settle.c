@@ -25,6 +25,7 @@ static void view_clear(mn_core *core, mn_view *view)
     mn_core_release(core, view->squares, view->squares_bytes);
     view->squares = NULL;
     view->squares_bytes = 0;
+    view->table_count = 0;
 }
 
 void mn_settle_destroy(mn_task *task)
@@ -56,51 +57,39 @@ static bool clips(const mn_proposal *proposal)
     return false;
 }
 
-/* Adds one table's squares in tile order: shards hold ascending ranges of tiles. */
-static double add_squares(const mn_task *task, uint32_t table, double sum)
+/* The least id above `id` whose squares a shard told; 0 when there is none. A table that a shard
+ * did not tell has no gradients there: it is being dropped, or came after the seals. */
+static uint64_t table_after(const mn_task *task, uint64_t id)
 {
-    const mn_settle *settle = task->settle;
-    uint32_t shards = task->core->shards;
-    for (uint32_t shard = 0; shard < shards; shard++) {
-        uint32_t first, count, at = 0;
-        if (table >= settle->views[shard].tables)
-            continue;
-        for (uint32_t before = 0; before < table; before++) {
-            mn_map_tiles(settle->tiles[before], shards, shard, &first, &count);
-            at += count;
-        }
-        mn_map_tiles(settle->tiles[table], shards, shard, &first, &count);
-        for (uint32_t i = 0; i < count; i++)
-            sum += settle->views[shard].squares[at + i];
+    uint64_t next = 0;
+    for (uint32_t shard = 0; shard < task->core->shards; shard++) {
+        const mn_view *view = &task->settle->views[shard];
+        for (uint32_t i = 0; i < view->table_count; i++)
+            if (view->tables[i] > id && (!next || view->tables[i] < next))
+                next = view->tables[i];
+    }
+    return next;
+}
+
+/* Adds one table's squares in tile order: shards hold ascending ranges of tiles. */
+static double add_squares(const mn_task *task, uint64_t table, double sum)
+{
+    for (uint32_t shard = 0; shard < task->core->shards; shard++) {
+        const mn_view *view = &task->settle->views[shard];
+        const double *squares = view->squares;
+        for (uint32_t i = 0; i < view->table_count; squares += view->tiles[i], i++)
+            for (uint32_t tile = 0; view->tables[i] == table && tile < view->tiles[i]; tile++)
+                sum += squares[tile];
     }
     return sum;
 }
 
-/* Finds of how many tables each shard's squares are: it may have merged the step before the latest
- * tables came, which then hold no parts of it. False: its squares are of more tables than are
- * known, or of none that are. */
-static bool squares_fit(mn_task *task, uint32_t *out_misfit)
+static bool names(const mn_commit_set *set, uint64_t table)
 {
-    const mn_settle *settle = task->settle;
-    for (uint32_t shard = 0; shard < task->core->shards; shard++) {
-        mn_view *view = &settle->views[shard];
-        uint64_t due = 0;
-        bool fits = view->squares_bytes == 0;
-        view->tables = 0;
-        for (uint32_t table = 0; table < settle->table_count; table++) {
-            uint32_t first, count;
-            mn_map_tiles(settle->tiles[table], task->core->shards, shard, &first, &count);
-            due += count * sizeof(double);
-            if (view->squares_bytes != due)
-                continue;
-            view->tables = table + 1;
-            fits = true;
-        }
-        *out_misfit = shard;
-        if (!fits)
-            return false;
-    }
-    return true;
+    bool named = set->table_count == 0;
+    for (uint32_t i = 0; i < set->table_count; i++)
+        named = named || set->tables[i] == table;
+    return named;
 }
 
 static void discard(mn_settle *settle)
@@ -121,13 +110,9 @@ static void find_factors(mn_task *task)
     for (uint32_t i = 0; i < settle->outcome.set_count; i++) {
         const mn_commit_set *set = &settle->outcome.sets[i];
         double scale = set->scale == 0 ? 1 : set->scale, factor = scale, sum = 0;
-        for (uint32_t table = 0; set->clip_norm > 0 && table < settle->table_count; table++) {
-            bool named = set->table_count == 0;
-            for (uint32_t t = 0; t < set->table_count; t++)
-                named = named || set->tables[t] == settle->tables[table];
-            if (named)
+        for (uint64_t table = 0; set->clip_norm > 0 && (table = table_after(task, table));)
+            if (names(set, table))
                 sum = add_squares(task, table, sum);
-        }
         settle->norms[i] = scale * sqrt(sum);
         if (set->clip_norm > 0 && settle->norms[i] > set->clip_norm)
             factor = scale * (set->clip_norm / settle->norms[i]);
@@ -234,64 +219,37 @@ static const mn_phase ask_phase = {MN_VERB_JOIN, fill_ask, answered_ask, NULL, m
 
 /* ---- Seal ---- */
 
-/* The home shard is asked for the group's tables too, since norms come without names. */
-enum { SEAL_PIECE = 0, LIST_PIECE = 1 };
-
 static void fill_seal(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     mn_request *request = &slot->exchange.request;
     const mn_settle *settle = task->settle;
-    if (slot->piece == LIST_PIECE) {
-        request->verb = MN_VERB_LIST;
-        return;
-    }
     request->context.step = settle->step;
     request->pieces = mn_steps_pieces(task->core, settle->step, lane->shard);
     request->proposal = settle->views[lane->shard].proposal;
     request->norms = clips(&request->proposal);
 }
 
-static enum mn_status keep_tables(mn_task *task, const mn_reply *reply)
+/* The tables that the squares are of, as many squares as they have tiles. */
+static enum mn_status keep_tables(mn_task *task, mn_view *view, const mn_reply *reply)
 {
-    mn_settle *settle = task->settle;
-    if (reply->table_count > MN_COMMIT_TABLES_MAX)
-        return mn_fail(&task->error, MN_CORRUPT, "tables", "shard 0 lists %u tables of at most %d",
-                       reply->table_count, MN_COMMIT_TABLES_MAX);
-    settle->table_count = 0;
-    for (uint32_t i = 0; i < reply->table_count; i++) {
-        uint32_t at = settle->table_count++;
-        for (; at > 0 && settle->tables[at - 1] > reply->tables[i].table; at--) {
-            settle->tables[at] = settle->tables[at - 1];
-            settle->tiles[at] = settle->tiles[at - 1];
-        }
-        settle->tables[at] = reply->tables[i].table;
-        settle->tiles[at] = reply->tables[i].spec.tiles;
+    uint64_t tiles = 0;
+    bool ascending = reply->table_count <= MN_COMMIT_TABLES_MAX;
+    for (uint32_t i = 0; ascending && i < reply->table_count; i++) {
+        ascending = reply->tables[i].table > (i ? view->tables[i - 1] : 0);
+        view->tables[i] = reply->tables[i].table;
+        view->tiles[i] = reply->tables[i].tile_count;
+        tiles += view->tiles[i];
     }
+    if (!ascending || tiles != reply->payload.bytes / sizeof(double) ||
+        reply->payload.bytes % sizeof(double))
+        return mn_fail(&task->error, MN_CORRUPT, "payload",
+                       "shard %u answered %" PRIu64
+                       " bytes of norms, which are not those of the %u tables it names",
+                       (uint32_t)(view - task->settle->views), reply->payload.bytes,
+                       reply->table_count);
+    view->table_count = reply->table_count;
     return MN_OK;
 }
-
-/* A table that came after List was answered, and before the last seal, has squares too. */
-static enum mn_status answered_relist(mn_task *task, mn_lane *lane, mn_slot *slot)
-{
-    (void)lane; /* the home shard's */
-    return keep_tables(task, &slot->exchange.reply);
-}
-
-static void complete_relist(mn_task *task)
-{
-    uint32_t misfit;
-    if (!squares_fit(task, &misfit)) {
-        mn_task_end(task, mn_fail(&task->error, MN_CORRUPT, "payload",
-                                  "shard %u answered %" PRIu64
-                                  " bytes of norms, which are not those of the group's tables",
-                                  misfit, task->settle->views[misfit].squares_bytes));
-        return;
-    }
-    find_factors(task);
-    mn_settle_commit(task);
-}
-
-static const mn_phase relist_phase = {MN_VERB_LIST, NULL, answered_relist, NULL, complete_relist};
 
 static enum mn_status answered_seal(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
@@ -299,8 +257,6 @@ static enum mn_status answered_seal(mn_task *task, mn_lane *lane, mn_slot *slot)
     mn_settle *settle = task->settle;
     mn_view *view = &settle->views[lane->shard];
     const mn_reply *reply = &slot->exchange.reply;
-    if (slot->piece == LIST_PIECE)
-        return keep_tables(task, reply);
     view->permanent = reply->step >= settle->step;
     if (view->permanent)
         return MN_OK;
@@ -309,12 +265,15 @@ static enum mn_status answered_seal(mn_task *task, mn_lane *lane, mn_slot *slot)
     if (!reply->proposal.discard)
         settle->outcome = reply->proposal;
     view_clear(core, view);
-    if (reply->payload.bytes == 0)
-        return MN_OK;
+    enum mn_status status = keep_tables(task, view, reply);
+    if (status || reply->payload.bytes == 0)
+        return status;
     view->squares = mn_core_allocate(core, reply->payload.bytes);
-    if (!view->squares)
+    if (!view->squares) {
+        view->table_count = 0;
         return mn_fail(&task->error, MN_NO_MEMORY, "norms", "no memory for %" PRIu64 " bytes",
                        reply->payload.bytes);
+    }
     view->squares_bytes = reply->payload.bytes;
     mn_cursor cursor;
     mn_cursor_init(&cursor, &reply->payload, 0);
@@ -341,11 +300,6 @@ static void complete_seal(mn_task *task)
         }
     if (settle->discard)
         discard(settle);
-    uint32_t misfit;
-    if (clips(&settle->outcome) && !squares_fit(task, &misfit)) {
-        mn_phase_home(task, &relist_phase);
-        return;
-    }
     find_factors(task);
     mn_settle_commit(task);
 }
@@ -355,14 +309,10 @@ static const mn_phase seal_phase = {MN_VERB_SEAL, fill_seal, answered_seal, NULL
 void mn_settle_seal(mn_task *task)
 {
     mn_settle *settle = task->settle;
-    bool tables = false;
     settle->discard = settle->reseal = false;
     mn_phase_begin(task, &seal_phase);
     for (uint32_t shard = 0; shard < task->core->shards; shard++)
-        tables = tables || clips(&settle->views[shard].proposal) ||
-                 settle->views[shard].proposal.discard; /* an earlier seal may stand, and clip */
-    for (uint32_t shard = 0; shard < task->core->shards; shard++)
         if (!settle->views[shard].permanent)
-            mn_lane_open(task, shard, shard == 0 && tables ? 2 : 1);
+            mn_lane_open(task, shard, 1);
     mn_phase_go(task);
 }

@@ -315,8 +315,8 @@ enum { MN_INFO_MAX = 64 };
  * group's at the shard. Payloads: Fetch rows [count][columns of the tiles] value_dtype, then
  * states; Bag [count][columns] value_dtype (rows tables: the shard's partial bag); BagGrad f32
  * [tile_count][count*per_query] weight gradients, one array per tile (rows tables: one array, zero
- * where the row is another shard's); Seal f64 [tables of the group, ascending id][tile_count of the
- * shard]; Reduce f64. */
+ * where the row is another shard's); Seal f64 [tables][tile_count], the tables ascending by id;
+ * Reduce f64. */
 typedef struct mn_reply {
     enum mn_status status;
     mn_error error; /* when status != MN_OK: field and message */
@@ -333,7 +333,9 @@ typedef struct mn_reply {
     uint32_t shards, shard; /* Map, Status: size of the map and who answers */
     uint64_t bytes;         /* Snapshot, Restore: written or read */
     uint64_t table;
-    mn_table_info *tables; /* Describe (1), List: lent until the call ends */
+    /* Describe (1), List, Seal (of the payload; no more than ids and tiles): lent until the call
+     * ends. */
+    mn_table_info *tables;
     uint32_t table_count;
     mn_group_info *groups; /* Status, Map */
     uint32_t group_count;

@@ -30,6 +30,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
     uint64_t steps_at = carve(&bytes, steps * sizeof(struct step));
     uint64_t stages_at = carve(&bytes, (uint64_t)steps * tables * sizeof(struct table_stage));
     uint64_t buckets_at = carve(&bytes, (uint64_t)steps * PIECE_BUCKETS * sizeof(struct piece *));
+    uint64_t squares_at = carve(&bytes, (uint64_t)steps * tables * sizeof(uint64_t));
     uint64_t seals_at = carve(&bytes, (uint64_t)steps * ranks * sizeof(struct seal));
     uint8_t *memory = shard->env.allocate(shard->env.context, bytes);
     if (!memory)
@@ -47,6 +48,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
         struct step *step = &group.steps[i];
         step->tables = (struct table_stage *)(memory + stages_at) + (uint64_t)i * tables;
         step->buckets = (struct piece **)(memory + buckets_at) + (uint64_t)i * PIECE_BUCKETS;
+        step->square_tables = (uint64_t *)(memory + squares_at) + (uint64_t)i * tables;
         step->seals = (struct seal *)(memory + seals_at) + (uint64_t)i * ranks;
     }
     *out_group = group;

@@ -106,8 +106,10 @@ struct step {
     mn_proposal proposal;   /* sets of the seals that do not vote to discard */
     bool norms;
     bool merged;     /* contributions stand */
-    double *squares; /* with norms: [tables, ascending id][tiles held] */
+    double *squares; /* with norms: [square_tables][tiles held] */
     uint64_t square_count;
+    uint64_t *square_tables; /* [tables_max] those that stood when it was merged, ascending */
+    uint32_t square_table_count;
 };
 
 struct commit_record {

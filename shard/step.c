@@ -81,6 +81,21 @@ static enum mn_status check_seal(mn_shard *shard, struct group *group, const str
     return status ? status : check_covered(shard, group, step, proposal, error);
 }
 
+/* Which tables the squares are of: others may come while the step is sealed, none can go. */
+static void name_squares(const mn_shard *shard, const struct group *group, struct step *step)
+{
+    step->square_table_count = 0;
+    for (uint32_t i = 0; i < shard->options.tables_max; i++) {
+        uint64_t id = group->tables[i].id;
+        if (!id)
+            continue;
+        uint32_t at = step->square_table_count++;
+        for (; at > 0 && step->square_tables[at - 1] > id; at--)
+            step->square_tables[at] = step->square_tables[at - 1];
+        step->square_tables[at] = id;
+    }
+}
+
 /* Records the seal. The last one merges the step, so that Commit needs no memory and cannot fail;
  * when there is none, the seal is taken back, and a repeat finds things as they were. */
 static enum mn_status record(mn_shard *shard, struct group *group, struct step *step,
@@ -106,12 +121,13 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
         step->seal_count--;
         return status;
     }
+    name_squares(shard, group, step);
     group->wake |= 1u << MN_VERB_SEAL;
     return MN_OK;
 }
 
-static enum mn_status answer_seal(const struct group *group, const struct step *step, mn_call *call,
-                                  mn_error *error)
+static enum mn_status answer_seal(mn_shard *shard, struct group *group, const struct step *step,
+                                  mn_call *call, mn_error *error)
 {
     call->reply.proposal = mn_shard_outcome(group, step);
     call->reply.incarnation_sum = incarnation_sum(group, step);
@@ -123,6 +139,15 @@ static enum mn_status answer_seal(const struct group *group, const struct step *
         return mn_fail(error, MN_BUSY, "reply_bytes_max",
                        "no room for a reply of %" PRIu64 " bytes", bytes);
     memcpy(out, step->squares, bytes);
+    for (uint32_t i = 0; i < step->square_table_count; i++) {
+        uint64_t id = step->square_tables[i];
+        const struct table *table = mn_shard_table_find(shard, group, id, NULL);
+        assert(table); /* Drop waits for the commit */
+        shard->table_infos[i] = (mn_table_info){
+            .table = id, .tile_first = table->tile_first, .tile_count = table->tile_count};
+    }
+    call->reply.tables = shard->table_infos;
+    call->reply.table_count = step->square_table_count;
     return MN_OK;
 }
 
@@ -148,7 +173,7 @@ enum mn_status mn_shard_seal(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     if (step->seal_count < group->ranks)
         return mn_shard_park(shard, group, call, 0, error);
-    return answer_seal(group, step, call, error);
+    return answer_seal(shard, group, step, call, error);
 }
 
 /* ---- Commit */

@@ -47,7 +47,7 @@
 #define REPLY_BAG_GRAD(X)
 #define REPLY_PUSH(X)
 #define REPLY_STORE(X)
-#define REPLY_SEAL(X) X(proposal) X(incarnation_sum)
+#define REPLY_SEAL(X) X(proposal) X(incarnation_sum) TABLES(X)
 #define REPLY_COMMIT(X)
 #define REPLY_REDUCE(X)
 #define REPLY_SNAPSHOT(X) X(bytes)

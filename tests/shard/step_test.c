@@ -464,6 +464,40 @@ static void test_reduce(void **state)
     fixture_deinit(&world.f);
 }
 
+/* Drop reaches one shard before its seals and the other after: each names the tables of its norms,
+ * also when another table comes while the step is sealed. */
+static void test_norms_name_their_tables(void **state)
+{
+    (void)state;
+    struct world world;
+    setup(&world, 2, 1, NULL);
+    mn_table_spec spec = fixture_spec("other", ROWS, DIM * 2);
+    spec.tiles = 2;
+    struct fixture_table other = fixture_table(&world.f, &spec);
+    assert_int_equal(push(&world, 0, 1, 0, 1), MN_OK);
+    mn_request request = seal_request(&world, 0, 1, 1);
+    request.norms = true;
+    mn_request drop = fixture_request(&world.f, MN_VERB_DROP, 0, 0);
+    drop.table = other.id;
+    assert_int_equal(fixture_ask(&world.f, 1, &drop, NULL, 0, NULL), MN_OK);
+    assert_int_equal(fixture_ask(&world.f, 1, &request, NULL, 0, NULL), MN_OK);
+    expect(&world, &request, MN_OK, "");
+    expect(&world, &drop, MN_BUSY, "table");
+    memcpy(spec.name, "new", 4);
+    (void)fixture_create(&world.f, &spec); /* whose id nobody needs */
+    for (uint32_t shard = 0; shard < 2; shard++) {
+        struct answer *answer = fixture_send(&world.f, shard, &request, NULL, 0);
+        assert_int_equal(answer->call.reply.table_count, 2 - shard);
+        assert_int_equal(answer->count, (2 - shard) * sizeof(double));
+        assert_true(((double *)answer->bytes)[0] == DIM);
+        assert_int_equal(answer->tables[0].table, world.table.id);
+        assert_int_equal(answer->tables[0].tile_count, 1);
+        assert_true(shard || answer->tables[1].table == other.id);
+        fixture_free(answer);
+    }
+    fixture_deinit(&world.f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -471,7 +505,7 @@ int main(void)
         cmocka_unit_test(test_discard),    cmocka_unit_test(test_join),
         cmocka_unit_test(test_replay),     cmocka_unit_test(test_roll_forward),
         cmocka_unit_test(test_reads_wait), cmocka_unit_test(test_bag_grad_waits),
-        cmocka_unit_test(test_reduce),
+        cmocka_unit_test(test_reduce),     cmocka_unit_test(test_norms_name_their_tables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
