@@ -127,6 +127,19 @@ enum mn_status mn_memory_forward_start(const mn_run *run, uint32_t memory, const
     return MN_OK;
 }
 
+/* Nothing outside training. */
+static void drop(const mn_run *run, uint32_t memory, mn_real *x)
+{
+    const mn_memory_options *options = options_of(run);
+    mn_dropout dropout = {.seed = run->model->options.seed,
+                          .step = run->pass->step,
+                          .first_position = run->pass->first_position,
+                          .layer = run->model->options.placements[memory].layer,
+                          .share = options->value_dropout};
+    if (run->pass->training && options->value_dropout > 0)
+        mn_nn_dropout(&dropout, run->tokens, options->value_dim, x);
+}
+
 enum mn_status mn_memory_forward_finish(const mn_run *run, uint32_t memory, mn_real *x)
 {
     const mn_memory_options *options = options_of(run);
@@ -137,6 +150,7 @@ enum mn_status mn_memory_forward_finish(const mn_run *run, uint32_t memory, mn_r
     mn_run_lap(run, &run->workspace->phases.bag_wait_ns);
     if (status != MN_OK)
         return status;
+    drop(run, memory, saved->bag);
     if (options->swiglu) {
         mn_linear shape = {run->tokens, options->value_dim, width};
         mn_nn_silu_gate(run->tokens * options->value_dim, saved->bag, saved->gate, saved->gated);
@@ -163,15 +177,22 @@ void mn_memory_backward_start(const mn_run *run, uint32_t memory, const mn_real 
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
     const mn_memory_saved *saved = &run->workspace->memories[memory];
     mn_workspace *ws = run->workspace;
-    if (!options->swiglu) {
+    uint32_t width = run->model->options.width, value_dim = options->value_dim;
+    if (!options->swiglu && options->value_dropout == 0) {
         start_bag_grad(run, memory, d_out);
         return;
     }
-    uint32_t width = run->model->options.width, value_dim = options->value_dim;
+    if (!options->swiglu) {
+        memcpy(ws->d_bag, d_out, run->tokens * width * sizeof *d_out);
+        drop(run, memory, ws->d_bag);
+        start_bag_grad(run, memory, ws->d_bag);
+        return;
+    }
     const mn_real *projection = run->parameters + offsets->value_projection;
     mn_nn_gemm(false, true, run->tokens, value_dim, width, 1, d_out, projection, 0, ws->d_gated);
     mn_nn_silu_gate_grad(run->tokens * value_dim, saved->bag, saved->gate, ws->d_gated, ws->d_bag,
                          ws->d_gate);
+    drop(run, memory, ws->d_bag);
     start_bag_grad(run, memory, ws->d_bag);
     mn_nn_gemm(true, false, value_dim, width, run->tokens, 1, saved->gated, d_out, 1,
                run->gradients + offsets->value_projection);

@@ -43,6 +43,10 @@ enum mn_query_norm {
     MN_QUERY_RMS = 2 /* queries to RMS 1 with a learned gain, sub-keys to norm 1 */
 };
 enum mn_gate { MN_GATE_SOFTMAX = 0, MN_GATE_RELU = 1 };
+/* Initial sub-keys, all uniform: in +-1/sqrt(key_dim / 2) from the model's seed; there too, but the
+ * very numbers of the paper's code (XLM's get_uniform_keys: numpy's MT19937, seed 2 * head + half,
+ * so the same for each model seed and layer); or in +-1/sqrt(key_dim), Memory+'s scale. */
+enum mn_key_init { MN_KEYS_UNIFORM = 0, MN_KEYS_XLM = 1, MN_KEYS_META = 2 };
 
 /* A memory in `layer` (1 .. layers): beside the feed-forward network, or instead of it. */
 typedef struct mn_placement {
@@ -58,9 +62,12 @@ typedef struct mn_memory_options {
     uint32_t key_dim; /* even; default 256 */
     enum mn_query_norm query_norm;
     enum mn_gate gate;
-    float temperature;  /* scores are divided by it before the gate; default 1 */
-    bool swiglu;        /* out = (bag * silu(x W1)) W2 (Memory+, arXiv 2412.09764) */
-    uint32_t value_dim; /* default width; another one needs swiglu */
+    enum mn_key_init key_init;
+    float temperature;   /* scores are divided by it before the gate; default 1 */
+    float value_dropout; /* in [0, 1): training zeroes that share of the bags' elements, and divides
+                            the others by 1 - it (XLM: F.dropout of the bag) */
+    bool swiglu;         /* out = (bag * silu(x W1)) W2 (Memory+, arXiv 2412.09764) */
+    uint32_t value_dim;  /* default width; another one needs swiglu */
     uint32_t
         query_hidden[MN_QUERY_HIDDEN_MAX]; /* widths of hidden ReLU layers; until the first 0 */
     bool shared;                           /* one value table for all memory layers */
@@ -124,8 +131,7 @@ typedef struct mn_model {
 enum mn_status mn_model_init(const mn_model_options *options, mn_model *out_model, mn_error *error);
 
 /* Initial parameters [parameter_count] and statistics [statistics_count] (mean 0, variance 1): a
- * pure function of the options (Philox, by segment). Sub-keys uniform in +-1/sqrt(key_dim / 2) as
- * in the paper's code. */
+ * pure function of the options (Philox, by segment; sub-keys as mn_key_init says). */
 void mn_model_init_parameters(const mn_model *model, mn_real *parameters, mn_real *statistics);
 
 /* The value table `table` < table_count that the model wants: keys^2 rows, value_dim columns, split
@@ -183,6 +189,9 @@ typedef struct mn_pass {
     const uint8_t *tokens;   /* [tokens] */
     const uint16_t *targets; /* [tokens] the byte that follows, or MN_NO_TARGET; NULL: no loss */
     uint32_t part;           /* number of the micro-batch within the step */
+    /* Which elements dropout takes is a pure function of the model's seed, the layer, the step, and
+     * a token's position in the step's batch over all ranks and parts; here of the first token. */
+    uint64_t step, first_position;
     bool training; /* batch norm over this pass's tokens of all ranks, and running statistics move;
                       else the running statistics are used */
 } mn_pass;

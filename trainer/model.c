@@ -6,6 +6,7 @@
 
 #include "mn_kernels.h"
 #include "mn_trainer.h"
+#include "mt19937.h"
 
 /* ---- Placements ---- */
 
@@ -75,6 +76,8 @@ static enum mn_status check_between(const char *field, uint32_t value, uint32_t 
     return mn_fail(error, MN_INVALID, field, "%u is not between %u and %u", value, low, high);
 }
 
+enum { QUERY_HIDDEN_WIDTH_MAX = 1 << 20 };
+
 static enum mn_status check_memory(const mn_model_options *options, mn_error *error)
 {
     const mn_memory_options *memory = &options->memory;
@@ -89,6 +92,7 @@ static enum mn_status check_memory(const mn_model_options *options, mn_error *er
         {"value-dim", memory->value_dim, 1, MN_DIM_MAX},
         {"query-norm", memory->query_norm, MN_QUERY_BATCH, MN_QUERY_RMS},
         {"gate", memory->gate, MN_GATE_SOFTMAX, MN_GATE_RELU},
+        {"key-init", memory->key_init, MN_KEYS_UNIFORM, MN_KEYS_META},
         {"heads * knn", memory->heads * memory->knn, 1, MN_PER_QUERY_MAX},
         /* batch norm sends two sums per feature through one reduce */
         {"heads * key-dim", memory->heads * memory->key_dim, 1, MN_REDUCE_VALUES_MAX / 2},
@@ -111,6 +115,13 @@ static enum mn_status check_memory(const mn_model_options *options, mn_error *er
     if (!(memory->temperature > 0 && isfinite(memory->temperature)))
         return mn_fail(error, MN_INVALID, "temperature", "%g is not positive",
                        (double)memory->temperature);
+    if (!(memory->value_dropout >= 0 && memory->value_dropout < 1))
+        return mn_fail(error, MN_INVALID, "value-dropout", "%g is not from 0 to below 1",
+                       (double)memory->value_dropout);
+    for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX; i++)
+        if (memory->query_hidden[i] > QUERY_HIDDEN_WIDTH_MAX)
+            return mn_fail(error, MN_INVALID, "query-hidden", "a width of %u exceeds %d",
+                           memory->query_hidden[i], QUERY_HIDDEN_WIDTH_MAX);
     return MN_OK;
 }
 
@@ -205,8 +216,10 @@ static void add_memory(mn_model *model, mn_layer_offsets *layer, uint32_t number
     const mn_memory_options *memory = &model->options.memory;
     uint32_t width = model->options.width, query = memory->heads * memory->key_dim;
     add_query_network(model, layer, number);
-    layer->keys = add_segment(model, (uint64_t)query * memory->keys, false,
-                              uniform_init(memory->key_dim / 2), "layer%u.memory.keys", number);
+    layer->keys = add_segment(
+        model, (uint64_t)query * memory->keys, false,
+        uniform_init(memory->key_init == MN_KEYS_META ? memory->key_dim : memory->key_dim / 2),
+        "layer%u.memory.keys", number);
     if (memory->swiglu) {
         uint64_t count = (uint64_t)width * memory->value_dim;
         float out = (float)(1 / sqrt((double)memory->value_dim));
@@ -280,6 +293,19 @@ enum mn_status mn_model_init(const mn_model_options *options, mn_model *out_mode
 
 /* ---- What a program creates from the model ---- */
 
+/* XLM, xlm/model/memory/utils.py: RandomState(seed).uniform(-bound, bound, (n, half)) as f32. */
+static void init_keys_as_xlm(const mn_memory_options *memory, mn_real *keys)
+{
+    uint32_t half = memory->key_dim / 2;
+    double bound = 1 / sqrt((double)half);
+    for (uint32_t set = 0; set < 2 * memory->heads; set++) {
+        mn_mt19937 generator;
+        mn_mt19937_seed(&generator, set); /* 2 * head + half */
+        for (uint64_t i = 0; i < (uint64_t)memory->keys * half; i++)
+            *keys++ = (mn_real)(float)(-bound + 2 * bound * mn_mt19937_double(&generator));
+    }
+}
+
 void mn_model_init_parameters(const mn_model *model, mn_real *parameters, mn_real *statistics)
 {
     enum { CHUNK = 256 };
@@ -295,7 +321,12 @@ void mn_model_init_parameters(const mn_model *model, mn_real *parameters, mn_rea
                 parameters[segment->offset + first + i] = (mn_real)chunk[i];
         }
     }
-    uint64_t features = (uint64_t)model->options.memory.heads * model->options.memory.key_dim;
+    const mn_model_options *options = &model->options;
+    for (uint32_t i = 0; i < options->placement_count; i++)
+        if (options->memory.key_init == MN_KEYS_XLM)
+            init_keys_as_xlm(&options->memory,
+                             parameters + model->layers[options->placements[i].layer - 1].keys);
+    uint64_t features = (uint64_t)options->memory.heads * options->memory.key_dim;
     for (uint64_t i = 0; i < model->statistics_count; i++)
         statistics[i] = i / features % 2 ? 1 : 0;
 }

@@ -84,6 +84,18 @@ void mn_nn_add(uint64_t n, const mn_real *a, mn_real *x);
 void mn_nn_cross_entropy(uint64_t rows, mn_real *logits, const uint16_t *targets,
                          mn_loss *out_loss);
 
+/* ---- Dropout (nn_dropout.c) ---- */
+
+/* Which elements are taken depends on all but `share`, which says how many: in [0, 1). layer and
+ * blocks of 4 columns below 2^16. */
+typedef struct mn_dropout {
+    uint64_t seed, step, first_position; /* of row 0 in the step's batch */
+    uint32_t layer;
+    float share;
+} mn_dropout;
+/* x [rows][width], in place: 0, or x / (1 - share). The backward pass is the same call. */
+void mn_nn_dropout(const mn_dropout *dropout, uint64_t rows, uint32_t width, mn_real *x);
+
 /* ---- Batch norm of each column (nn_batch_norm.c) ---- */
 
 /* out[c] = sum over rows of x[row][c]; of (x[row][c] - mean[c])^2. */

@@ -24,9 +24,10 @@ typedef struct mn_train_options {
     uint32_t width, layers, attention_heads, context, ffn_width;
     bool tied;
 
-    const char *memory_layers;
-    uint32_t keys, heads, knn, key_dim, query_norm, gate, value_dim, value_dtype, value_optimizer;
-    float temperature;
+    const char *memory_layers, *query_hidden;
+    uint32_t keys, heads, knn, key_dim, query_norm, key_init, gate, value_dim, value_dtype;
+    uint32_t value_optimizer;
+    float temperature, value_dropout;
     bool swiglu, shared_values;
 
     float learning_rate, value_learning_rate, weight_decay, value_weight_decay, clip, value_clip;

@@ -28,8 +28,9 @@ typedef struct flag {
 
 /* Words in the order of the enums they stand for. */
 static const char task_words[] = "text|recall", query_norm_words[] = "batch|none|rms",
-                  gate_words[] = "softmax|relu", dtype_words[] = "f32|bf16",
-                  optimizer_words[] = "adam|adamw|adagrad|sgd", part_words[] = "test|validation";
+                  key_init_words[] = "uniform|xlm|meta", gate_words[] = "softmax|relu",
+                  dtype_words[] = "f32|bf16", optimizer_words[] = "adam|adamw|adagrad|sgd",
+                  part_words[] = "test|validation";
 
 static const flag flags[] = {
     HEAD("What to train on"),
@@ -63,8 +64,13 @@ static const flag flags[] = {
     {U32, "heads", "N", AT(heads), 1, 128, "4", "query heads", true},
     {U32, "knn", "N", AT(knn), 1, 128, "32", "rows read per head", true},
     {U32, "key-dim", "N", AT(key_dim), 2, 8192, "256", "of a query, both halves", true},
+    {TEXT, "query-hidden", "LIST", AT(query_hidden), 0, 0, "none",
+     "widths of the query network's hidden ReLU layers, at most 3: \"512\", \"512,256\"", true},
     {CHOICE, "query-norm", query_norm_words, AT(query_norm), 0, 0, "batch",
      "batch norm over the tokens of all ranks, or RMS of queries and keys", true},
+    {CHOICE, "key-init", key_init_words, AT(key_init), 0, 0, "uniform",
+     "of sub-keys: +-1/sqrt(key-dim/2) by --seed; XLM's very numbers; +-1/sqrt(key-dim) (Memory+)",
+     true},
     {CHOICE, "gate", gate_words, AT(gate), 0, 0, "softmax", "from scores to weights", true},
     {REAL, "temperature", "X", AT(temperature), 1e-3, 1e3, "1", "scores are divided by it", true},
     {FLAG, "swiglu", NULL, AT(swiglu), 0, 0, NULL, "SiLU gate and value projection (Memory+)",
@@ -73,6 +79,8 @@ static const flag flags[] = {
      "one value table for all memory layers", true},
     {U32, "value-dim", "N", AT(value_dim), 0, 65536, "0",
      "columns of a value; 0: width; others need --swiglu", true},
+    {REAL, "value-dropout", "P", AT(value_dropout), 0, 0.999, "0",
+     "share of the bags' elements that training zeroes; the others are divided by 1 - P", true},
     {CHOICE, "value-dtype", dtype_words, AT(value_dtype), 0, 0, "f32", "of the table", true},
     {CHOICE, "value-optimizer", optimizer_words, AT(value_optimizer), 0, 0, "adam",
      "of the table; touches only rows that were read", true},
@@ -379,6 +387,29 @@ static mn_optimizer optimizer_of(uint32_t choice)
     }
 }
 
+/* "512,256", or "none". */
+static enum mn_status query_hidden_parse(const char *text, uint32_t out_widths[MN_QUERY_HIDDEN_MAX],
+                                         mn_error *error)
+{
+    uint32_t widths[MN_QUERY_HIDDEN_MAX] = {0}, count = 0;
+    const char *at = text;
+    bool more = strcmp(text, "none") != 0;
+    while (more) {
+        char *end;
+        unsigned long width = *at >= '1' && *at <= '9' ? strtoul(at, &end, 10) : 0;
+        if (count == MN_QUERY_HIDDEN_MAX || width == 0 || width > UINT32_MAX ||
+            (*end && *end != ','))
+            return mn_fail(error, MN_INVALID, "query-hidden",
+                           "--query-hidden %.100s: give up to %d widths with ',' between, or none",
+                           text, MN_QUERY_HIDDEN_MAX);
+        widths[count++] = (uint32_t)width;
+        more = *end == ',';
+        at = end + more;
+    }
+    memcpy(out_widths, widths, sizeof widths);
+    return MN_OK;
+}
+
 enum mn_status mn_train_options_model(const mn_train_options *options, mn_model_options *out_model,
                                       mn_error *error)
 {
@@ -396,7 +427,9 @@ enum mn_status mn_train_options_model(const mn_train_options *options, mn_model_
                    .key_dim = options->key_dim,
                    .query_norm = (enum mn_query_norm)options->query_norm,
                    .gate = (enum mn_gate)options->gate,
+                   .key_init = (enum mn_key_init)options->key_init,
                    .temperature = options->temperature,
+                   .value_dropout = options->value_dropout,
                    .swiglu = options->swiglu,
                    .value_dim = options->value_dim,
                    .shared = options->shared_values,
@@ -408,8 +441,11 @@ enum mn_status mn_train_options_model(const mn_train_options *options, mn_model_
         if (status)
             return status;
     }
-    *out_model = model;
-    return MN_OK;
+    enum mn_status status =
+        query_hidden_parse(options->query_hidden, model.memory.query_hidden, error);
+    if (!status)
+        *out_model = model;
+    return status;
 }
 
 float mn_train_rate(const mn_train_options *options, uint64_t step, float peak)

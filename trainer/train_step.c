@@ -159,6 +159,8 @@ static mn_pass pass_of(mn_training *training, uint64_t number)
                      .length = training->context,
                      .tokens = training->inputs,
                      .targets = training->targets,
+                     .step = number,
+                     .first_position = first * training->context,
                      .training = true};
 }
 

@@ -88,7 +88,8 @@ static void place_memory_gradients(arena *from, const mn_model *model, uint64_t 
     out_workspace->d_query = take_reals(from, tokens * query);
     out_workspace->d_hidden[0] = take_reals(from, tokens * hidden);
     out_workspace->d_hidden[1] = take_reals(from, tokens * hidden);
-    out_workspace->d_bag = take_reals(from, gate);
+    out_workspace->d_bag =
+        take_reals(from, options->value_dropout > 0 ? tokens * options->value_dim : gate);
     out_workspace->d_gate = take_reals(from, gate);
     out_workspace->d_gated = take_reals(from, gate);
     out_workspace->d_weights = take_reals(from, tokens * reads);

@@ -24,7 +24,7 @@ typedef struct mn_memory_saved {
     mn_real *keys, *key_inverse;          /* RMS: sub-keys of norm 1, [heads][2][keys] inverses */
     uint64_t *rows;                       /* [tokens][heads][knn] */
     mn_real *weights;                     /* the same */
-    mn_real *bag;                         /* [tokens][value_dim] */
+    mn_real *bag;                         /* [tokens][value_dim], after dropout */
     mn_real *gate, *gated;                /* swiglu: x W1, and bag * silu(gate) */
     void *ticket;
 } mn_memory_saved;

@@ -27,6 +27,10 @@ static inline double real_exp(double x) { return exp(x); }
 #define mn_model_next              mn_model_next_f64
 #define mn_model_table_spec        mn_model_table_spec_f64
 #define mn_model_token_work        mn_model_token_work_f64
+#define mn_mt19937_double          mn_mt19937_double_f64
+#define mn_mt19937_seed            mn_mt19937_seed_f64
+#define mn_mt19937_word            mn_mt19937_word_f64
+#define mn_nn_dropout              mn_nn_dropout_f64
 #define mn_nn_add                  mn_nn_add_f64
 #define mn_nn_batch_norm           mn_nn_batch_norm_f64
 #define mn_nn_batch_norm_grad      mn_nn_batch_norm_grad_f64

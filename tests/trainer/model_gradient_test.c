@@ -12,7 +12,7 @@
 #include "model_case.h"
 
 enum { DIRECTIONS = 2, COORDINATES = 2 };
-#define STEP      1e-5
+#define STEP      5e-6
 #define TOLERANCE 1e-6
 
 /* Loss at `at` + length * direction; `at` is restored. False when other rows are selected there. */
@@ -150,13 +150,36 @@ static void test_query_networks(void **state)
 {
     (void)state;
     for (int norm = MN_QUERY_BATCH; norm <= MN_QUERY_RMS; norm++)
-        for (uint32_t hidden = 1; hidden <= MN_QUERY_HIDDEN_MAX; hidden += 2) {
+        for (uint32_t hidden = 1; hidden <= MN_QUERY_HIDDEN_MAX; hidden++)
+            for (int gate = MN_GATE_SOFTMAX; gate <= MN_GATE_RELU; gate++)
+                for (int swiglu = 0; swiglu <= 1; swiglu++) {
+                    mn_model_options options = with_memory(2, true);
+                    options.memory.query_norm = (enum mn_query_norm)norm;
+                    options.memory.gate = (enum mn_gate)gate;
+                    options.memory.swiglu = swiglu;
+                    options.memory.temperature = 0.7f;
+                    for (uint32_t i = 0; i < hidden; i++)
+                        options.memory.query_hidden[i] = 7 + 2 * i;
+                    uint64_t seed = (uint64_t)(norm * 12 + gate * 2 + swiglu) + 4 * hidden;
+                    double error = options_error(&options, 300 + seed);
+                    if (!(error <= TOLERANCE))
+                        fail_msg("norm %d, %u hidden, gate %d, swiglu %d: %g", norm, hidden, gate,
+                                 swiglu, error);
+                }
+}
+
+/* A step has one mask: the function is as smooth as without. */
+static void test_dropout(void **state)
+{
+    (void)state;
+    for (int norm = MN_QUERY_BATCH; norm <= MN_QUERY_RMS; norm++)
+        for (int swiglu = 0; swiglu <= 1; swiglu++) {
             mn_model_options options = with_memory(2, true);
             options.memory.query_norm = (enum mn_query_norm)norm;
-            options.memory.temperature = 0.7f;
-            for (uint32_t i = 0; i < hidden; i++)
-                options.memory.query_hidden[i] = 7 + 2 * i;
-            assert_true(options_error(&options, 300 + 10 * (uint64_t)norm + hidden) <= TOLERANCE);
+            options.memory.swiglu = swiglu;
+            options.memory.value_dim = swiglu ? 5 : 0;
+            options.memory.value_dropout = 0.3f;
+            assert_true(options_error(&options, 360 + (uint64_t)(norm * 2 + swiglu)) <= TOLERANCE);
         }
 }
 
@@ -196,9 +219,9 @@ static void test_wrong_gradient_is_found(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_without_memory),          cmocka_unit_test(test_norms_and_gates),
-        cmocka_unit_test(test_several_memories),        cmocka_unit_test(test_query_networks),
-        cmocka_unit_test(test_wrong_gradient_is_found),
+        cmocka_unit_test(test_without_memory),   cmocka_unit_test(test_norms_and_gates),
+        cmocka_unit_test(test_several_memories), cmocka_unit_test(test_query_networks),
+        cmocka_unit_test(test_dropout),          cmocka_unit_test(test_wrong_gradient_is_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
-/* P ranks with B/P sequences each compute what one rank computes with B: batch norm runs over the
- * tokens of all ranks. Each rank is a thread; reduce adds in rank order once all have come. */
+/* P ranks that share a batch of B sequences, evenly or not, compute what one rank computes with B:
+ * batch norm runs over the tokens of all ranks, and dropout goes by positions in the batch. Each
+ * rank is a thread; reduce adds in rank order once all have come. */
 #include <assert.h>
 #include <math.h>
 #include <pthread.h>
@@ -17,6 +18,7 @@ enum { SEQUENCES = 4, LENGTH = 6, TOKENS = SEQUENCES * LENGTH, RANKS_MAX = 4, RE
 
 typedef struct meeting {
     uint32_t ranks;
+    const uint32_t *sequences; /* [ranks], SEQUENCES in all */
     pthread_barrier_t all;
     double values[RANKS_MAX][REDUCE_MAX];
     char names[RANKS_MAX][MN_NAME_BYTES];
@@ -76,7 +78,9 @@ static uint16_t targets[TOKENS];
 static void *run_rank(void *argument)
 {
     rank *r = argument;
-    uint32_t sequences = SEQUENCES / r->meeting->ranks, first = r->number * sequences * LENGTH;
+    uint32_t sequences = r->meeting->sequences[r->number], first = 0;
+    for (uint32_t before = 0; before < r->number; before++)
+        first += r->meeting->sequences[before] * LENGTH;
     uint64_t bytes = mn_workspace_bytes(r->model, TOKENS, SEQUENCES);
     void *room = aligned_alloc(64, bytes);
     mn_workspace *workspace = mn_workspace_init(r->model, TOKENS, SEQUENCES, room);
@@ -84,6 +88,8 @@ static void *run_rank(void *argument)
                     .length = LENGTH,
                     .tokens = tokens + first,
                     .targets = targets + first,
+                    .step = 9,
+                    .first_position = first,
                     .training = true};
     r->status = mn_model_forward(workspace, r->parameters, r->statistics, &pass, &r->access,
                                  &r->loss, NULL);
@@ -123,9 +129,15 @@ static void collect(rank *ranks, uint32_t count, outcome *out)
     }
 }
 
-static outcome run(const mn_model *model, uint32_t count, bool synchronised)
+/* Sequences of each rank, the first 0 ends them. */
+typedef uint32_t split[RANKS_MAX + 1];
+
+static outcome run(const mn_model *model, const split sequences, bool synchronised)
 {
-    meeting m = {.ranks = count};
+    uint32_t count = 0;
+    while (sequences[count])
+        count++;
+    meeting m = {.ranks = count, .sequences = sequences};
     rank ranks[RANKS_MAX] = {0};
     pthread_t threads[RANKS_MAX];
     mn_real *parameters = calloc(model->parameter_count, sizeof *parameters);
@@ -178,7 +190,7 @@ static double difference(uint64_t n, const double *value, const double *wanted)
     return sqrt(apart / norm);
 }
 
-static void setup_model(mn_model *out_model)
+static void setup_model(enum mn_query_norm norm, float dropout, mn_model *out_model)
 {
     mn_model_options options = {.width = 8,
                                 .layers = 2,
@@ -187,8 +199,14 @@ static void setup_model(mn_model *out_model)
                                 .seed = 3,
                                 .placement_count = 1,
                                 .placements = {{1, true}}};
-    options.memory =
-        (mn_memory_options){.keys = 8, .heads = 2, .knn = 4, .key_dim = 8, .value_deviation = 1};
+    options.memory = (mn_memory_options){.keys = 8,
+                                         .heads = 2,
+                                         .knn = 4,
+                                         .key_dim = 8,
+                                         .query_norm = norm,
+                                         .query_hidden = {12},
+                                         .value_dropout = dropout,
+                                         .value_deviation = 1};
     assert_int_equal(mn_model_init(&options, out_model, NULL), MN_OK);
     uint64_t random = 99;
     for (int i = 0; i < TOKENS; i++) {
@@ -199,22 +217,35 @@ static void setup_model(mn_model *out_model)
 
 #define TOLERANCE 1e-5
 
+static const split alone = {SEQUENCES};
+static const split splits[] = {{2, 2}, {1, 3}, {3, 1}, {1, 2, 1}, {2, 1, 1}, {1, 1, 1, 1}};
+
+static bool agree(const outcome *one, const outcome *many)
+{
+    return fabs(many->nats - one->nats) <= TOLERANCE * one->nats &&
+           difference(one->gradient_count, many->gradients, one->gradients) <= TOLERANCE &&
+           difference(one->value_count, many->values, one->values) <= TOLERANCE &&
+           (one->statistics_count == 0 ||
+            difference(one->statistics_count, many->statistics, one->statistics) <= TOLERANCE) &&
+           many->same_statistics;
+}
+
 static void test_ranks_add_up_to_one(void **state)
 {
     (void)state;
     static mn_model model;
-    setup_model(&model);
-    outcome one = run(&model, 1, true);
-    for (uint32_t count = 2; count <= RANKS_MAX; count *= 2) {
-        outcome many = run(&model, count, true);
-        assert_true(fabs(many.nats - one.nats) <= TOLERANCE * one.nats);
-        assert_true(difference(one.gradient_count, many.gradients, one.gradients) <= TOLERANCE);
-        assert_true(difference(one.value_count, many.values, one.values) <= TOLERANCE);
-        assert_true(difference(one.statistics_count, many.statistics, one.statistics) <= TOLERANCE);
-        assert_true(many.same_statistics);
-        release(&many);
-    }
-    release(&one);
+    for (int norm = MN_QUERY_BATCH; norm <= MN_QUERY_RMS; norm++)
+        for (int dropout = 0; dropout <= 1; dropout++) {
+            setup_model((enum mn_query_norm)norm, 0.3f * (float)dropout, &model);
+            outcome one = run(&model, alone, true);
+            for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
+                outcome many = run(&model, splits[i], true);
+                if (!agree(&one, &many))
+                    fail_msg("norm %d, dropout %d, split %zu", norm, dropout, i);
+                release(&many);
+            }
+            release(&one);
+        }
 }
 
 /* Each rank with the statistics of its own slice trains another model: the comparison says so. */
@@ -222,8 +253,9 @@ static void test_unsynchronised_ranks_do_not(void **state)
 {
     (void)state;
     static mn_model model;
-    setup_model(&model);
-    outcome one = run(&model, 1, false), two = run(&model, 2, false);
+    setup_model(MN_QUERY_BATCH, 0, &model);
+    outcome one = run(&model, alone, false), two = run(&model, splits[0], false);
+    assert_false(agree(&one, &two));
     assert_false(difference(one.gradient_count, two.gradients, one.gradients) <= TOLERANCE);
     assert_false(difference(one.statistics_count, two.statistics, one.statistics) <= TOLERANCE);
     assert_false(two.same_statistics);
@@ -231,11 +263,56 @@ static void test_unsynchronised_ranks_do_not(void **state)
     release(&two);
 }
 
+static enum mn_status refuse(void *context, const char *name, double *values, uint32_t count,
+                             mn_error *error)
+{
+    (void)context, (void)values, (void)count;
+    return mn_fail(error, MN_CONFLICT, "name", "%s was asked for", name);
+}
+
+/* Running statistics only: no sum over ranks, nothing moves; training asks at once. */
+static void test_evaluation_asks_nobody(void **state)
+{
+    (void)state;
+    static mn_model model;
+    setup_model(MN_QUERY_BATCH, 0.3f, &model);
+    mn_real *parameters = calloc(model.parameter_count, sizeof *parameters);
+    mn_real *statistics = calloc(2 * model.statistics_count, sizeof *statistics);
+    mn_model_init_parameters(&model, parameters, statistics);
+    memcpy(statistics + model.statistics_count, statistics,
+           model.statistics_count * sizeof *statistics);
+    fake_memory memory;
+    fake_memory_init(&memory, &model);
+    mn_memory_access access = fake_memory_access(&memory);
+    access.reduce = refuse;
+    void *room = aligned_alloc(64, mn_workspace_bytes(&model, TOKENS, SEQUENCES));
+    mn_workspace *workspace = mn_workspace_init(&model, TOKENS, SEQUENCES, room);
+    mn_pass pass = {.sequences = SEQUENCES, .length = LENGTH, .tokens = tokens, .targets = targets};
+    mn_loss loss, again;
+    assert_int_equal(
+        mn_model_forward(workspace, parameters, statistics, &pass, &access, &loss, NULL), MN_OK);
+    pass.step = 1; /* nor dropout */
+    assert_int_equal(
+        mn_model_forward(workspace, parameters, statistics, &pass, &access, &again, NULL), MN_OK);
+    assert_true(loss.nats == again.nats);
+    assert_memory_equal(statistics, statistics + model.statistics_count,
+                        model.statistics_count * sizeof *statistics);
+    pass.training = true;
+    assert_int_equal(
+        mn_model_forward(workspace, parameters, statistics, &pass, &access, &loss, NULL),
+        MN_CONFLICT);
+    free(room);
+    fake_memory_deinit(&memory);
+    free(statistics);
+    free(parameters);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_add_up_to_one),
         cmocka_unit_test(test_unsynchronised_ranks_do_not),
+        cmocka_unit_test(test_evaluation_asks_nobody),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

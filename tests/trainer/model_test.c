@@ -70,6 +70,10 @@ static void test_wrong_options_are_named(void **state)
         {"heads * key-dim", {ONE_MEMORY, .memory = {.heads = 512, .key_dim = 256, .knn = 1}}},
         {"temperature", {ONE_MEMORY, .memory = {.temperature = -1}}},
         {"gate", {ONE_MEMORY, .memory = {.gate = (enum mn_gate)9}}},
+        {"key-init", {ONE_MEMORY, .memory = {.key_init = (enum mn_key_init)3}}},
+        {"value-dropout", {ONE_MEMORY, .memory = {.value_dropout = 1}}},
+        {"value-dropout", {ONE_MEMORY, .memory = {.value_dropout = NAN}}},
+        {"query-hidden", {ONE_MEMORY, .memory = {.query_hidden = {8, 2000000}}}},
     };
     static mn_model model;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

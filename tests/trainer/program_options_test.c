@@ -43,6 +43,9 @@ static void defaults_are_the_paper_s(void **state)
     assert_int_equal(model.placements[0].layer, 3);
     assert_true(model.placements[0].beside);
     assert_int_equal(model.memory.query_norm, MN_QUERY_BATCH);
+    assert_int_equal(model.memory.query_hidden[0], 0);
+    assert_int_equal(model.memory.key_init, MN_KEYS_UNIFORM);
+    assert_true(model.memory.value_dropout == 0);
 }
 
 static void words_and_numbers_arrive(void **state)
@@ -65,6 +68,33 @@ static void words_and_numbers_arrive(void **state)
     assert_true(options.learning_rate == 2e-4f);
 }
 
+static void the_layer_s_options_arrive(void **state)
+{
+    (void)state;
+    char line[] = "--text book --query-hidden 512,256 --key-init xlm --value-dropout 0.25";
+    mn_train_options options;
+    mn_error error;
+    bool help;
+    assert_int_equal(parse(line, &options, &help, &error), MN_OK);
+    mn_model_options model;
+    assert_int_equal(mn_train_options_model(&options, &model, &error), MN_OK);
+    const uint32_t wanted[MN_QUERY_HIDDEN_MAX] = {512, 256, 0};
+    assert_memory_equal(model.memory.query_hidden, wanted, sizeof wanted);
+    assert_int_equal(model.memory.key_init, MN_KEYS_XLM);
+    assert_true(model.memory.value_dropout == 0.25f);
+
+    static const char *const wrong[] = {"",    "0",    "512,",       "5x",       ",5",
+                                        "5,0", "-512", "4294967296", "5, 6",     "1,2,3,4",
+                                        " 5",  "5,,6", "none,5",     "512 none", "+5"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        mn_model_options untouched = {.width = 77};
+        options.query_hidden = wrong[i];
+        assert_int_equal(mn_train_options_model(&options, &untouched, &error), MN_INVALID);
+        assert_string_equal(error.field, "query-hidden");
+        assert_int_equal(untouched.width, 77);
+    }
+}
+
 static void wrong_flags_are_named(void **state)
 {
     (void)state;
@@ -80,6 +110,8 @@ static void wrong_flags_are_named(void **state)
         {"--text book --seed 1x", "seed", "1x"},
         {"--text book --gate tanh", "gate", "softmax|relu"},
         {"--text book --gate soft", "gate", "softmax|relu"},
+        {"--text book --key-init gauss", "key-init", "uniform|xlm|meta"},
+        {"--text book --value-dropout 1", "value-dropout", "0.999"},
         {"--text book more", "flags", "more"},
         {"--steps 5", "text", "--text FILE is missing"},
         {"--text book --batch-bytes 2000", "batch-bytes", "2000"},
@@ -160,6 +192,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_the_paper_s),
         cmocka_unit_test(words_and_numbers_arrive),
+        cmocka_unit_test(the_layer_s_options_arrive),
         cmocka_unit_test(wrong_flags_are_named),
         cmocka_unit_test(help_names_every_flag_asked_for),
         cmocka_unit_test(the_record_holds_what_shapes_results),
