@@ -168,10 +168,18 @@ static enum mn_status answered_find(mn_task *task, mn_lane *lane, mn_slot *slot)
 
 static const mn_phase find_phase = {MN_VERB_DESCRIBE, fill_name, answered_find, NULL, mn_task_done};
 
+/* The id that the home shard told, so that a CreateTable of it that is still under way makes
+ * nothing anew; by name where the home shard has dropped it before. */
+static void fill_drop(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    fill_name(task, lane, slot);
+    slot->exchange.request.table = task->table;
+}
+
 static enum mn_status answered_drop(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
-    (void)lane;
-    (void)slot;
+    if (lane->shard == 0)
+        task->table = slot->exchange.reply.table;
     task->accepted++;
     return MN_OK;
 }
@@ -189,8 +197,23 @@ static void complete_drop(mn_task *task)
     mn_task_end(task, task->accepted ? MN_OK : MN_NOT_FOUND);
 }
 
-static const mn_phase drop_phase = {MN_VERB_DROP, fill_name, answered_drop, refused_drop,
+static const mn_phase drop_phase = {MN_VERB_DROP, fill_drop, answered_drop, refused_drop,
                                     complete_drop};
+
+static void complete_drop_home(mn_task *task)
+{
+    if (task->core->shards == 1) {
+        complete_drop(task);
+        return;
+    }
+    mn_phase_begin(task, &drop_phase);
+    for (uint32_t shard = 1; shard < task->core->shards; shard++)
+        mn_lane_open(task, shard, 1);
+    mn_phase_go(task);
+}
+
+static const mn_phase drop_home_phase = {MN_VERB_DROP, fill_drop, answered_drop, refused_drop,
+                                         complete_drop_home};
 
 static bool check_name(mn_task *task)
 {
@@ -219,5 +242,5 @@ void mn_begin_table_find(mn_task *task)
 void mn_begin_table_drop(mn_task *task)
 {
     if (check_name(task))
-        mn_phase_all(task, &drop_phase);
+        mn_phase_home(task, &drop_home_phase);
 }

@@ -195,7 +195,7 @@ static void fill_ask(mn_task *task, mn_lane *lane, mn_slot *slot)
     mn_request *request = &slot->exchange.request;
     request->join = MN_JOIN_FENCE; /* with the own incarnation: it changes nothing */
     request->ranks = task->core->options.ranks;
-    request->context.step = task->core->step;
+    request->context.step = task->settle->step; /* a shard that forgot it makes no group anew */
 }
 
 static enum mn_status answered_ask(mn_task *task, mn_lane *lane, mn_slot *slot)

@@ -16,6 +16,7 @@ enum {
     COMMITS_KEPT = 8,      /* commits whose content a repeat can be compared with (STEPS.md) */
     PIECE_BUCKETS = 1024,  /* per open step */
     REDUCE_BUCKETS = 64,   /* per group */
+    DROPS_KEPT = 256,      /* tables that a group remembers as dropped (STEPS.md) */
     FILE_NAME_BYTES = 96,  /* of our files in a snapshot's folder, temporary ones too */
     BLOCK_CLASSES = 8 * 58 /* eight sizes per doubling, up to 2^61 */
 };
@@ -135,8 +136,10 @@ struct group {
     mn_call *parked_first, *parked_last;
     uint32_t parked_count;
     uint32_t wake; /* bit per verb whose parked calls are to run again: something changed */
-    uint64_t loaded_digest; /* of the path that made this map epoch */
-    void *memory;           /* incarnations, tables, steps and what they point at */
+    uint64_t loaded_digest;       /* of the path that made this map epoch */
+    uint64_t dropped[DROPS_KEPT]; /* ids, the newest in place of the oldest; 0: none yet */
+    uint32_t drop_count;
+    void *memory; /* incarnations, tables, steps and what they point at */
     uint64_t memory_bytes;
 };
 

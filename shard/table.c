@@ -184,6 +184,21 @@ void mn_shard_table_promote(mn_shard *shard, struct table *table)
 
 /* ---- CreateTable, Drop */
 
+static bool was_dropped(const struct group *group, uint64_t id)
+{
+    for (uint32_t i = 0; i < DROPS_KEPT; i++)
+        if (group->dropped[i] == id)
+            return true;
+    return false;
+}
+
+/* Also of a table that is not here: its CreateTable may come late. */
+static void remember_drop(struct group *group, uint64_t id)
+{
+    if (id && !was_dropped(group, id))
+        group->dropped[group->drop_count++ % DROPS_KEPT] = id;
+}
+
 /* The id under which a new table may come into being here, or why not. A shard that lost its group
  * (it came back empty and was joined again) stands behind its client: it makes nothing anew. */
 static enum mn_status new_id(mn_shard *shard, const struct group *group, const mn_request *request,
@@ -202,6 +217,9 @@ static enum mn_status new_id(mn_shard *shard, const struct group *group, const m
                        "%" PRIu64 " (%s) is not held here, and this shard "
                        "stands at step %" PRIu64 ", behind %" PRIu64,
                        request->table, request->spec.name, group->committed, request->context.step);
+    if (request->table != 0 && was_dropped(group, request->table))
+        return mn_fail(error, MN_NOT_FOUND, "table", "%" PRIu64 " (%s) was dropped", request->table,
+                       request->spec.name);
     *out_id = request->table ? request->table : shard->next_table;
     return MN_OK;
 }
@@ -282,8 +300,10 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     struct table *table;
     status = mn_shard_table_named(shard, group, request, &table, error);
-    if (status)
+    if (status) {
+        remember_drop(group, request->table);
         return status;
+    }
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++) {
         const struct step *step = &group->steps[i];
         if (step->tables[table - group->tables].first || step->seal_count)
@@ -296,6 +316,7 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
         return mn_fail(error, MN_BUSY, "table", "a snapshot or restore runs");
     call->reply.table = table->id;
     mn_shard_log(shard, 1, "drop", call, "table=%" PRIu64 " name=%s", table->id, table->spec.name);
+    remember_drop(group, table->id);
     mn_shard_table_deinit(shard, table);
     return MN_OK;
 }

@@ -252,6 +252,7 @@ static void a_commit_made_again(void **state)
     answer_seal(&it, 0, 5, 0);
     answer_seal(&it, 1, 5, 0);
     mn_exchange *ask = fake_take(&it, MN_VERB_JOIN, 0);
+    assert_int_equal(ask->request.context.step, 5); /* a shard that forgot must say LOST */
     ask->reply.step = 5;
     ask->reply.proposal.discard = true; /* by another rank's vote */
     fake_answer(&it, ask);
@@ -577,6 +578,7 @@ static void a_drop_made_again(void **state)
         memcpy(call.operation.spec.name, "t", 2);
         fake_submit(&it, &call);
         fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 0), MN_NOT_FOUND, "table");
+        assert_int_equal(fake_take(&it, MN_VERB_DROP, 1)->request.table, 0); /* by name */
         if (found)
             fake_answer_all(&it, MN_VERB_DROP, 4);
         else
@@ -584,6 +586,27 @@ static void a_drop_made_again(void **state)
         expect_end(&call, found ? MN_OK : MN_NOT_FOUND, found ? NULL : "table");
         fake_destroy(&it);
     }
+}
+
+/* The home shard drops first; the others are told which table it was. */
+static void a_drop_names_the_table(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    fake_call_init(&it, &call, MN_OP_TABLE_DROP, 1000);
+    memcpy(call.operation.spec.name, "t", 2);
+    fake_submit(&it, &call);
+    assert_int_equal(fake_open(&it, MN_VERB_DROP), 1);
+    mn_exchange *drop = fake_take(&it, MN_VERB_DROP, 0);
+    drop->reply.table = 9;
+    fake_answer(&it, drop);
+    assert_int_equal(fake_take(&it, MN_VERB_DROP, 1)->request.table, 9);
+    fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 1), MN_NOT_FOUND, "table");
+    expect_end(&call, MN_OK, NULL);
+    fake_destroy(&it);
 }
 
 int main(void)
@@ -609,6 +632,7 @@ int main(void)
         cmocka_unit_test(a_reader_only_looks),
         cmocka_unit_test(loads_do_not_share_an_epoch),
         cmocka_unit_test(a_drop_made_again),
+        cmocka_unit_test(a_drop_names_the_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

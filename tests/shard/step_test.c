@@ -498,14 +498,43 @@ static void test_norms_name_their_tables(void **state)
     fixture_deinit(&world.f);
 }
 
+/* CreateTable comes once more, or only now, to a shard that was told to drop the table. */
+static void test_late_create(void **state)
+{
+    (void)state;
+    for (int held = 0; held < 2; held++) {
+        struct world world;
+        setup(&world, 2, 1, NULL);
+        mn_request create = fixture_request(&world.f, MN_VERB_CREATE_TABLE, 0, 0);
+        create.spec = fixture_spec("late", ROWS, DIM);
+        create.table = world.table.id + 1;
+        if (held)
+            assert_int_equal(fixture_ask(&world.f, 1, &create, NULL, 0, NULL), MN_OK);
+        mn_request drop = fixture_request(&world.f, MN_VERB_DROP, 0, 0);
+        drop.table = create.table;
+        assert_int_equal(fixture_ask(&world.f, 1, &drop, NULL, 0, NULL),
+                         held ? MN_OK : MN_NOT_FOUND);
+        assert_int_equal(fixture_ask(&world.f, 1, &create, NULL, 0, NULL), MN_NOT_FOUND);
+        create.table++; /* the name is free */
+        assert_int_equal(fixture_ask(&world.f, 1, &create, NULL, 0, NULL), MN_OK);
+        fixture_deinit(&world.f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_two_phases), cmocka_unit_test(test_proposals),
-        cmocka_unit_test(test_discard),    cmocka_unit_test(test_join),
-        cmocka_unit_test(test_replay),     cmocka_unit_test(test_roll_forward),
-        cmocka_unit_test(test_reads_wait), cmocka_unit_test(test_bag_grad_waits),
-        cmocka_unit_test(test_reduce),     cmocka_unit_test(test_norms_name_their_tables),
+        cmocka_unit_test(test_two_phases),
+        cmocka_unit_test(test_proposals),
+        cmocka_unit_test(test_discard),
+        cmocka_unit_test(test_join),
+        cmocka_unit_test(test_replay),
+        cmocka_unit_test(test_roll_forward),
+        cmocka_unit_test(test_reads_wait),
+        cmocka_unit_test(test_bag_grad_waits),
+        cmocka_unit_test(test_reduce),
+        cmocka_unit_test(test_late_create),
+        cmocka_unit_test(test_norms_name_their_tables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
