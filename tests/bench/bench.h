@@ -87,5 +87,10 @@ void bench_bag_grad(void);
 void bench_bag_latency(void);
 void bench_layer_step(void);
 void bench_scale(void);
+void bench_frozen(void);
+void bench_search(void);
+void bench_kernel_bag(void);
+void bench_kernel_bag_grad(void);
+void bench_adamw(void);
 
 #endif

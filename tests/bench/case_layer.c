@@ -5,10 +5,7 @@
 #include "peers/peers.h"
 
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { TOKENS = 4096, HEADS = 4, KNN = 32, KEYS = 512, HALF = 64, DIM = 512, THREADS = 2 };
 enum { READS = HEADS * KNN, ALL_READS = TOKENS * READS };
@@ -22,12 +19,6 @@ typedef struct layer_context {
     uint32_t *indices;
     void *scratch[THREADS];
 } layer_context;
-
-typedef struct torch_peer {
-    bench_child child;
-    FILE *to, *from;
-    const char *mode;
-} torch_peer;
 
 static const mn_search search = {TOKENS, HEADS, KEYS, HALF, KNN};
 
@@ -116,41 +107,6 @@ static double round_mneme(void *opaque, uint64_t round)
     return bench_now() - start;
 }
 
-static double round_torch(void *opaque, uint64_t round)
-{
-    torch_peer *torch = opaque;
-    double seconds;
-    (void)round;
-    if (fprintf(torch->to, "step\n") < 0 || fflush(torch->to) ||
-        fscanf(torch->from, "%lf", &seconds) != 1)
-        bench_die("torch %s: no answer", torch->mode);
-    return seconds;
-}
-
-/* The interpreter that has torch: $MNEME_TORCH_PYTHON, else python3; NULL when neither can
- * import it. */
-const char *peer_torch_python(void)
-{
-    static char command[512];
-    const char *named = getenv("MNEME_TORCH_PYTHON"), *python = named ? named : "python3";
-    (void)snprintf(command, sizeof command, "%s -c 'import torch' >/dev/null 2>&1", python);
-    return system(command) == 0 ? python : NULL;
-}
-
-static bool torch_start(torch_peer *torch, const char *mode)
-{
-    const char *python = peer_torch_python();
-    torch->mode = mode;
-    if (!python)
-        return false;
-    const char *arguments[] = {python, MN_SOURCE_DIR "/tests/bench/peers/torch_layer.py", mode,
-                               NULL};
-    torch->child = bench_start(arguments, false, true);
-    torch->to = fdopen(torch->child.to, "w");
-    torch->from = fdopen(torch->child.from, "r");
-    return torch->to && torch->from;
-}
-
 static void *floats(uint64_t count) { return bench_huge(count * sizeof(float)); }
 
 static void layer_prepare(layer_context *layer)
@@ -183,7 +139,7 @@ static const mn_table_spec values = {
     .tiles = 4,
     .optimizer = {MN_OPTIMIZER_ADAMW, 0.9f, 0.999f, 1e-8f, MN_F32, false}};
 
-static void run_case(layer_context *layer, const char *name, double least, torch_peer torch[2],
+static void run_case(layer_context *layer, const char *name, double least, peer_torch torch[2],
                      const bool has[2])
 {
     bench_case step = {
@@ -192,8 +148,8 @@ static void run_case(layer_context *layer, const char *name, double least, torch
         .unit = "tokens/s",
         .work = TOKENS,
         .mneme = {"mneme", round_mneme, layer, 0, 0},
-        .peers = {{"torch-dense", has[0] ? round_torch : NULL, &torch[0], least, 0},
-                  {"torch-sparse", has[1] ? round_torch : NULL, &torch[1], least, 0}},
+        .peers = {{"torch-dense", has[0] ? peer_torch_round : NULL, &torch[0], least, 0},
+                  {"torch-sparse", has[1] ? peer_torch_round : NULL, &torch[1], least, 0}},
         .peer_count = 2};
     bench_run(&step);
 }
@@ -201,9 +157,10 @@ static void run_case(layer_context *layer, const char *name, double least, torch
 void bench_layer_step(void)
 {
     layer_context layer = {0};
-    torch_peer torch[2];
+    peer_torch torch[2];
     mn_error error;
-    bool has[2] = {torch_start(&torch[0], "dense"), torch_start(&torch[1], "sparse")};
+    bool has[2] = {peer_torch_start(&torch[0], "torch_layer.py", "dense"),
+                   peer_torch_start(&torch[1], "torch_layer.py", "sparse")};
     layer_prepare(&layer);
     mn_client_options local = {.target = "local:", .local_shards = THREADS};
     bench_check(mn_client_open(&local, &layer.client, &error), &error, "open");
@@ -219,6 +176,5 @@ void bench_layer_step(void)
     run_case(&layer, "shards=4 tokens=4096 heads=4 knn=32 keys=512 dim=512 adamw", 1, torch, has);
     bench_service_stop(&service);
     for (int i = 0; i < 2; i++)
-        if (has[i])
-            bench_stop(&torch[i].child);
+        peer_torch_stop(&torch[i]);
 }

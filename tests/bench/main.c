@@ -13,7 +13,11 @@ static const struct {
                {"bag-grad", bench_bag_grad},
                {"bag-latency", bench_bag_latency},
                {"layer-step", bench_layer_step},
-               {"scale", bench_scale}};
+               {"scale", bench_scale},
+               {"search", bench_search},
+               {"kernel-bag", bench_kernel_bag},
+               {"kernel-bag-grad", bench_kernel_bag_grad},
+               {"adamw", bench_adamw}};
 
 enum { BENCHES = sizeof benches / sizeof *benches };
 
@@ -35,6 +39,7 @@ int main(int argc, char **argv)
             benches[bench].run();
     }
     if (known < named)
-        bench_die("no such bench; there are fetch push bag bag-grad bag-latency layer-step scale");
+        bench_die("no such bench; there are fetch push bag bag-grad bag-latency layer-step scale "
+                  "search kernel-bag kernel-bag-grad adamw");
     return 0;
 }

@@ -4,6 +4,8 @@
 
 #include "../bench.h"
 
+#include <stdio.h>
+
 /* plain-c and raw-tcp: one server of plain C sockets (peers/tcp_server.c, run as `mneme-bench-
  * peer tcp --rows N --dim D`). A request is this header, then `count` u32 indices for GATHER, or
  * count*row bytes for SINK. */
@@ -57,9 +59,15 @@ void peer_echo_stop(peer_echo *peer);
  * random rows after each: the seconds of the one at this share of them all, fastest first. */
 double peer_echo_calls(peer_echo *peer, uint32_t calls, double share, bool with_read);
 
-/* torch: peers/torch_layer.py, driven over its standard input; NULL result of
- * bench_torch_python() when there is none. */
-const char *peer_torch_python(void);
+/* torch: a script of peers/ in a process of its own; false when no interpreter has torch. */
+typedef struct peer_torch {
+    bench_child child;
+    FILE *to, *from;
+    const char *mode; /* the script's first argument */
+} peer_torch;
+bool peer_torch_start(peer_torch *torch, const char *script, const char *mode);
+double peer_torch_round(void *torch, uint64_t round); /* seconds, by the script's own clock */
+void peer_torch_stop(peer_torch *torch);
 
 int peer_tcp_main(int argc, char **argv);
 int peer_echo_main(int argc, char **argv);
