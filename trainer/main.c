@@ -30,6 +30,29 @@ static enum mn_status save(mn_training *training, mn_error *error)
     return status;
 }
 
+/* Validation loss, and how training has read the rows since the last time. */
+static enum mn_status evaluate(mn_training *training, mn_report *report, uint64_t step,
+                               mn_error *error)
+{
+    mn_evaluation evaluation;
+    enum mn_status status = mn_training_evaluate(
+        training, MN_PART_VALIDATION, training->options->eval_bytes, &evaluation, NULL, error);
+    if (status)
+        return status;
+    mn_report_evaluation(report, training, step, &evaluation, "");
+    if (!training->trained.usages)
+        return MN_OK;
+    mn_usage_table *usage = malloc(sizeof *usage);
+    if (!usage)
+        return mn_fail(error, MN_NO_MEMORY, "usage", "no memory");
+    status = mn_training_usage(training, &training->trained, usage, error);
+    if (!status)
+        mn_report_trained(report, training, training->trained_since, step, usage->layers);
+    training->trained_since = step + 1;
+    free(usage);
+    return status;
+}
+
 static enum mn_status train(mn_training *training, mn_report *report, mn_error *error)
 {
     enum { DROPPED_MAX = 10 };
@@ -49,12 +72,9 @@ static enum mn_status train(mn_training *training, mn_report *report, mn_error *
                            DROPPED_MAX);
         bool last = step == options->steps;
         if (step % options->eval_every == 0 || last) {
-            mn_evaluation evaluation;
-            status = mn_training_evaluate(training, MN_PART_VALIDATION, options->eval_bytes,
-                                          &evaluation, NULL, error);
+            status = evaluate(training, report, step, error);
             if (status)
                 return status;
-            mn_report_evaluation(report, training, step, &evaluation, "");
         }
         if (options->save && (last || (options->save_every && step % options->save_every == 0))) {
             status = save(training, error);
@@ -134,7 +154,7 @@ static enum mn_status close_run(mn_training *training, mn_report *report, double
         return mn_fail(error, MN_NO_MEMORY, "closing", "no memory");
     enum mn_status status =
         mn_training_evaluate(training, (enum mn_part)(options->closing_part + MN_PART_TEST),
-                             options->closing_bytes, &closing->plain, closing->usage, error);
+                             options->closing_bytes, &closing->plain, &closing->usage, error);
     if (status)
         goto release;
     mn_report_evaluation(report, training, mn_training_done(training), &closing->plain, "");

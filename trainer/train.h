@@ -71,6 +71,12 @@ typedef struct mn_dense_table {
 } mn_dense_table;
 enum { MN_DENSE_DIM = 256, MN_DENSE_DECAY = 0, MN_DENSE_PLAIN = 1, MN_DENSE_STATISTICS = 2 };
 
+/* Counters of reads, per memory and head; heads 1: all of a memory's heads together. */
+typedef struct mn_read_counts {
+    uint32_t memories, heads;
+    mn_usage *usages; /* [memories][heads], of equal rows */
+} mn_read_counts;
+
 typedef struct mn_training {
     const mn_train_options *options;
     mn_model *model;
@@ -91,7 +97,9 @@ typedef struct mn_training {
     uint64_t step; /* group step that reads and changes name */
     enum mn_ablation ablation;
     mn_error failure;         /* of an ablation's read */
-    mn_usage *usage;          /* [table_count], counted into by evaluation; NULL: nothing counts */
+    mn_read_counts *counting; /* what a pass counts its reads into; NULL: nothing */
+    mn_read_counts trained;   /* of training since it was last measured */
+    uint64_t trained_since;   /* the first step so counted */
     uint32_t evaluation_sums; /* sums over ranks asked for since the last step */
 
     /* Time spent outside the model's own phases, and bytes, over the steps trained here. */
@@ -149,17 +157,37 @@ typedef struct mn_evaluation {
     double correct_percent;  /* bytes whose likeliest guess was right */
 } mn_evaluation;
 
+/* How rows were read, by all ranks. A table sums its layers, a layer its heads. */
+enum { MN_HEADS_MAX = 128 };
+typedef struct mn_usage_table {
+    mn_usage_metrics tables[MN_LAYERS_MAX], layers[MN_LAYERS_MAX]; /* layers: by memory */
+    mn_usage_metrics heads[MN_LAYERS_MAX][MN_HEADS_MAX];
+} mn_usage_table;
+
 /* Evaluates the first `bytes` (0: all) of a part, spread evenly over it; all ranks together, each
- * its share of the windows, sums before ratios. out_metrics: NULL, or how the rows of each value
- * table were read [model->table_count]. */
+ * its share of the windows, sums before ratios. out_usage: NULL, or how rows were read. */
 enum mn_status mn_training_evaluate(mn_training *training, enum mn_part part, uint64_t bytes,
-                                    mn_evaluation *out_evaluation, mn_usage_metrics *out_metrics,
+                                    mn_evaluation *out_evaluation, mn_usage_table *out_usage,
                                     mn_error *error);
+/* values [count] <- their sums over ranks. Every rank asks for the same sums in the same order
+ * between two steps. */
+enum mn_status mn_training_sum(mn_training *training, double *values, uint32_t count,
+                               mn_error *error);
 /* Continues --prompt by `count` bytes, sampled at temperature 0.8. out_bytes [count]. */
 enum mn_status mn_training_generate(mn_training *training, uint32_t count, uint8_t *out_bytes,
                                     mn_error *error);
 
-/* ---- 7. Reports (train_report.c) ---- */
+/* ---- 7. How rows are read (train_usage.c) ---- */
+
+/* MN_NO_MEMORY "keys". Tables too large to be counted whole are sampled (metrics.h). */
+enum mn_status mn_read_counts_create(const mn_model *model, uint32_t heads,
+                                     mn_read_counts *out_counts, mn_error *error);
+void mn_read_counts_destroy(mn_read_counts *counts);
+/* Sums the counters over ranks, measures them, and sets them to zero. */
+enum mn_status mn_training_usage(mn_training *training, mn_read_counts *counts,
+                                 mn_usage_table *out_usage, mn_error *error);
+
+/* ---- 8. Reports (train_report.c) ---- */
 
 typedef struct mn_report {
     const mn_train_options *options;
@@ -167,13 +195,16 @@ typedef struct mn_report {
     bool terminal; /* progress may be redrawn in place */
     uint64_t started_ns;
     double bits; /* running mean, for the progress line */
+    /* How training read, when it was last measured: steps [since, step]. */
+    mn_usage_metrics trained[MN_LAYERS_MAX];
+    uint64_t trained_since, trained_step;
 } mn_report;
 
 /* Everything the closing table says of one trained model. */
 typedef struct mn_closing {
     mn_evaluation plain, zeros, shuffled;
     bool ablated;
-    mn_usage_metrics usage[MN_LAYERS_MAX]; /* per value table */
+    mn_usage_table usage;
 } mn_closing;
 
 enum mn_status mn_report_open(const mn_train_options *options, mn_report *out_report,
@@ -184,6 +215,9 @@ void mn_report_step(mn_report *report, const mn_training *training, uint64_t ste
                     const mn_step_result *result);
 void mn_report_evaluation(mn_report *report, const mn_training *training, uint64_t step,
                           const mn_evaluation *evaluation, const char *ablation);
+/* How training read the rows from the step `since` to `step`, per memory. */
+void mn_report_trained(mn_report *report, const mn_training *training, uint64_t since,
+                       uint64_t step, const mn_usage_metrics layers[MN_LAYERS_MAX]);
 void mn_report_closing(mn_report *report, const mn_training *training, const mn_closing *closing);
 void mn_report_digest(mn_report *report, const char *table, uint64_t hash);
 /* Bits per byte that `command` (a compressor, from standard input to standard output) needs for the

@@ -35,14 +35,6 @@ static uint64_t row_bytes(const mn_training *training, uint32_t table)
     return (uint64_t)mn_table_spec_of(training->values[table])->dim * sizeof(float);
 }
 
-/* A bijection of the rows that leaves no neighbourhood in place: multiplication by a number coprime
- * to their count, plus an offset. */
-static uint64_t shuffled_row(uint64_t row, uint64_t rows)
-{
-    const uint64_t prime = UINT64_C(2654435761); /* larger than any prime factor that tables have */
-    return (uint64_t)(((unsigned __int128)row * prime + rows / 3 + 1) % rows);
-}
-
 /* A ticket is a future, or one of these for what was answered here. */
 static char answered, failed;
 
@@ -56,7 +48,7 @@ static void *bag_shuffled(mn_training *training, const mn_memory_reads *reads, f
     }
     uint64_t table_rows = mn_table_spec_of(training->values[reads->table])->rows;
     for (uint64_t i = 0; i < count; i++)
-        rows[i] = shuffled_row(reads->rows[i], table_rows);
+        rows[i] = mn_row_shuffled(reads->rows[i], table_rows);
     mn_queries queries = queries_of(reads, rows);
     mn_future *future =
         mn_bag(training->values[reads->table], training->step, &queries, mn_f32(out_bags));
@@ -110,10 +102,13 @@ static enum mn_status reduce(void *context, const char *name, double *values, ui
 static void selected(void *context, uint32_t memory, const mn_memory_reads *reads)
 {
     mn_training *training = context;
-    (void)memory; /* counted by table */
-    if (training->usage)
-        mn_usage_add(&training->usage[reads->table], reads->rows, reads->weights,
-                     reads->queries * reads->per_query);
+    mn_read_counts *counts = training->counting;
+    if (!counts)
+        return;
+    uint32_t run = reads->per_query / counts->heads; /* heads lie one after the other */
+    for (uint64_t i = 0; i < reads->queries * counts->heads; i++)
+        mn_usage_add(&counts->usages[memory * counts->heads + i % counts->heads],
+                     reads->rows + i * run, reads->weights + i * run, run);
 }
 
 void mn_training_access_init(mn_training *training)

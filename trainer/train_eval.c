@@ -1,4 +1,4 @@
-/* Held-out loss, how the memory's rows are read, and text written by the model. */
+/* Held-out loss, and text written by the model. */
 #include "train.h"
 
 #include <math.h>
@@ -7,10 +7,8 @@
 
 #include "mn_kernels.h"
 
-/* Sums over ranks under a name of its own; every rank evaluates the same things in the same order
- * within a step. */
-static enum mn_status sum_over_ranks(mn_training *training, double *values, uint32_t count,
-                                     mn_error *error)
+enum mn_status mn_training_sum(mn_training *training, double *values, uint32_t count,
+                               mn_error *error)
 {
     char name[MN_NAME_BYTES];
     if (!training->access.reduce)
@@ -64,7 +62,7 @@ static enum mn_status part_run(mn_training *training, enum mn_part part, uint64_
                              &loss, error);
     double sums[3] = {loss.nats, (double)loss.targets, (double)loss.correct};
     if (!status)
-        status = sum_over_ranks(training, sums, 3, error);
+        status = mn_training_sum(training, sums, 3, error);
     if (status)
         return status;
     *out_evaluation = (mn_evaluation){.part = part,
@@ -75,77 +73,23 @@ static enum mn_status part_run(mn_training *training, enum mn_part part, uint64_
     return MN_OK;
 }
 
-/* Counts are exact in f64 up to 2^53. */
-static enum mn_status usage_sum(mn_training *training, mn_usage *usage, double *sums,
-                                mn_error *error)
-{
-    for (uint64_t first = 0; training->access.reduce && first < usage->rows;
-         first += MN_REDUCE_VALUES_MAX) {
-        uint64_t left = usage->rows - first;
-        uint32_t count = left < MN_REDUCE_VALUES_MAX ? (uint32_t)left : MN_REDUCE_VALUES_MAX;
-        for (uint32_t i = 0; i < count; i++)
-            sums[i] = (double)usage->counts[first + i];
-        enum mn_status status = sum_over_ranks(training, sums, count, error);
-        for (uint32_t i = 0; i < count; i++)
-            usage->counts[first + i] = (uint64_t)sums[i];
-        if (!status)
-            status = sum_over_ranks(training, usage->weights + first, count, error);
-        if (status)
-            return status;
-    }
-    return MN_OK;
-}
-
-static void usages_destroy(mn_usage *usages, uint32_t count)
-{
-    for (uint32_t i = 0; usages && i < count; i++) {
-        free(usages[i].counts);
-        free(usages[i].weights);
-    }
-    free(usages);
-}
-
-static mn_usage *usages_create(const mn_training *training)
-{
-    uint32_t count = training->model->table_count;
-    mn_usage *usages = calloc(count, sizeof *usages);
-    for (uint32_t i = 0; usages && i < count; i++) {
-        usages[i].rows = mn_table_spec_of(training->values[i])->rows;
-        usages[i].counts = calloc(usages[i].rows, sizeof *usages[i].counts);
-        usages[i].weights = calloc(usages[i].rows, sizeof *usages[i].weights);
-        if (!usages[i].counts || !usages[i].weights) {
-            usages_destroy(usages, count);
-            return NULL;
-        }
-    }
-    return usages;
-}
-
 enum mn_status mn_training_evaluate(mn_training *training, enum mn_part part, uint64_t bytes,
-                                    mn_evaluation *out_evaluation, mn_usage_metrics *out_metrics,
+                                    mn_evaluation *out_evaluation, mn_usage_table *out_usage,
                                     mn_error *error)
 {
-    uint32_t tables = training->model->table_count;
-    if (!out_metrics || tables == 0)
+    const mn_model *model = training->model;
+    if (!out_usage || model->table_count == 0)
         return part_run(training, part, bytes, out_evaluation, error);
-    uint64_t rows = mn_table_spec_of(training->values[0])->rows; /* the same for all */
-    uint64_t scratch_rows = rows > MN_REDUCE_VALUES_MAX ? rows : MN_REDUCE_VALUES_MAX;
-    void *scratch = malloc(scratch_rows * sizeof(uint64_t));
-    training->usage = usages_create(training);
-    enum mn_status status = MN_OK;
-    if (!scratch || !training->usage)
-        status = mn_fail(error, MN_NO_MEMORY, "keys", "no memory to count the reads of %llu rows",
-                         (unsigned long long)rows);
+    mn_read_counts counts = {0};
+    enum mn_status status =
+        mn_read_counts_create(model, model->options.memory.heads, &counts, error);
+    training->counting = &counts;
     if (!status)
         status = part_run(training, part, bytes, out_evaluation, error);
-    for (uint32_t i = 0; i < tables && !status; i++) {
-        status = usage_sum(training, &training->usage[i], scratch, error);
-        if (!status)
-            out_metrics[i] = mn_usage_measure(&training->usage[i], scratch);
-    }
-    usages_destroy(training->usage, tables);
-    training->usage = NULL;
-    free(scratch);
+    training->counting = NULL;
+    if (!status)
+        status = mn_training_usage(training, &counts, out_usage, error);
+    mn_read_counts_destroy(&counts);
     return status;
 }
 

@@ -232,27 +232,115 @@ remove:
 static void usage_print(const mn_training *training, uint32_t table, const mn_usage_metrics *usage)
 {
     const mn_table_spec *spec = mn_table_spec_of(training->values[table]);
+    mn_usage_metrics uniform = mn_uniform_metrics(usage->reads, usage->rows);
     printf("\nmemory %s: %s rows x %u %s\n", spec->name, grouped(spec->rows), spec->dim,
            mn_dtype_name(spec->dtype));
+    if (usage->rows < spec->rows)
+        printf("  rows counted, a sample      %12s\n", grouped(usage->rows));
     printf("  reads counted               %12s\n", grouped(usage->reads));
     printf("  rows used                   %10.2f %%   (uniform reads: %.2f %%)\n",
-           usage->used_percent, mn_uniform_used_percent(usage->reads, spec->rows));
+           usage->used_percent, uniform.used_percent);
     printf("  KL by count                 %12.4f   (uniform reads: %.4f)\n", usage->kl_count,
-           mn_uniform_kl(usage->reads, spec->rows));
+           uniform.kl_count);
     printf("  KL by weight                %12.4f\n", usage->kl_weight);
-    printf("  Gini                        %12.4f\n", usage->gini);
+    printf("  Gini                        %12.4f   (uniform reads: %.4f)\n", usage->gini,
+           uniform.gini);
     printf("  rows with 50, 90, 99 %%      %12s, %s, %s\n", grouped(usage->top50),
            grouped(usage->top90), grouped(usage->top99));
 }
 
-static void usage_write(FILE *out, const char *table, const mn_usage_metrics *usage)
+static void usage_line(const char *name, const mn_usage_metrics *usage)
 {
+    printf("  %-27s %12s %8.2f %8.4f %8.4f %8.4f %8.2f %6.2f %6.2f\n", name, grouped(usage->reads),
+           usage->used_percent, usage->kl_count, usage->kl_weight, usage->gini,
+           mn_usage_share(usage, usage->top50), mn_usage_share(usage, usage->top90),
+           mn_usage_share(usage, usage->top99));
+}
+
+/* Below each line or group of equal lookup counts, what as many uniform reads would give. */
+static void uniform_line(const mn_usage_metrics *usage)
+{
+    mn_usage_metrics uniform = mn_uniform_metrics(usage->reads, usage->rows);
+    usage_line("(uniform reads)", &uniform);
+}
+
+static void layer_print(const mn_report *report, const mn_training *training, uint32_t memory,
+                        const mn_usage_table *usage)
+{
+    const mn_model_options *options = &training->model->options;
+    char name[64];
+    printf("\nlayer %-2u                               used %%       KL   weight     Gini   %% of "
+           "rows "
+           "with 50, 90, 99 %%\n",
+           options->placements[memory].layer);
+    usage_line("held out", &usage->layers[memory]);
+    uniform_line(&usage->layers[memory]);
+    for (uint32_t h = 0; options->memory.heads > 1 && h < options->memory.heads; h++) {
+        snprintf(name, sizeof name, "head %u", h + 1);
+        usage_line(name, &usage->heads[memory][h]);
+    }
+    if (options->memory.heads > 1)
+        uniform_line(&usage->heads[memory][0]);
+    if (report->trained_step) {
+        snprintf(name, sizeof name, "training, steps %llu-%llu",
+                 (unsigned long long)report->trained_since,
+                 (unsigned long long)report->trained_step);
+        usage_line(name, &report->trained[memory]);
+        uniform_line(&report->trained[memory]);
+    }
+}
+
+static void usage_members(FILE *out, const mn_usage_metrics *usage)
+{
+    mn_usage_metrics uniform = mn_uniform_metrics(usage->reads, usage->rows);
     fprintf(out,
-            "{\"event\":\"usage\",\"table\":\"%s\",\"reads\":%llu,\"used\":%.9g,\"kl-count\":%.9g,"
-            "\"kl-weight\":%.9g,\"gini\":%.9g,\"top50\":%llu,\"top90\":%llu,\"top99\":%llu}\n",
-            table, (unsigned long long)usage->reads, usage->used_percent, usage->kl_count,
+            "\"reads\":%llu,\"used\":%.9g,\"kl-count\":%.9g,\"kl-weight\":%.9g,\"gini\":%.9g,"
+            "\"top50\":%llu,\"top90\":%llu,\"top99\":%llu,\"rows\":%llu",
+            (unsigned long long)usage->reads, usage->used_percent, usage->kl_count,
             usage->kl_weight, usage->gini, (unsigned long long)usage->top50,
-            (unsigned long long)usage->top90, (unsigned long long)usage->top99);
+            (unsigned long long)usage->top90, (unsigned long long)usage->top99,
+            (unsigned long long)usage->rows);
+    fprintf(out,
+            ",\"uniform\":{\"used\":%.9g,\"kl-count\":%.9g,\"gini\":%.9g,\"top50\":%llu,"
+            "\"top90\":%llu,\"top99\":%llu}}\n",
+            uniform.used_percent, uniform.kl_count, uniform.gini, (unsigned long long)uniform.top50,
+            (unsigned long long)uniform.top90, (unsigned long long)uniform.top99);
+}
+
+static void usage_write(FILE *out, const mn_training *training, const mn_usage_table *usage)
+{
+    const mn_model_options *options = &training->model->options;
+    unsigned long long step = mn_training_done(training);
+    for (uint32_t i = 0; i < training->model->table_count; i++) {
+        fprintf(out, "{\"event\":\"usage\",\"table\":\"%s\",",
+                mn_table_spec_of(training->values[i])->name);
+        usage_members(out, &usage->tables[i]);
+    }
+    for (uint32_t i = 0; i < options->placement_count; i++) {
+        uint32_t layer = options->placements[i].layer;
+        fprintf(out, "{\"event\":\"usage-layer\",\"step\":%llu,\"layer\":%u,", step, layer);
+        usage_members(out, &usage->layers[i]);
+        for (uint32_t h = 0; h < options->memory.heads; h++) {
+            fprintf(out, "{\"event\":\"usage-head\",\"step\":%llu,\"layer\":%u,\"head\":%u,", step,
+                    layer, h + 1);
+            usage_members(out, &usage->heads[i][h]);
+        }
+    }
+}
+
+void mn_report_trained(mn_report *report, const mn_training *training, uint64_t since,
+                       uint64_t step, const mn_usage_metrics layers[MN_LAYERS_MAX])
+{
+    const mn_model_options *options = &training->model->options;
+    memcpy(report->trained, layers, sizeof report->trained);
+    report->trained_since = since;
+    report->trained_step = step;
+    for (uint32_t i = 0; report->metrics && i < options->placement_count; i++) {
+        fprintf(report->metrics,
+                "{\"event\":\"train-usage\",\"step\":%llu,\"since\":%llu,\"layer\":%u,",
+                (unsigned long long)step, (unsigned long long)since, options->placements[i].layer);
+        usage_members(report->metrics, &layers[i]);
+    }
 }
 
 static double step_ms(const mn_training *training, uint64_t ns)
@@ -311,9 +399,8 @@ static void compression_print(const mn_training *training, const mn_evaluation *
 
 void mn_report_closing(mn_report *report, const mn_training *training, const mn_closing *closing)
 {
-    for (uint32_t i = 0; report->metrics && i < training->model->table_count; i++)
-        usage_write(report->metrics, mn_table_spec_of(training->values[i])->name,
-                    &closing->usage[i]);
+    if (report->metrics)
+        usage_write(report->metrics, training, &closing->usage);
     if (silent(report))
         return;
     const mn_evaluation *plain = &closing->plain;
@@ -327,7 +414,9 @@ void mn_report_closing(mn_report *report, const mn_training *training, const mn_
         printf("  memory rows shuffled        %+12.4f\n", closing->shuffled.bits - plain->bits);
     }
     for (uint32_t i = 0; i < training->model->table_count; i++)
-        usage_print(training, i, &closing->usage[i]);
+        usage_print(training, i, &closing->usage.tables[i]);
+    for (uint32_t i = 0; i < training->model->options.placement_count; i++)
+        layer_print(report, training, i, &closing->usage);
     if (training->steps_trained) {
         times_print(training);
         bytes_print(training);

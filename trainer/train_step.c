@@ -72,6 +72,8 @@ enum mn_status mn_training_open(const mn_train_options *options, mn_training *tr
         status = mn_training_tables_open(training, error);
     if (!status && mn_client_step(training->client) == 0)
         status = mn_training_initialise(training, error);
+    if (!status && training->model->table_count)
+        status = mn_read_counts_create(training->model, 1, &training->trained, error);
     if (!status && mn_training_done(training) > options->steps)
         status =
             mn_fail(error, MN_INVALID, "steps",
@@ -84,6 +86,7 @@ enum mn_status mn_training_open(const mn_train_options *options, mn_training *tr
     }
     mn_training_access_init(training);
     training->step = mn_client_step(training->client) + 1;
+    training->trained_since = mn_training_done(training) + 1;
     return MN_OK;
 }
 
@@ -92,6 +95,7 @@ void mn_training_close(mn_training *training)
     mn_client_close(training->client);
     for (int i = 0; i < 3; i++)
         free(training->dense[i].packed);
+    mn_read_counts_destroy(&training->trained);
     free(training->row_numbers);
     free(training->workspace_memory);
     free(training->targets);
@@ -170,9 +174,11 @@ static enum mn_status pass_run(mn_training *training, uint64_t number, mn_step_r
 {
     mn_pass pass = pass_of(training, number);
     mn_loss loss;
+    training->counting = training->trained.usages ? &training->trained : NULL;
     enum mn_status status =
         mn_model_forward(training->workspace, training->parameters, training->statistics, &pass,
                          &training->access, &loss, error);
+    training->counting = NULL;
     if (status)
         return status;
     double sums[2] = {loss.nats, (double)loss.targets};

@@ -1,5 +1,5 @@
 /* The memory layer in double precision against PyTorch's (tests/golden/layer.txt): output and every
- * gradient, for each norm (batch norm: torch.nn.BatchNorm1d, with its running statistics), gate, and
+ * gradient, for each norm (batch norm: torch.nn.BatchNorm1d, with its running statistics) and gate,
  * both with a hidden layer and the SwiLU gate and without. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 /* Search through the layer, in the programs' build, at any size: n no power of two, k from 1 to all
- * rows or 128, odd numbers of heads. Every one of the n^2 rows is scored in double precision from
- * the queries and keys that the layer used; what it selected must be the k best, within rounding. */
+ * rows or 128, odd numbers of heads. Each of the n^2 rows is scored in double precision from the
+ * queries and keys that the layer used; what it selected must be the k best, within rounding. */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
@@ -49,7 +49,7 @@ static double score_rows(const shape *s, const float *query, const float *keys, 
     return (half + 2) * (largest[0] + largest[1]) * (double)FLT_EPSILON;
 }
 
-/* Whether rows [knn] are the best by `scores`, best first, each once; within `bound`. Marks them. */
+/* Whether rows [knn] are the best by `scores`, best first, each once. Marks them. */
 static bool best(const shape *s, const uint64_t *rows, const double *scores, double bound,
                  bool *marked)
 {

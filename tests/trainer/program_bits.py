@@ -19,9 +19,10 @@ STEPS, SAVE = 8, 4
 MODEL = ("--width 32 --layers 2 --attention-heads 2 --context 32 --batch-bytes 512 --keys 32 "
          "--heads 2 --knn 8 --key-dim 16 --eval-every 4 --eval-bytes 512 --closing-bytes 1024 "
          "--deadline 30 --ablate --digest --quiet").split()
-VARIANTS = {"beside": "--memory-layers 2+ --value-clip 0.5",
+VARIANTS = {"beside": "--memory-layers 2+ --value-clip 0.05",
             "bf16, shared, gated": "--memory-layers 1,2+ --shared-values --swiglu --value-dim 128 "
-                                   "--value-dtype bf16 --query-norm rms"}
+                                   "--value-dtype bf16 --query-norm rms --query-hidden 24,20 "
+                                   "--key-init xlm --value-dropout 0.2"}
 
 
 def fail(message):
@@ -141,8 +142,8 @@ def losses(metrics):
     return [e["bits"] for e in events(metrics, "step")]
 
 
-def two_ranks(runs, wanted, flags):
-    with servers(2, f"{runs.folder}/ranks") as target:
+def two_ranks(runs, name, wanted, flags):
+    with servers(2, f"{runs.folder}/ranks-{name}") as target:
         started = [runs.start(target, "--ranks", "2", "--rank", str(rank), *flags)
                    for rank in range(2)]
         for process, _ in started:
@@ -154,11 +155,17 @@ def two_ranks(runs, wanted, flags):
     apart = max(abs(a - b) for a, b in zip(losses(wanted), got))
     if len(got) != STEPS or not apart < 1e-3:
         fail(f"two ranks: {got}\none rank: {losses(wanted)}")
+    # Clipping goes by the gradients merged over ranks, where rows are read by both.
+    norms, one = [[e["norms"][2] for e in events(m, "step")] for m in (metrics, wanted)]
+    if not max(one) > 0.06 or any(not abs(a / b - 1) < 1e-4 for a, b in zip(norms, one)):
+        fail(f"values' norms of two ranks: {norms}\none rank: {one}")
     # Reads are summed over ranks before anything is computed from them.
-    ours, theirs = events(metrics, "usage")[0], events(wanted, "usage")[0]
-    if ours["reads"] != theirs["reads"] or not abs(ours["kl-count"] - theirs["kl-count"]) < 1e-2:
-        fail(f"usage of two ranks: {ours}\none rank: {theirs}")
-    print(f"two ranks: losses within {apart:.2g} bits of one rank's", flush=True)
+    for kind in ("usage", "usage-layer", "usage-head", "train-usage"):
+        for ours, theirs in zip(events(metrics, kind), events(wanted, kind), strict=True):
+            if ours["reads"] != theirs["reads"] or \
+               not abs(ours["kl-count"] - theirs["kl-count"]) < 1e-2:
+                fail(f"usage of two ranks: {ours}\none rank: {theirs}")
+    print(f"two ranks, {name}: losses within {apart:.2g} bits of one rank's", flush=True)
 
 
 def main():
@@ -167,7 +174,12 @@ def main():
         wanted = {name: same_bits(runs, name, flags.split()) for name, flags in VARIANTS.items()}
         flags = VARIANTS["beside"].split()
         resumes(runs, wanted["beside"], flags)
-        two_ranks(runs, wanted["beside"], flags)
+        two_ranks(runs, "plain", wanted["beside"], flags)
+        flags_dropout = flags + ["--value-dropout", "0.4"]
+        dropped = runs.run("local:", *flags_dropout)
+        two_ranks(runs, "dropout", dropped, flags_dropout)
+        if max(abs(a - b) for a, b in zip(losses(dropped), losses(wanted["beside"]))) < 1e-2:
+            fail("dropout changes nothing: its comparison says nothing")
         # The comparison can fail: another seed, and a bf16 table, give other bytes.
         if losses(runs.run("local:", "--seed", "2", *flags)) == losses(wanted["beside"]):
             fail("another seed gave the same losses")
