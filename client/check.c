@@ -1,6 +1,7 @@
 /* What the caller gave, checked before anything is sent: every MN_INVALID names field and value.
  * Rows given are the exception: the shards look at every number anyway, as it arrives, and a look
  * at all of them here would take as long as reading them twice. */
+#include "check.h"
 #include "client_private.h"
 
 #include <inttypes.h>
@@ -11,8 +12,8 @@ enum { BLOCK = 4096 }; /* elements looked at before the verdict is */
 
 static const uint64_t elements_max = UINT64_C(1) << 40;
 
-static enum mn_status check_array(const char *field, const mn_array *array, enum mn_dtype one,
-                                  enum mn_dtype other, mn_error *error)
+enum mn_status mn_check_array(const char *field, const mn_array *array, enum mn_dtype one,
+                              enum mn_dtype other, mn_error *error)
 {
     if (array->dtype != one && array->dtype != other)
         return mn_fail(error, MN_INVALID, field, "dtype %s is neither %s nor %s",
@@ -53,22 +54,21 @@ static uint64_t first_outside(const mn_array *indices, uint64_t n, uint64_t rows
     return n;
 }
 
-static enum mn_status check_indices(const mn_operation *operation, uint64_t n, mn_error *error)
+enum mn_status mn_check_indices(const mn_array *indices, uint64_t n, const mn_table_spec *spec,
+                                mn_error *error)
 {
-    uint64_t rows = operation->table->spec.rows;
-    enum mn_status status = check_array("indices", &operation->indices, MN_U32, MN_I64, error);
+    enum mn_status status = mn_check_array("indices", indices, MN_U32, MN_I64, error);
     if (status)
         return status;
-    uint64_t at = first_outside(&operation->indices, n, rows);
+    uint64_t at = first_outside(indices, n, spec->rows);
     if (at == n)
         return MN_OK;
-    int64_t value = operation->indices.dtype == MN_U32
-                        ? (int64_t)((const uint32_t *)operation->indices.data)[at]
-                        : ((const int64_t *)operation->indices.data)[at];
+    int64_t value = indices->dtype == MN_U32 ? (int64_t)((const uint32_t *)indices->data)[at]
+                                             : ((const int64_t *)indices->data)[at];
     return mn_fail(error, MN_INVALID, "indices",
                    "index %" PRId64 " at position %" PRIu64 " is not one of the %" PRIu64
                    " rows of \"%s\"",
-                   value, at, rows, operation->table->spec.name);
+                   value, at, spec->rows, spec->name);
 }
 
 /* Position of the first NaN or infinity (all exponent bits set); n when there is none. */
@@ -96,10 +96,10 @@ static uint64_t first_not_finite(const mn_array *array, uint64_t n)
     return n;
 }
 
-static enum mn_status check_floats(const char *field, const mn_array *array, uint64_t n,
-                                   mn_error *error)
+enum mn_status mn_check_floats(const char *field, const mn_array *array, uint64_t n,
+                               mn_error *error)
 {
-    enum mn_status status = check_array(field, array, MN_F32, MN_BF16, error);
+    enum mn_status status = mn_check_array(field, array, MN_F32, MN_BF16, error);
     if (status)
         return status;
     uint64_t at = first_not_finite(array, n);
@@ -138,18 +138,19 @@ static enum mn_status check_kind(const mn_operation *operation, uint64_t reads, 
     enum mn_status status = MN_OK;
     switch (operation->kind) {
     case MN_OP_FETCH:
-        return check_array("out_rows", &operation->outputs, MN_F32, MN_BF16, error);
+        return mn_check_array("out_rows", &operation->outputs, MN_F32, MN_BF16, error);
     case MN_OP_BAG:
-        status = check_floats("weights", &operation->weights, reads, error);
-        return status ? status : check_array("out", &operation->outputs, MN_F32, MN_BF16, error);
+        status = mn_check_floats("weights", &operation->weights, reads, error);
+        return status ? status : mn_check_array("out", &operation->outputs, MN_F32, MN_BF16, error);
     case MN_OP_BAG_GRAD:
-        status = check_floats("weights", &operation->weights, reads, error);
+        status = mn_check_floats("weights", &operation->weights, reads, error);
         if (!status)
-            status = check_floats("output_gradients", &operation->values, elements, error);
-        return status ? status
-                      : check_array("weight_gradients", &operation->outputs, MN_F32, MN_F32, error);
+            status = mn_check_floats("output_gradients", &operation->values, elements, error);
+        return status
+                   ? status
+                   : mn_check_array("weight_gradients", &operation->outputs, MN_F32, MN_F32, error);
     default:
-        return check_array(rows_field(operation), &operation->values, MN_F32, MN_BF16, error);
+        return mn_check_array(rows_field(operation), &operation->values, MN_F32, MN_BF16, error);
     }
 }
 
@@ -157,8 +158,8 @@ void mn_explain_rows(const mn_operation *operation, mn_error *error)
 {
     bool rows = operation->kind == MN_OP_PUSH || operation->kind == MN_OP_STORE;
     if (rows && error->status == MN_INVALID) /* left as it is if all are finite */
-        (void)check_floats(rows_field(operation), &operation->values,
-                           operation->count * operation->table->spec.dim, error);
+        (void)mn_check_floats(rows_field(operation), &operation->values,
+                              operation->count * operation->table->spec.dim, error);
 }
 
 enum mn_status mn_check_data(const mn_task *task, mn_error *error)
@@ -176,7 +177,7 @@ enum mn_status mn_check_data(const mn_task *task, mn_error *error)
     if ((operation->state_in || operation->state_out) && table->state_row_bytes == 0)
         return mn_fail(error, MN_INVALID, "state", "rows of \"%s\" have no optimizer state",
                        table->spec.name);
-    status = check_indices(operation, reads, error);
+    status = mn_check_indices(&operation->indices, reads, &table->spec, error);
     return status ? status
                   : check_kind(operation, reads, operation->count * table->spec.dim, error);
 }

@@ -407,6 +407,8 @@ static const struct {
 static int run(const cli_flags *flags)
 {
     size_t at = 0;
+    if (!strcmp(flags->words[0], "freeze"))
+        return cli_freeze(flags);
     char bearer[1024];
     mn_client *client;
     mn_error error;

@@ -8,7 +8,7 @@
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 typedef struct cli_flags {
-    const char *target, *group, *authorization;
+    const char *target, *group, *authorization, *dtype;
     uint64_t deadline_ms;
     bool json, help, version;
     const char *const *words; /* the command and its arguments */
@@ -18,6 +18,9 @@ typedef struct cli_flags {
 /* CLI_OK, or CLI_USAGE after a line on standard error. */
 int cli_flags_parse(int count, char **arguments, cli_flags *out_flags);
 void cli_help(void);
+
+/* freeze (cli_freeze.c) serves itself. */
+int cli_freeze(const cli_flags *flags);
 
 /* An object's fields in the order given; a people's table prints them as columns under a heading
  * that is printed once, when `first`. */

@@ -18,12 +18,17 @@ static const char help[] =
     "                      on, their commits wait for the files\n"
     "  load DIR            replaces the group by the one saved in DIR, on however many shards\n"
     "                      there are; trainers of before are refused and have to start again\n"
+    "  freeze DIR OUT [NAME ...]  writes the group saved in the folder DIR of this machine to the\n"
+    "                      folder OUT, as mn_open_frozen maps it; asks no shard. With --dtype, "
+    "the\n"
+    "                      tables named (all, when none is) become f32, bf16 or int8\n"
     "\n"
     "  --target T          static:HOST:PORT,HOST:PORT,... in the order of the shards' --shard\n"
     "                      numbers (default static:127.0.0.1:7700); local:DIR for a folder\n"
     "  --group G           default \"default\"\n"
     "  --json              one JSON object a line, for programs; bytes are exact\n"
-    "  --deadline SECONDS  of each call (default 10; status 3, save and load 600)\n"
+    "  --deadline SECONDS  of each call (default 10; status 3, save, load and freeze 600)\n"
+    "  --dtype D           freeze: f32, bf16 or int8 (default: each table its own)\n"
     "  --token TOKEN       sent to the shards as \"Bearer TOKEN\"\n"
     "  --help, --version\n"
     "\n"
@@ -50,8 +55,13 @@ static const struct {
     const char *name, *wants;
     int least, most;
 } commands[] = {
-    {"status", "nothing", 0, 0},           {"tables", "nothing", 0, 0}, {"describe", "NAME", 1, 1},
-    {"fetch", "NAME ROW ...", 2, 1 << 20}, {"save", "DIR", 1, 1},       {"load", "DIR", 1, 1},
+    {"status", "nothing", 0, 0},
+    {"tables", "nothing", 0, 0},
+    {"describe", "NAME", 1, 1},
+    {"fetch", "NAME ROW ...", 2, 1 << 20},
+    {"save", "DIR", 1, 1},
+    {"load", "DIR", 1, 1},
+    {"freeze", "DIR OUT [NAME ...]", 2, 66},
 };
 
 static int check_command(const cli_flags *flags)
@@ -90,7 +100,8 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
         const char **to;
     } texts[] = {{"--target", &flags->target},
                  {"--group", &flags->group},
-                 {"--token", &flags->authorization}};
+                 {"--token", &flags->authorization},
+                 {"--dtype", &flags->dtype}};
     const struct {
         const char *name;
         bool *to;

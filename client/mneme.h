@@ -234,6 +234,81 @@ typedef struct mn_client_counters {
 } mn_client_counters;
 mn_client_counters mn_client_counted(const mn_client *client);
 
+/* ---- Frozen groups: inference in one process, without a server or a step ---- */
+
+typedef struct mn_frozen mn_frozen;
+typedef struct mn_frozen_table mn_frozen_table;
+
+/* Zero means: every table keeps its dtype. */
+typedef struct mn_freeze_options {
+    bool convert; /* rows become `dtype`: */
+    /* MN_F32, MN_BF16 (nearest even), or MN_I8: signed bytes times a scale of the row, f32, which
+     * is max |row| / 127; no element moves by more than half the scale, and its own rounding */
+    enum mn_dtype dtype;
+    const char *const *tables; /* convert: these alone; NULL means all */
+    uint32_t table_count;
+} mn_freeze_options;
+
+/* Writes every table of the client's group, at its newest committed step, into `folder` of this
+ * machine, made if need be: a file NAME.frozen each, all its rows in order (rows never trained have
+ * their initial value), then manifest.frozen. Each appears whole or not at all. Any client will do,
+ * also a reader; a saved group is first loaded, as `mneme freeze` does. MN_CONFLICT "folder": it
+ * holds a frozen group. MN_TORN "step": the group went on meanwhile. MN_INVALID "rows": a row that
+ * is not finite has no MN_I8. MN_NOT_FOUND "tables". MN_STORAGE. Blocks. */
+enum mn_status mn_freeze(mn_client *client, const char *folder, const mn_freeze_options *options,
+                         mn_error *error);
+
+typedef struct mn_frozen_options {
+    bool unchecked; /* rows are taken as they are; sizes, heads and manifest are always checked.
+                       Checking reads every file once */
+} mn_frozen_options;
+
+/* Maps what mn_freeze wrote, read-only and shared: processes on one machine have the rows in memory
+ * once. options may be NULL. MN_NOT_FOUND names what is missing, MN_CORRUPT the file and field that
+ * is not as written, MN_UNSUPPORTED a format to come. The files are not to be changed while they
+ * are open (a new mn_freeze goes to a new folder). Blocks. */
+enum mn_status mn_open_frozen(const char *folder, const mn_frozen_options *options,
+                              mn_frozen **out_frozen, mn_error *error);
+/* Nobody reads any more. NULL is ignored. */
+void mn_close_frozen(mn_frozen *frozen);
+uint64_t mn_frozen_step(const mn_frozen *frozen); /* the committed step that was frozen */
+/* Tables in the order in which they were created; NULL from the last on. */
+const mn_frozen_table *mn_frozen_at(const mn_frozen *frozen, uint32_t number);
+/* Lives until mn_close_frozen. MN_NOT_FOUND "table". */
+enum mn_status mn_frozen_find(const mn_frozen *frozen, const char *name,
+                              const mn_frozen_table **out_table, mn_error *error);
+const mn_table_spec *mn_frozen_spec(const mn_frozen_table *table); /* as it was trained */
+enum mn_dtype mn_frozen_dtype(const mn_frozen_table *table);       /* of the rows now */
+
+/* As mn_bag and mn_fetch, answered on the calling thread: no allocation, no lock, any number of
+ * threads. The bits are those of the live table in one shard (with MN_I8: of a table that holds
+ * the rows rounded so). MN_INVALID as there. */
+enum mn_status mn_frozen_bag(const mn_frozen_table *table, const mn_queries *queries, mn_array out,
+                             mn_error *error);
+enum mn_status mn_frozen_fetch(const mn_frozen_table *table, const mn_rows *rows, mn_array out_rows,
+                               mn_error *error);
+
+/* What chooses the rows of one token: dense parameters in the caller's memory, row-major, fastest
+ * when 64-byte aligned. query = query_weights * input + query_bias (as torch.nn.Linear; batch norm
+ * at inference is a factor and a shift that fold into both); per head the k best sums of n x n
+ * sub-key scores; softmax (paper §3.1; a temperature folds into sub_keys). */
+typedef struct mn_product_keys {
+    uint32_t heads, n, half, per_head; /* n sub-keys of `half` floats; rows read per head */
+    const float *sub_keys;             /* [heads][2][n][half] */
+    uint32_t width;                    /* of the input */
+    const float *query_weights;        /* [heads * 2 * half][width]; NULL: the input is the query */
+    const float *query_bias;           /* [heads * 2 * half]; may be NULL */
+} mn_product_keys;
+
+/* For one token, on the calling thread: out_rows, out_weights [heads * per_head], heads one after
+ * the other, each best first (ties: design.md §8), ready for mn_frozen_bag. input [width], or
+ * [heads][2 * half] without query_weights. scratch: mn_product_scratch_bytes, 64-byte aligned, one
+ * per thread. Sums of 16 lanes: the same bits on any x86-64 CPU, and other roundings than a
+ * trainer's matrix products. MN_INVALID names the field; "scores": one is not a number. */
+uint64_t mn_product_scratch_bytes(const mn_product_keys *keys); /* 0: the keys are not valid */
+enum mn_status mn_product_select(const mn_product_keys *keys, const float *input, void *scratch,
+                                 int64_t *out_rows, float *out_weights, mn_error *error);
+
 const char *mn_version(void);
 
 #ifdef __cplusplus

@@ -99,13 +99,33 @@ class Command(unittest.TestCase):
         self.assertRegex(self.run_badly(1, "load", "missing"), "NOT_FOUND|STORAGE")
         self.assertIn("INVALID", self.run_badly(1, "save", "../outside"))
 
+    def test_freeze(self):
+        self.run_well("save", "to-freeze")
+        saved = os.path.join(self.cluster.folder, "data", "to-freeze")
+        out = os.path.join(self.cluster.folder, "data", "frozen")
+        self.assertIn("froze step %d" % STEPS, self.run_well("freeze", saved, out))
+        self.assertEqual(sorted(os.listdir(out)),
+                         ["bags.frozen", "manifest.frozen", "rows.frozen"])
+        self.assertIn("CONFLICT", self.run_badly(1, "freeze", saved, out))
+        small = os.path.join(self.cluster.folder, "data", "small")
+        told = self.run_well("--json", "freeze", saved, small, "bags", "--dtype", "int8")
+        self.assertEqual(json.loads(told), {"frozen": small, "step": STEPS})
+        sizes = [[os.path.getsize(os.path.join(folder, name + ".frozen"))
+                  for name in ("bags", "rows")] for folder in (out, small)]
+        self.assertLess(sizes[1][0], sizes[0][0])
+        self.assertEqual(sizes[1][1], sizes[0][1])
+        self.assertIn("NOT_FOUND", self.run_badly(1, "freeze", saved, small + "2", "x",
+                                                  "--dtype", "int8"))
+        self.assertIn("NOT_FOUND", self.run_badly(1, "freeze", saved + "-missing", out))
+        self.assertIn("int8", self.run_badly(2, "freeze", saved, out, "--dtype", "int4"))
+
     def test_usage(self):
         for words in ([], ["frob"], ["fetch", "bags"], ["save"], ["status", "x"], ["--group"],
                       ["--frob", "status"], ["--deadline", "soon", "status"]):
             self.assertIn("mneme --help", self.run_badly(2, *words), words)
         self.assertIn("INVALID", self.run_badly(1, "--target", "nonsense", "tables"))
         text = self.run_well("--help")
-        for word in ("status", "tables", "describe", "fetch", "save", "load", "--json"):
+        for word in ("status", "tables", "describe", "fetch", "save", "load", "freeze", "--json"):
             self.assertIn(word, text)
         self.assertTrue(all(len(line) <= 100 for line in text.splitlines()))
         self.assertRegex(self.run_well("--version"), r"^mneme \d+\.\d+\.\d+$")

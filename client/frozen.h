@@ -1,0 +1,141 @@
+/* Frozen groups: the files, and what is open of them. Private to the folder.
+ *
+ * A frozen group is a folder: one file NAME.frozen for each table, and `manifest.frozen`, written
+ * last, which names them with their sizes and checksums. All little-endian. A record is its fields,
+ * then the checksum of its bytes, seeded with the checksum of the record before it.
+ *
+ *   table file   frozen_table, zeros up to FROZEN_PAGE_BYTES, rows (mn_frozen_rows) 0 .. rows - 1
+ *   manifest     frozen_manifest, frozen_entry [tables]
+ *
+ * Every row is there, also one that training never wrote: a reader looks nothing up. */
+#ifndef MN_FROZEN_H
+#define MN_FROZEN_H
+
+#include "mn_kernels.h"
+#include "mn_proto.h"
+#include "mneme.h"
+
+enum {
+    FROZEN_FORMAT_VERSION = 1,
+    FROZEN_READER_LEAST = 1,
+    FROZEN_ENDIANNESS = 0x01020304,
+    FROZEN_PAGE_BYTES = 4096,
+    FROZEN_PIECE_BYTES = 4 << 20, /* whole rows of at most so many bytes are checksummed at once */
+    FROZEN_NAME_BYTES = MN_NAME_BYTES + 8 /* NAME.frozen */
+};
+#define FROZEN_TABLE_MAGIC    UINT64_C(0x0a7a72666c544e4d) /* "MNTlfrz\n" */
+#define FROZEN_MANIFEST_MAGIC UINT64_C(0x0a7a72666d4d4e4d) /* "MNMmfrz\n" */
+
+/* Every file begins with these. */
+#define FROZEN_PREAMBLE_FIELDS(X)                                                                  \
+    X(U64, magic)                                                                                  \
+    X(U32, format_version)                                                                         \
+    X(U32, least_reader) /* the oldest reader that understands this file */                        \
+    X(U32, endianness)                                                                             \
+    X(U64, step)
+
+#define FROZEN_TABLE_FIELDS(X)                                                                     \
+    FROZEN_PREAMBLE_FIELDS(X)                                                                      \
+    X(U32, row_dtype) /* of the rows here; dtype: of the table that was trained */                 \
+    X(U64, row_bytes)                                                                              \
+    X(NAME, name)                                                                                  \
+    X(U64, rows)                                                                                   \
+    X(U32, dim)                                                                                    \
+    X(U32, dtype)                                                                                  \
+    X(U32, split)                                                                                  \
+    X(U32, tiles)                                                                                  \
+    X(U64, seed)                                                                                   \
+    X(U32, init_kind)                                                                              \
+    X(F32, init_a)                                                                                 \
+    X(F32, init_b)                                                                                 \
+    X(U32, optimizer_kind)                                                                         \
+    X(F32, beta1)                                                                                  \
+    X(F32, beta2)                                                                                  \
+    X(F32, eps)                                                                                    \
+    X(U32, state_dtype)                                                                            \
+    X(U32, row_correction)
+
+#define FROZEN_MANIFEST_FIELDS(X)                                                                  \
+    FROZEN_PREAMBLE_FIELDS(X)                                                                      \
+    X(U32, tables)
+
+#define FROZEN_ENTRY_FIELDS(X)                                                                     \
+    X(NAME, name)                                                                                  \
+    X(U64, bytes)         /* of the table file */                                                  \
+    X(U64, head_checksum) /* the one that ends its frozen_table */                                 \
+    X(U64, checksum)      /* of all its bytes */
+
+#define FROZEN_RECORD_LIST(X)                                                                      \
+    X(frozen_table, FROZEN_TABLE_FIELDS)                                                           \
+    X(frozen_manifest, FROZEN_MANIFEST_FIELDS)                                                     \
+    X(frozen_entry, FROZEN_ENTRY_FIELDS)
+
+#define FROZEN_IN_STRUCT(type, field) FROZEN_IN_STRUCT_##type(field)
+#define FROZEN_IN_STRUCT_U32(field)   uint32_t field;
+#define FROZEN_IN_STRUCT_U64(field)   uint64_t field;
+#define FROZEN_IN_STRUCT_F32(field)   float field;
+#define FROZEN_IN_STRUCT_NAME(field)  char field[MN_NAME_BYTES];
+
+#define FROZEN_FIELD_BYTES(type, field) +FROZEN_FIELD_BYTES_##type
+#define FROZEN_FIELD_BYTES_U32          4
+#define FROZEN_FIELD_BYTES_U64          8
+#define FROZEN_FIELD_BYTES_F32          4
+#define FROZEN_FIELD_BYTES_NAME         MN_NAME_BYTES
+
+/* struct frozen_table, BYTES_frozen_table (with the checksum), and so on. */
+#define FROZEN_RECORD_DECLARE(record, FIELDS)                                                      \
+    struct record {                                                                                \
+        FIELDS(FROZEN_IN_STRUCT)                                                                   \
+    };                                                                                             \
+    enum { BYTES_##record = 0 FIELDS(FROZEN_FIELD_BYTES) + 8 };                                    \
+    /* Both advance *chain, the checksum of the record before. Decode: false on a wrong one. */    \
+    void mn_encode_##record(const struct record *in, uint64_t *chain, uint8_t *out_bytes);         \
+    bool mn_decode_##record(const uint8_t *bytes, uint64_t *chain, struct record *out_record);
+FROZEN_RECORD_LIST(FROZEN_RECORD_DECLARE)
+#undef FROZEN_RECORD_DECLARE
+
+enum {
+    FROZEN_MANIFEST_BYTES_MAX = BYTES_frozen_manifest + MN_COMMIT_TABLES_MAX * BYTES_frozen_entry
+};
+
+static const char mn_frozen_manifest_name[] = "manifest.frozen";
+void mn_frozen_file_name(const char *table, char out_name[FROZEN_NAME_BYTES]);
+
+/* The checksum of a table file is chained from its first page on over pieces of so many bytes. */
+uint64_t mn_frozen_piece_bytes(uint64_t row_bytes);
+
+/* A manifest, verified. */
+struct frozen_contents {
+    struct frozen_manifest head;
+    struct frozen_entry entries[MN_COMMIT_TABLES_MAX]; /* [head.tables] */
+};
+
+/* `file` is for errors. MN_CORRUPT, MN_UNSUPPORTED (a version to come). */
+enum mn_status mn_frozen_contents_decode(const char *file, const uint8_t *bytes, uint64_t count,
+                                         struct frozen_contents *out_contents, mn_error *error);
+
+struct mn_frozen_table {
+    mn_table_spec spec;
+    mn_frozen_rows rows;
+    const mn_frozen_kernels *kernels;
+    void *file; /* mapped: [file_bytes] */
+    uint64_t file_bytes;
+};
+
+/* Checks a table file of `count` bytes, in place, against what the manifest says of it, and aims
+ * the table at its rows; `rows_too`: their checksum, not only the head's. */
+enum mn_status mn_frozen_table_init(const char *file, const uint8_t *bytes, uint64_t count,
+                                    const struct frozen_contents *contents, uint32_t entry,
+                                    bool rows_too, mn_frozen_table *out_table, mn_error *error);
+
+/* mn_freeze into a folder that stands (frozen_write.c). */
+enum mn_status mn_frozen_write(mn_client *client, mn_storage *storage,
+                               const mn_freeze_options *options, mn_error *error);
+
+struct mn_frozen {
+    uint64_t step;
+    uint32_t table_count;
+    mn_frozen_table tables[MN_COMMIT_TABLES_MAX];
+};
+
+#endif
