@@ -60,41 +60,139 @@ static void merge_run(const mn_contribution *contributions, uint64_t begin, uint
         merge_run_of(contributions, begin, end, n, sources, columns, MN_BF16, merged);
 }
 
-/* Sixteen f64 lanes and the tree. */
-INLINE double square_of(const float *merged, uint32_t columns)
+INLINE void prefetch_bytes(const char *from, uint64_t bytes)
+{
+    for (uint64_t b = 0; b < bytes; b += LINE)
+        __builtin_prefetch(from + b, 0, INTO_L2);
+}
+
+/* The next rows that have contributions: whole runs. */
+typedef struct batch {
+    uint64_t begin, end;
+    uint32_t rows;
+    uint64_t offsets[BATCH];
+} batch;
+
+INLINE batch batch_of(const mn_contribution *contributions, uint64_t begin, uint64_t n)
+{
+    batch b = {.begin = begin};
+    uint64_t i = begin;
+    for (; i < n && b.rows < BATCH; i++) {
+        b.offsets[b.rows] = contributions[i].offset;
+        b.rows += i + 1 == n || contributions[i + 1].offset != contributions[i].offset;
+    }
+    b.end = i;
+    return b;
+}
+
+/* merged[r][c .. c + vectors * LANES) of each row r of the batch, from column `first` on. Without
+ * a branch on the lengths of runs, which cannot be guessed: the sums are stored after every
+ * contribution, and emptied where a run begins. Sources to come are prefetched. */
+INLINE void merge_vectors(const mn_contribution *contributions, const batch *b, uint64_t n,
+                          const mn_sources *sources, enum mn_dtype dtype, uint32_t first,
+                          uint32_t c, uint32_t vectors, float merged[BATCH][PIECE])
+{
+    typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+    vf sums[IN_FLIGHT] = {{0}};
+    uint32_t r = 0;
+    uint64_t last = contributions[b->begin].offset;
+    for (uint64_t i = b->begin; i < b->end; i++) {
+        const mn_contribution *now = contributions + i, *next = now + (i + AHEAD < n ? AHEAD : 0);
+        prefetch_bytes(source_row(sources, next, dtype) +
+                           (size_t)(first + c) * element_bytes(dtype),
+                       vectors * LANES * element_bytes(dtype));
+        const bool begins = now->offset != last;
+        const vi keep = (vi){0} + ((int32_t)begins - 1);
+        const char *row = source_row(sources, now, dtype);
+        r += begins;
+        last = now->offset;
+        for (uint32_t v = 0; v < vectors; v++) {
+            sums[v] = (vf)((vi)sums[v] & keep) +
+                      now->weight * load_vector(row, first + c + v * LANES, dtype);
+            memcpy(merged[r] + c + v * LANES, &sums[v], sizeof sums[v]);
+        }
+    }
+}
+
+/* merged[r] = the left folds of columns [first, first + count) of the batch's rows. */
+INLINE void merge_batch(const mn_contribution *contributions, const batch *b, uint64_t n,
+                        const mn_sources *sources, enum mn_dtype dtype, uint32_t first,
+                        uint32_t count, float merged[BATCH][PIECE])
+{
+    uint32_t c = 0;
+    for (; c + IN_FLIGHT * LANES <= count; c += IN_FLIGHT * LANES)
+        merge_vectors(contributions, b, n, sources, dtype, first, c, IN_FLIGHT, merged);
+    for (; c + IN_FLIGHT / 2 * LANES <= count; c += IN_FLIGHT / 2 * LANES)
+        merge_vectors(contributions, b, n, sources, dtype, first, c, IN_FLIGHT / 2, merged);
+    for (; c + LANES <= count; c += LANES)
+        merge_vectors(contributions, b, n, sources, dtype, first, c, 1, merged);
+    for (; c < count; c++) {
+        uint32_t r = 0;
+        merged[0][c] = 0;
+        for (uint64_t i = b->begin; i < b->end; i++) {
+            if (contributions[i].offset != b->offsets[r])
+                merged[++r][c] = 0;
+            const char *row = source_row(sources, contributions + i, dtype);
+            merged[r][c] = merged[r][c] + contributions[i].weight * element(row, first + c, dtype);
+        }
+    }
+}
+
+/* Adds the squares of `count` columns to a row's sixteen f64 lanes: column c to lane c mod 16. */
+INLINE void add_squares(const float *merged, uint32_t count, double lane[SIXTEEN])
 {
     enum { WIDE = LANES / 2, VECTORS = SIXTEEN / WIDE };
-    vd sums[VECTORS] = {{0}};
-    double lane[SIXTEEN];
+    vd sums[VECTORS];
     uint32_t c = 0;
-    for (; c + SIXTEEN <= columns; c += SIXTEEN)
+    memcpy(sums, lane, sizeof sums);
+    for (; c + SIXTEEN <= count; c += SIXTEEN)
         for (uint32_t v = 0; v < VECTORS; v++) {
             vhalf narrow;
             memcpy(&narrow, merged + c + v * WIDE, sizeof narrow);
             vd wide = __builtin_convertvector(narrow, vd);
             sums[v] = sums[v] + wide * wide;
         }
-    memcpy(lane, sums, sizeof lane);
-    for (; c < columns; c++)
+    memcpy(lane, sums, sizeof sums);
+    for (; c < count; c++)
         lane[c % SIXTEEN] += (double)merged[c] * (double)merged[c];
+}
+
+INLINE double squares_tree(double lane[SIXTEEN])
+{
     for (uint32_t w = 8; w; w /= 2)
         for (uint32_t i = 0; i < w; i++)
             lane[i] += lane[i + w];
     return lane[0];
 }
 
+INLINE double square_batches(uint32_t columns, const mn_contribution *contributions, uint64_t n,
+                             const mn_sources *sources, enum mn_dtype dtype)
+{
+    _Alignas(LINE) float merged[BATCH][PIECE];
+    double total = 0;
+    for (uint64_t begin = 0; begin < n;) {
+        const batch now = batch_of(contributions, begin, n);
+        double lanes[BATCH][SIXTEEN] = {{0}};
+        for (uint32_t c = 0; c < columns; c += PIECE) {
+            const uint32_t count = least(PIECE, columns - c);
+            merge_batch(contributions, &now, n, sources, dtype, c, count, merged);
+            for (uint32_t r = 0; r < now.rows; r++)
+                add_squares(merged[r], count, lanes[r]);
+        }
+        for (uint32_t r = 0; r < now.rows; r++)
+            total += squares_tree(lanes[r]);
+        begin = now.end;
+    }
+    return total;
+}
+
 double ISA(merge_square)(const mn_tile *tile, const mn_contribution *contributions, uint64_t n,
                          const mn_sources *sources, void *scratch)
 {
-    float *merged = scratch;
-    double total = 0;
-    for (uint64_t begin = 0; begin < n;) {
-        uint64_t end = run_end(contributions, begin, n);
-        merge_run(contributions, begin, end, n, sources, tile->columns, merged);
-        total += square_of(merged, tile->columns);
-        begin = end;
-    }
-    return total;
+    (void)scratch; /* sums are held in pieces */
+    if (sources->dtype == MN_F32)
+        return square_batches(tile->columns, contributions, n, sources, MN_F32);
+    return square_batches(tile->columns, contributions, n, sources, MN_BF16);
 }
 
 /* A row under update: its values and state, and what the noise of its roundings depends on. */
@@ -268,87 +366,19 @@ INLINE void row_count(mn_tile *tile, uint64_t offset)
         tile->updates[offset]++;
 }
 
-INLINE void prefetch_bytes(const char *from, uint64_t bytes)
+/* Columns [c, c + count) of the row and of each array of its state. */
+INLINE void prefetch_update(const mn_tile *tile, uint64_t offset, uint64_t state_bytes, uint32_t c,
+                            uint32_t count)
 {
-    for (uint64_t b = 0; b < bytes; b += LINE)
-        __builtin_prefetch(from + b, 0, INTO_L2);
-}
-
-INLINE void prefetch_update(const mn_tile *tile, uint64_t offset, uint64_t state_bytes)
-{
+    const uint32_t width = element_bytes(tile->dtype);
+    const uint32_t state_width = element_bytes(tile->optimizer.state_dtype);
+    const uint64_t array_bytes = (uint64_t)tile->columns * state_width;
+    const char *state = (const char *)tile->state + offset * state_bytes;
     __builtin_prefetch(tile->updates + offset, 1, 3);
-    prefetch_bytes(row_values(tile, offset), (uint64_t)tile->columns * element_bytes(tile->dtype));
-    prefetch_bytes((const char *)tile->state + offset * state_bytes, state_bytes);
-}
-
-/* The next rows that have contributions: whole runs. */
-typedef struct batch {
-    uint64_t begin, end;
-    uint32_t rows;
-    uint64_t offsets[BATCH];
-} batch;
-
-INLINE batch batch_of(const mn_contribution *contributions, uint64_t begin, uint64_t n)
-{
-    batch b = {.begin = begin};
-    uint64_t i = begin;
-    for (; i < n && b.rows < BATCH; i++) {
-        b.offsets[b.rows] = contributions[i].offset;
-        b.rows += i + 1 == n || contributions[i + 1].offset != contributions[i].offset;
-    }
-    b.end = i;
-    return b;
-}
-
-/* merged[r][c .. c + vectors * LANES) of each row r of the batch, from column `first` on. Without
- * a branch on the lengths of runs, which cannot be guessed: the sums are stored after every
- * contribution, and emptied where a run begins. `ahead`: bytes to prefetch of sources to come. */
-INLINE void merge_vectors(const mn_contribution *contributions, const batch *b, uint64_t n,
-                          const mn_sources *sources, enum mn_dtype dtype, uint32_t first,
-                          uint32_t c, uint32_t vectors, uint32_t ahead, float merged[BATCH][PIECE])
-{
-    typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-    vf sums[IN_FLIGHT] = {{0}};
-    uint32_t r = 0;
-    uint64_t last = contributions[b->begin].offset;
-    for (uint64_t i = b->begin; i < b->end; i++) {
-        const mn_contribution *now = contributions + i, *next = now + (i + AHEAD < n ? AHEAD : 0);
-        prefetch_bytes(source_row(sources, next, dtype), ahead);
-        const bool begins = now->offset != last;
-        const vi keep = (vi){0} + ((int32_t)begins - 1);
-        const char *row = source_row(sources, now, dtype);
-        r += begins;
-        last = now->offset;
-        for (uint32_t v = 0; v < vectors; v++) {
-            sums[v] = (vf)((vi)sums[v] & keep) +
-                      now->weight * load_vector(row, first + c + v * LANES, dtype);
-            memcpy(merged[r] + c + v * LANES, &sums[v], sizeof sums[v]);
-        }
-    }
-}
-
-/* merged[r] = the left folds of columns [first, first + count) of the batch's rows. */
-INLINE void merge_batch(const mn_contribution *contributions, const batch *b, uint64_t n,
-                        const mn_sources *sources, enum mn_dtype dtype, uint32_t first,
-                        uint32_t count, uint32_t ahead, float merged[BATCH][PIECE])
-{
-    uint32_t c = 0;
-    for (; c + IN_FLIGHT * LANES <= count; c += IN_FLIGHT * LANES, ahead = 0)
-        merge_vectors(contributions, b, n, sources, dtype, first, c, IN_FLIGHT, ahead, merged);
-    for (; c + IN_FLIGHT / 2 * LANES <= count; c += IN_FLIGHT / 2 * LANES, ahead = 0)
-        merge_vectors(contributions, b, n, sources, dtype, first, c, IN_FLIGHT / 2, ahead, merged);
-    for (; c + LANES <= count; c += LANES, ahead = 0)
-        merge_vectors(contributions, b, n, sources, dtype, first, c, 1, ahead, merged);
-    for (; c < count; c++) {
-        uint32_t r = 0;
-        merged[0][c] = 0;
-        for (uint64_t i = b->begin; i < b->end; i++) {
-            if (contributions[i].offset != b->offsets[r])
-                merged[++r][c] = 0;
-            const char *row = source_row(sources, contributions + i, dtype);
-            merged[r][c] = merged[r][c] + contributions[i].weight * element(row, first + c, dtype);
-        }
-    }
+    prefetch_bytes((const char *)row_values(tile, offset) + (size_t)c * width, count * width);
+    for (uint64_t b = 0; b < state_bytes; b += array_bytes)
+        prefetch_bytes(state + b + (size_t)c * state_width,
+                       state_bytes < array_bytes ? 1 : count * state_width);
 }
 
 /* One step of a tile: what is the same for all its rows, and Adam's constants of the last one. */
@@ -383,7 +413,7 @@ INLINE row_update row_open(tile_step *step, uint64_t offset, bool begins)
 INLINE void apply_batches(tile_step *step, const mn_contribution *contributions, uint64_t n,
                           const mn_sources *sources, enum mn_dtype dtype)
 {
-    const uint32_t columns = step->tile->columns, row_bytes = columns * element_bytes(dtype);
+    const uint32_t columns = step->tile->columns;
     _Alignas(LINE) float merged[BATCH][PIECE];
     batch next = batch_of(contributions, 0, n);
     while (next.rows) {
@@ -391,11 +421,10 @@ INLINE void apply_batches(tile_step *step, const mn_contribution *contributions,
         next = batch_of(contributions, now.end, n);
         for (uint32_t c = 0; c < columns; c += PIECE) {
             const uint32_t count = least(PIECE, columns - c);
-            merge_batch(contributions, &now, n, sources, dtype, c, count, c ? 0 : row_bytes,
-                        merged);
+            merge_batch(contributions, &now, n, sources, dtype, c, count, merged);
             for (uint32_t r = 0; r < now.rows; r++) {
-                if (c == 0 && r < next.rows)
-                    prefetch_update(step->tile, next.offsets[r], step->state_bytes);
+                if (r < next.rows)
+                    prefetch_update(step->tile, next.offsets[r], step->state_bytes, c, count);
                 row_update u = row_open(step, now.offsets[r], c == 0);
                 apply_columns(&u, step->is_adam ? &step->adam : NULL, c, count, merged[r]);
             }
@@ -411,7 +440,8 @@ static void apply_rows(tile_step *step, const mn_contribution *contributions, ui
         end = run_end(contributions, begin, n);
         for (uint64_t i = begin + AHEAD; i < end + AHEAD && i < n; i++)
             if (contributions[i].offset != contributions[i - 1].offset)
-                prefetch_update(step->tile, contributions[i].offset, step->state_bytes);
+                prefetch_update(step->tile, contributions[i].offset, step->state_bytes, 0,
+                                step->tile->columns);
         row_update u = row_open(step, contributions[begin].offset, true);
         u.merged = scratch;
         merge_run(contributions, begin, end, n, sources, step->tile->columns, u.merged);
