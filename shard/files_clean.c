@@ -1,6 +1,6 @@
-/* After a snapshot: what its folder holds of earlier saves, and of saves that died, goes. Only names
- * of our own making are touched, only after the manifest that does not name them is on disk, and
- * not those of a later step of the same group, which another save may be writing. */
+/* After a snapshot: what its folder holds of earlier saves, and of saves that died, goes. Only
+ * names of our own making are touched, only after the manifest that does not name them is on disk,
+ * and not those of a later step of the same group, which another save may be writing. */
 #include "files.h"
 
 #include <stdio.h>

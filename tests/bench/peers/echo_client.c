@@ -1,6 +1,6 @@
 /* The client of the bare gRPC echo, a process of its own: gRPC's threads of another client would
- * share its polling. Driven over its standard input: "CALLS SHARE READ\n" makes that many calls, each
- * to every server at once, and answers the seconds at that quantile; with READ 1 each call is
+ * share its polling. Driven over its standard input: "CALLS SHARE READ\n" makes that many calls,
+ * each to every server at once, and answers the seconds at that quantile; with READ 1 each call is
  * followed by a read of new rows of a table of its own, as its servers would have read them. */
 #include "peers.h"
 

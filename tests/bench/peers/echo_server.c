@@ -1,5 +1,5 @@
-/* The server of a bare gRPC C core echo: the floor of what a unary call over this library costs. One
- * completion queue, one thread. */
+/* The server of a bare gRPC C core echo: the floor of what a unary call over this library costs.
+ * One completion queue, one thread. */
 #include "peers.h"
 
 #include <grpc/grpc.h>
