@@ -14,6 +14,7 @@ static const struct {
                {"bag-latency", bench_bag_latency},
                {"layer-step", bench_layer_step},
                {"scale", bench_scale},
+               {"frozen", bench_frozen},
                {"search", bench_search},
                {"kernel-bag", bench_kernel_bag},
                {"kernel-bag-grad", bench_kernel_bag_grad},
@@ -40,6 +41,6 @@ int main(int argc, char **argv)
     }
     if (known < named)
         bench_die("no such bench; there are fetch push bag bag-grad bag-latency layer-step scale "
-                  "search kernel-bag kernel-bag-grad adamw");
+                  "frozen search kernel-bag kernel-bag-grad adamw");
     return 0;
 }

@@ -221,7 +221,7 @@ static void kernels_agree(void **state)
             }
             kernels->bag(&rows, offsets, weights, 2, K, MN_F32, out[isa], sizeof out[0] / 2);
             kernels->gather(&rows, offsets, ROWS, MN_F32, fetched[isa], sizeof row);
-            kernels->matrix_vector(table, ROWS, 120, weights + 1, row, dots[isa]);
+            kernels->matrix_vector(out[0], ROWS, 120, row + 1, weights, dots[isa]);
             assert_memory_equal(out[0], out[isa], sizeof out[0]);
             assert_memory_equal(fetched[0], fetched[isa], sizeof fetched[0]);
             assert_memory_equal(dots[0], dots[isa], sizeof dots[0]);
