@@ -1,9 +1,9 @@
 /* One run of the comparison of key sets (tests/learn/flat): a one-layer model learns fixed random
- * pairs with a memory whose rows are found by product keys or by flat ones, all else equal; prints a
- * line of JSON. The values lie in this process; Adam moves everything, a value only when read.
+ * pairs with a memory whose rows are found by product keys or by flat ones, all else equal; prints
+ * a line of JSON. Values lie in this process; Adam moves everything, a value only when read.
  *
  *   flat_recall product|flat SEED STEPS
- *   flat_recall --self-test     flat keys made of pairs of sub-keys must give the product keys' rows */
+ *   flat_recall --self-test     flat keys of pairs of sub-keys must give the product keys' rows */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
