@@ -1,4 +1,4 @@
-/* Stands in for proto/checksum.c, in the fuzzer of files only. */
+/* Stands in for proto/checksum.c, in the fuzzers of files only. */
 #include "mn_proto.h"
 
 uint64_t mn_checksum(const void *bytes, uint64_t count, uint64_t seed)
