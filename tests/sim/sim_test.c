@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-enum { SEEDS = 250, PLANT_SEEDS = 120 };
+enum { SEEDS = 250, PLANT_SEEDS = 400 };
 
 static void test_seeds_pass(void **state)
 {
