@@ -38,22 +38,7 @@ enum {
     FROZEN_PREAMBLE_FIELDS(X)                                                                      \
     X(U32, row_dtype) /* of the rows here; dtype: of the table that was trained */                 \
     X(U64, row_bytes)                                                                              \
-    X(NAME, name)                                                                                  \
-    X(U64, rows)                                                                                   \
-    X(U32, dim)                                                                                    \
-    X(U32, dtype)                                                                                  \
-    X(U32, split)                                                                                  \
-    X(U32, tiles)                                                                                  \
-    X(U64, seed)                                                                                   \
-    X(U32, init_kind)                                                                              \
-    X(F32, init_a)                                                                                 \
-    X(F32, init_b)                                                                                 \
-    X(U32, optimizer_kind)                                                                         \
-    X(F32, beta1)                                                                                  \
-    X(F32, beta2)                                                                                  \
-    X(F32, eps)                                                                                    \
-    X(U32, state_dtype)                                                                            \
-    X(U32, row_correction)
+    MN_SPEC_FIELDS(X)
 
 #define FROZEN_MANIFEST_FIELDS(X)                                                                  \
     FROZEN_PREAMBLE_FIELDS(X)                                                                      \

@@ -368,9 +368,9 @@ enum mn_status mn_record_decode(const mn_record *record, const ProtobufCMessageD
 
 /* ---- The payload's tag */
 
-enum mn_status mn_payload_tag_encode(const ProtobufCMessageDescriptor *message,
-                                     uint64_t payload_bytes, uint8_t *bytes, uint32_t bytes_max,
-                                     uint32_t *in_out_bytes, mn_error *error)
+static enum mn_status payload_tag_encode(const ProtobufCMessageDescriptor *message,
+                                         uint64_t payload_bytes, uint8_t *bytes, uint32_t bytes_max,
+                                         uint32_t *in_out_bytes, mn_error *error)
 {
     if (!payload_bytes)
         return MN_OK;
@@ -388,4 +388,20 @@ enum mn_status mn_payload_tag_encode(const ProtobufCMessageDescriptor *message,
     memcpy(bytes + *in_out_bytes, tag, tag_bytes);
     *in_out_bytes += tag_bytes;
     return MN_OK;
+}
+
+enum mn_status mn_header_encode(const mn_record *record, const void *value,
+                                const ProtobufCMessageDescriptor *message, uint64_t payload_bytes,
+                                uint8_t *header, uint32_t header_bytes_max, uint32_t *out_bytes,
+                                mn_error *error)
+{
+    uint32_t bytes = 0;
+    enum mn_status status =
+        mn_record_encode(record, value, message, header, header_bytes_max, &bytes, error);
+    if (!status)
+        status =
+            payload_tag_encode(message, payload_bytes, header, header_bytes_max, &bytes, error);
+    if (!status)
+        *out_bytes = bytes;
+    return status;
 }

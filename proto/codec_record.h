@@ -62,10 +62,11 @@ enum mn_status mn_record_decode(const mn_record *record,
                                 const uint8_t *bytes, uint32_t count, void *out_value,
                                 mn_error *error);
 
-/* Writes the tag and length of a payload that follows a header of *in_out_bytes bytes; nothing for
- * an empty one. MN_INVALID when the message has no payload, or bytes_max is too small. */
-enum mn_status mn_payload_tag_encode(const struct ProtobufCMessageDescriptor *message,
-                                     uint64_t payload_bytes, uint8_t *bytes, uint32_t bytes_max,
-                                     uint32_t *in_out_bytes, mn_error *error);
+/* A message's header: the fields, then the tag and length of the payload that follows it, if it is
+ * not empty. MN_INVALID too when the message has no payload. */
+enum mn_status mn_header_encode(const mn_record *record, const void *value,
+                                const struct ProtobufCMessageDescriptor *message,
+                                uint64_t payload_bytes, uint8_t *header, uint32_t header_bytes_max,
+                                uint32_t *out_bytes, mn_error *error);
 
 #endif

@@ -74,15 +74,8 @@ enum mn_status mn_reply_encode(enum mn_verb verb, const mn_reply *reply, uint8_t
                                uint32_t header_bytes_max, uint32_t *out_bytes, mn_error *error)
 {
     const ProtobufCMessageDescriptor *message = reply_message(verb);
-    uint32_t bytes = 0;
-    enum mn_status status =
-        mn_record_encode(&record_reply, reply, message, header, header_bytes_max, &bytes, error);
-    if (!status)
-        status = mn_payload_tag_encode(message, reply->payload.bytes, header, header_bytes_max,
-                                       &bytes, error);
-    if (!status)
-        *out_bytes = bytes;
-    return status;
+    return mn_header_encode(&record_reply, reply, message, reply->payload.bytes, header,
+                            header_bytes_max, out_bytes, error);
 }
 
 enum mn_status mn_reply_decode(enum mn_verb verb, const uint8_t *header, uint32_t header_bytes,

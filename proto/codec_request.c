@@ -119,15 +119,8 @@ enum mn_status mn_request_encode(const mn_request *request, uint8_t *header,
 {
     assert((unsigned)request->verb < MN_VERB_COUNT);
     const ProtobufCMessageDescriptor *message = request_message(request->verb);
-    uint32_t bytes = 0;
-    enum mn_status status = mn_record_encode(&record_request, request, message, header,
-                                             header_bytes_max, &bytes, error);
-    if (!status)
-        status = mn_payload_tag_encode(message, request->payload.bytes, header, header_bytes_max,
-                                       &bytes, error);
-    if (!status)
-        *out_bytes = bytes;
-    return status;
+    return mn_header_encode(&record_request, request, message, request->payload.bytes, header,
+                            header_bytes_max, out_bytes, error);
 }
 
 enum mn_status mn_request_decode(enum mn_verb verb, const uint8_t *header, uint32_t header_bytes,

@@ -87,6 +87,25 @@ enum mn_status mn_spec_check(const mn_table_spec *spec, mn_table_spec *out_spec,
 bool mn_spec_equal(const mn_table_spec *a, const mn_table_spec *b,
                    const char **out_field); /* field that differs */
 bool mn_name_valid(const char *name);
+/* A spec as a record of a file holds it, snapshot or frozen table: X(type, field), types as in
+ * shard/files_format.h and client/frozen.h. */
+#define MN_SPEC_FIELDS(X)                                                                          \
+    X(NAME, name)                                                                                  \
+    X(U64, rows)                                                                                   \
+    X(U32, dim)                                                                                    \
+    X(U32, dtype)                                                                                  \
+    X(U32, split)                                                                                  \
+    X(U32, tiles)                                                                                  \
+    X(U64, seed)                                                                                   \
+    X(U32, init_kind)                                                                              \
+    X(F32, init_a)                                                                                 \
+    X(F32, init_b)                                                                                 \
+    X(U32, optimizer_kind)                                                                         \
+    X(F32, beta1)                                                                                  \
+    X(F32, beta2)                                                                                  \
+    X(F32, eps)                                                                                    \
+    X(U32, state_dtype)                                                                            \
+    X(U32, row_correction)
 
 /* A checked spec's geometry. Columns: tile t holds columns [first, first + columns) of all rows.
  * Rows: tile t (a block) holds rows_per_tile rows of all columns; row r lies at p = (multiplier *

@@ -54,22 +54,7 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
 
 #define TABLE_RECORD_FIELDS(X)                                                                     \
     X(U64, table)                                                                                  \
-    X(NAME, name)                                                                                  \
-    X(U64, rows)                                                                                   \
-    X(U32, dim)                                                                                    \
-    X(U32, dtype)                                                                                  \
-    X(U32, split)                                                                                  \
-    X(U32, tiles)                                                                                  \
-    X(U64, seed)                                                                                   \
-    X(U32, init_kind)                                                                              \
-    X(F32, init_a)                                                                                 \
-    X(F32, init_b)                                                                                 \
-    X(U32, optimizer_kind)                                                                         \
-    X(F32, beta1)                                                                                  \
-    X(F32, beta2)                                                                                  \
-    X(F32, eps)                                                                                    \
-    X(U32, state_dtype)                                                                            \
-    X(U32, row_correction)
+    MN_SPEC_FIELDS(X)
 
 #define TILE_RECORD_FIELDS(X)                                                                      \
     X(U64, table)                                                                                  \

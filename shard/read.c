@@ -25,21 +25,32 @@ static enum mn_status check_step(const struct group *group, const mn_request *re
     return MN_OK;
 }
 
-static enum mn_status check_read(mn_shard *shard, mn_call *call, struct target *out_target,
-                                 struct layout *out_layout, mn_error *error)
+/* All that Fetch and Bag have in common before they compute: checks, offsets and (Bag) weights to
+ * scratch, and parking. MN_OK with call->core set: parked. */
+static enum mn_status begin_read(mn_shard *shard, mn_call *call, struct target *out_target,
+                                 mn_error *error)
 {
-    bool anyone = call->request.read == MN_READ_LATEST;
-    enum mn_status status = mn_shard_check_target(shard, call, anyone, out_target, error);
+    const mn_request *request = &call->request;
+    bool bag = request->verb == MN_VERB_BAG;
+    struct layout layout;
+    enum mn_status status =
+        mn_shard_check_target(shard, call, request->read == MN_READ_LATEST, out_target, error);
     if (!status)
-        status = check_step(out_target->group, &call->request, error);
+        status = check_step(out_target->group, request, error);
     if (!status)
-        status = mn_shard_check_layout(shard, &call->request, out_target, out_layout, error);
+        status = mn_shard_check_layout(shard, request, out_target, &layout, error);
+    if (status)
+        return status;
+    const uint8_t *payload = mn_shard_payload(shard, &request->payload);
+    status = mn_shard_offsets(shard, out_target->table, out_target, request->index_encoding,
+                              payload, layout.reads, bag, error);
+    if (!status && bag)
+        status = mn_shard_weights(shard, request->weight_dtype, payload + layout.indices_bytes,
+                                  layout.reads, error);
+    if (!status && request->read == MN_READ_STEP &&
+        !mn_shard_read_ready(shard, out_target->group, request))
+        status = mn_shard_park(shard, out_target->group, call, request->payload.bytes, error);
     return status;
-}
-
-static bool must_wait(const mn_shard *shard, const struct group *group, const mn_request *request)
-{
-    return request->read == MN_READ_STEP && !mn_shard_read_ready(shard, group, request);
 }
 
 static enum mn_status reply_budget(mn_error *error, uint64_t bytes)
@@ -76,18 +87,9 @@ enum mn_status mn_shard_fetch(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
     struct target target;
-    struct layout layout;
-    enum mn_status status = check_read(shard, call, &target, &layout, error);
-    if (status)
+    enum mn_status status = begin_read(shard, call, &target, error);
+    if (status || call->core)
         return status;
-    const uint8_t *payload = mn_shard_payload(shard, &request->payload);
-    status = mn_shard_offsets(shard, target.table, &target, request->index_encoding, payload,
-                              layout.reads, false, error);
-    if (status)
-        return status;
-    if (must_wait(shard, target.group, request))
-        return mn_shard_park(shard, target.group, call, request->payload.bytes, error);
-
     uint64_t stride = (uint64_t)target.columns * mn_dtype_bytes(request->value_dtype);
     uint64_t state_stride = request->with_state ? states_row_bytes(&target) : 0;
     uint64_t bytes = request->count * (stride + state_stride);
@@ -110,21 +112,9 @@ enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
     struct target target;
-    struct layout layout;
-    enum mn_status status = check_read(shard, call, &target, &layout, error);
-    if (status)
+    enum mn_status status = begin_read(shard, call, &target, error);
+    if (status || call->core)
         return status;
-    const uint8_t *payload = mn_shard_payload(shard, &request->payload);
-    status = mn_shard_offsets(shard, target.table, &target, request->index_encoding, payload,
-                              layout.reads, true, error);
-    if (!status)
-        status = mn_shard_weights(shard, request->weight_dtype, payload + layout.indices_bytes,
-                                  layout.reads, error);
-    if (status)
-        return status;
-    if (must_wait(shard, target.group, request))
-        return mn_shard_park(shard, target.group, call, request->payload.bytes, error);
-
     uint32_t element = mn_dtype_bytes(request->value_dtype);
     uint64_t stride = (uint64_t)target.columns * element;
     uint64_t bytes = request->count * stride;
