@@ -7,8 +7,8 @@ struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t num
     struct step *step = &group->steps[number % shard->options.open_steps_max];
     if (step->number != number) {
         assert(number > group->committed && step->seal_count == 0);
+        assert(step->charged_bytes == 0); /* its commit gave back or moved every charge */
         step->number = number;
-        step->charged_bytes = 0; /* what is left is of the former step's reduces */
     }
     return step;
 }
@@ -302,7 +302,7 @@ static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target
     if (!bag)
         return MN_OK;
     if (!mn_shard_read_ready(shard, target->group, request))
-        return mn_shard_park(shard, target->group, call, 0, error);
+        return mn_shard_park(shard, target->group, call, request->payload.bytes, error);
     enum mn_status status = mn_shard_offsets(shard, target->table, target, request->index_encoding,
                                              arrays.indices, layout->reads, true, error);
     if (status)
@@ -391,5 +391,5 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     }
     insert(group, step, stage, piece);
-    return waits ? mn_shard_park(shard, group, call, 0, error) : MN_OK;
+    return waits ? mn_shard_park(shard, group, call, request->payload.bytes, error) : MN_OK;
 }

@@ -18,7 +18,8 @@ typedef struct mn_shard mn_shard;
 typedef struct mn_shard_options {
     uint32_t shard, shards;        /* ordinal and size of the static map; shards 0 means 1 */
     uint64_t read_bytes_max;       /* parked and running reads' indices; default 256 MiB */
-    uint64_t change_bytes_max;     /* staged parts of all open steps of a group; default 4 GiB */
+    uint64_t change_bytes_max;     /* staged parts of all open steps of a group, with the messages
+                                      of BagGrads that wait; default 4 GiB */
     uint64_t change_reserve_bytes; /* of it, kept for the oldest uncommitted step; default half */
     uint32_t groups_max;           /* default 16 */
     uint32_t tables_max;           /* per group; default MN_COMMIT_TABLES_MAX */

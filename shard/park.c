@@ -52,13 +52,30 @@ static enum mn_status read_room(const mn_shard *shard, const struct group *group
                    used, max, bytes);
 }
 
+/* A change that waits is of a step after the oldest open one, and its message is kept beside its
+ * piece: both are that step's. */
+static void charge(mn_shard *shard, struct group *group, const mn_call *call, int64_t bytes)
+{
+    if (mn_verb_kind_of(call->request.verb) != MN_KIND_CHANGE) {
+        group->read_bytes += (uint64_t)bytes;
+        return;
+    }
+    group->change_bytes += (uint64_t)bytes;
+    mn_shard_step_at(shard, group, call->request.context.step)->charged_bytes += (uint64_t)bytes;
+}
+
 enum mn_status mn_shard_park(mn_shard *shard, struct group *group, mn_call *call, uint64_t bytes,
                              mn_error *error)
 {
-    enum mn_status status = bytes ? read_room(shard, group, bytes, error) : MN_OK;
+    bool change = mn_verb_kind_of(call->request.verb) == MN_KIND_CHANGE;
+    enum mn_status status = MN_OK;
+    if (bytes)
+        status = change
+                     ? mn_shard_change_room(shard, group, call->request.context.step, bytes, error)
+                     : read_room(shard, group, bytes, error);
     if (status)
         return status;
-    group->read_bytes += bytes;
+    charge(shard, group, call, (int64_t)bytes);
     call->budget_bytes = bytes;
     call->core = group;
     call->next = NULL;
@@ -76,12 +93,11 @@ enum mn_status mn_shard_park(mn_shard *shard, struct group *group, mn_call *call
 
 void mn_shard_unpark(mn_shard *shard, mn_call *call)
 {
-    (void)shard;
     struct group *group = call->core;
     if (!group)
         return;
     call->core = NULL;
-    group->read_bytes -= call->budget_bytes;
+    charge(shard, group, call, -(int64_t)call->budget_bytes);
     call->budget_bytes = 0;
     if (call->previous)
         call->previous->next = call->next;

@@ -305,7 +305,8 @@ void mn_shard_reduce_missing(struct group *group, const mn_request *request, cha
 
 /* ---- Parked calls (park.c) */
 
-/* Parks the call, a read charged its `bytes` to the read budget: MN_BUSY when that is full. */
+/* Parks the call, charged its `bytes` to the budget of its kind, read or change: MN_BUSY when that
+ * is full. */
 enum mn_status mn_shard_park(mn_shard *shard, struct group *group, mn_call *call, uint64_t bytes,
                              mn_error *error);
 void mn_shard_unpark(mn_shard *shard, mn_call *call); /* out of its list; not answered */

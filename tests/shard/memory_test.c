@@ -296,6 +296,58 @@ static void test_read_budget(void **state)
     fixture_deinit(&f);
 }
 
+/* A BagGrad that waits for its step keeps its message beside its piece: both are charged, and given
+ * back. Without room the piece stands, and the call is to be made again. */
+static void test_waiting_messages(void **state)
+{
+    (void)state;
+    enum { QUERIES = 4, PER_QUERY = 8, BYTES = QUERIES * (PER_QUERY * 8 + DIM * 4), CALLS = 100 };
+    static const uint8_t zeros[BYTES]; /* rows 0, weights 0, gradients 0 */
+    mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
+    struct fixture f;
+    fixture_init(&f, 1, &options);
+    fixture_join(&f, 1);
+    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
+    struct fixture_table table = fixture_table(&f, &spec);
+    mn_request request = fixture_request(&f, MN_VERB_BAG_GRAD, 0, 2);
+    request.table = table.id;
+    request.tile_count = table.geometry.tiles;
+    request.count = QUERIES;
+    request.per_query = PER_QUERY;
+    struct answer *parked = fixture_send(&f, 0, &request, zeros, BYTES);
+    assert_false(parked->finished);
+    uint64_t first = info(&f).change_bytes;
+    struct answer *again = fixture_send(&f, 0, &request, zeros, BYTES);
+    assert_false(again->finished);
+    assert_int_equal(info(&f).change_bytes, first + BYTES); /* one piece, two messages */
+    mn_shard_abandon(f.shards[0], &again->call);
+    fixture_free(again);
+    assert_int_equal(info(&f).change_bytes, first);
+
+    struct answer *calls[CALLS];
+    uint32_t count = 0;
+    while (count < CALLS) {
+        calls[count] = fixture_send(&f, 0, &request, zeros, BYTES);
+        if (calls[count++]->finished)
+            break;
+    }
+    assert_true(count > 2 && count < CALLS);
+    assert_int_equal(calls[count - 1]->call.reply.status, MN_BUSY);
+    assert_string_equal(calls[count - 1]->call.reply.error.field, "change_bytes_max");
+    assert_true(info(&f).change_bytes <= 20000 - 12000);
+    uint64_t none[1][FIXTURE_SHARDS_MAX] = {{0}}, one[1][FIXTURE_SHARDS_MAX] = {{1}};
+    mn_proposal proposal = fixture_proposal(1);
+    fixture_commit(&f, 1, &proposal, 1, none);
+    assert_true(parked->finished && parked->call.reply.status == MN_OK);
+    assert_int_equal(info(&f).change_bytes, first - BYTES); /* the piece, which counts once */
+    fixture_free(parked);
+    for (uint32_t i = 0; i < count; i++)
+        fixture_free(calls[i]);
+    fixture_commit(&f, 2, &proposal, 1, one);
+    assert_int_equal(info(&f).change_bytes, 0);
+    fixture_deinit(&f);
+}
+
 static void test_never_fits(void **state)
 {
     (void)state;
@@ -365,6 +417,7 @@ int main(void)
         cmocka_unit_test(test_reserve_holds_reduces),
         cmocka_unit_test(test_reserve_holds_kept_reduces),
         cmocka_unit_test(test_read_budget),
+        cmocka_unit_test(test_waiting_messages),
         cmocka_unit_test(test_never_fits),
         cmocka_unit_test(test_billion),
         cmocka_unit_test(test_blocks_return),
