@@ -1,6 +1,6 @@
-/* Numeric functions over the caller's buffers. One header, two implementations: kernels/cpu (plain
- * C, AVX2, AVX-512: one source compiled three times, equal by memcmp) and kernels/cuda. No function
- * here allocates, blocks, or keeps a pointer.
+/* Numeric functions over the caller's buffers. Two implementations of the same rules: kernels/cpu
+ * (plain C, AVX2, AVX-512: one source compiled three times, equal by memcmp) and kernels/cuda
+ * (mn_kernels_cuda.h). No function here allocates, blocks, or keeps a pointer.
  *
  * Bits (design.md §5): only + - * / sqrt and integer operations, multiply and add rounded
  * separately, no libm. Reductions along a row use 16 lanes (column c of the tile in lane c mod 16,
@@ -217,22 +217,7 @@ void mn_product_search_grad_heads(const mn_search *search, uint32_t first_head, 
                                   const float *score_gradients, float *query_gradients,
                                   float *key_gradients);
 
-/* ---- 6. CUDA (mn_kernels_cuda, built with MN_CUDA=ON) ---- */
-
-/* init_row of many rows, gather and bag as in the table above, with the same bits, over a tile and
- * arrays in GPU memory (elements aligned); the structs themselves lie in host memory. They are
- * queued on `stream` (a cudaStream_t; NULL: the default one) and return at once; the arrays are
- * theirs until it has run. MN_UNAVAILABLE "stream": the launch was refused. */
-enum mn_status mn_cuda_init_rows(const mn_init *init, uint64_t seed, const uint64_t *rows,
-                                 uint64_t n, uint32_t first_column, uint32_t columns,
-                                 enum mn_dtype dtype, void *out_rows, uint64_t out_stride_bytes,
-                                 void *stream, mn_error *error);
-enum mn_status mn_cuda_gather(const mn_tile *tile, const uint64_t *offsets, uint64_t n,
-                              enum mn_dtype out_dtype, void *out_rows, uint64_t out_stride_bytes,
-                              void *stream, mn_error *error);
-enum mn_status mn_cuda_bag(const mn_tile *tile, const uint64_t *offsets, const float *weights,
-                           uint64_t queries, uint32_t k, enum mn_dtype out_dtype, void *out_bags,
-                           uint64_t out_stride_bytes, void *stream, mn_error *error);
+/* ---- 6. CUDA: mn_kernels_cuda.h ---- */
 
 /* ---- 7. Frozen tables (cpu/frozen.c): rows that nobody writes, one process, few queries ---- */
 
