@@ -15,6 +15,7 @@ static const mn_record_field table_fields[] = {
     {.number = 4, MN_SHAPE_U32, AT(tile_count)},
     {.number = 5, MN_SHAPE_U64, AT(rows_written)},
     {.number = 6, MN_SHAPE_U64, AT(resident_bytes)},
+    {.number = 7, MN_SHAPE_U64, AT(counters)},
 };
 static const mn_record record_table = MN_RECORD(mn_table_info, table_fields);
 #undef OF

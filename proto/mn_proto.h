@@ -129,6 +129,9 @@ uint64_t mn_tile_rows(const mn_geometry *geometry,
 /* row < rows. For columns tables tile is 0 and the offset is the row itself. */
 void mn_row_locate(const mn_geometry *geometry, uint64_t row, uint32_t *out_tile,
                    uint64_t *out_offset);
+/* A bijection of the rows that leaves no neighbourhood in place: those that come first are a fair
+ * sample. */
+uint64_t mn_row_shuffled(uint64_t row, uint64_t rows);
 uint64_t mn_row_of(const mn_geometry *geometry, uint32_t tile,
                    uint64_t offset); /* inverse of mn_row_locate */
 
@@ -260,6 +263,7 @@ enum mn_files_phase {
 /* One decoded request. Which fields a verb reads (tiles = tile_first, tile_count):
  *   CreateTable  spec, ranks; table: 0 asks the home shard to assign the id, other shards get it
  *   Describe, Drop  table, or spec.name when table is 0
+ *   Describe     count, position: counters of reads asked for, or 0
  *   Fetch        table, tiles, count, index_encoding, value_dtype, with_state, read, staleness;
  *                payload = indices [count]
  *   Bag          table, tiles, count (queries), per_query, index_encoding, weight_dtype,
@@ -315,6 +319,7 @@ typedef struct mn_table_info {
     uint32_t tile_first, tile_count; /* held by the answering shard */
     uint64_t rows_written;
     uint64_t resident_bytes;
+    uint64_t counters; /* rows whose reads are counted here: all, a fixed sample, or none */
 } mn_table_info;
 
 typedef struct mn_group_info {

@@ -170,6 +170,12 @@ void mn_row_locate(const mn_geometry *geometry, uint64_t row, uint32_t *out_tile
     *out_offset = place - tile * geometry->rows_per_tile;
 }
 
+uint64_t mn_row_shuffled(uint64_t row, uint64_t rows)
+{
+    const uint64_t prime = UINT64_C(2654435761); /* so coprime to rows, but for its multiples */
+    return (multiply_mod(prime % rows, row, rows) + rows / 3 + 1) % rows;
+}
+
 uint64_t mn_row_of(const mn_geometry *geometry, uint32_t tile, uint64_t offset)
 {
     if (geometry->split == MN_COLUMNS)

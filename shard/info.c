@@ -16,6 +16,7 @@ static void fill_table(const struct table *table, mn_table_info *out_info)
         .tile_count = table->tile_count,
         .rows_written = plane ? plane->rows_written : 0,
         .resident_bytes = plane ? plane->rows_written * row_bytes : 0,
+        .counters = table->counter_rows,
     };
 }
 
@@ -28,6 +29,9 @@ enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error
         return status;
     struct table *table;
     status = mn_shard_table_named(shard, group, request, &table, error);
+    if (status)
+        return status;
+    status = mn_shard_usage_tell(table, call, error);
     if (status)
         return status;
     fill_table(table, &shard->table_infos[0]);

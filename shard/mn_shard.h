@@ -21,6 +21,8 @@ typedef struct mn_shard_options {
     uint64_t change_bytes_max;     /* staged parts of all open steps of a group, with the messages
                                       of BagGrads that wait; default 4 GiB */
     uint64_t change_reserve_bytes; /* of it, kept for the oldest uncommitted step; default half */
+    uint64_t usage_bytes_max;      /* counters of how rows are read, 16 bytes a row, of all tables
+                                      together; 0: none is kept */
     uint32_t groups_max;           /* default 16 */
     uint32_t tables_max;           /* per group; default MN_COMMIT_TABLES_MAX */
     uint32_t open_steps_max; /* steps beyond the committed one that may have parts; default 4, at

@@ -129,5 +129,6 @@ enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error)
                             stride);
         column += plane->columns;
     }
+    mn_shard_usage_count(shard, &target, request->count * request->per_query);
     return MN_OK;
 }

@@ -35,6 +35,11 @@ void mn_shard_block_pool_deinit(struct block_pool *pool);
 
 /* ---- Tables (table.c) */
 
+/* How one row was read. The wire has it so (DescribeReply). */
+struct read_counter {
+    uint64_t reads, weight; /* weight: the sum of its weights' magnitudes, in 2^-32 */
+};
+
 /* The part of a table that this shard holds. A columns table has one plane per tile. A rows table
  * has one plane for all its blocks: they follow one another in position space, so that a fetch over
  * several blocks is one gather. */
@@ -49,6 +54,8 @@ struct table {
     uint32_t plane_count;
     bool promoted;
     uint64_t reserved_bytes;
+    struct read_counter *counters; /* [counter_rows], or NULL (usage.c) */
+    uint64_t counter_rows;
 };
 
 /* ---- Steps (step.c, change.c, merge.c) */
@@ -162,7 +169,7 @@ struct mn_shard {
     struct block_pool pool;
     struct scratch scratch;
     uint64_t next_table; /* home shard: the next table id */
-    uint64_t table_bytes;
+    uint64_t table_bytes, usage_bytes;
     uint64_t next_deadline_ns;
     struct files_job *job;      /* the snapshot or restore in progress, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
@@ -260,6 +267,17 @@ enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error);
 /* Whether a read for context.step can be answered from the committed step. */
 bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
                          const mn_request *request);
+
+/* ---- How rows are read (usage.c) */
+
+/* Counters for a table whose planes stand, as many as usage_bytes_max leaves: fewer than rows count
+ * a sample of them. MN_NO_MEMORY. */
+enum mn_status mn_shard_usage_init(mn_shard *shard, struct table *table);
+void mn_shard_usage_deinit(mn_shard *shard, struct table *table);
+/* A bag was answered: its offsets and weights are in scratch. */
+void mn_shard_usage_count(mn_shard *shard, const struct target *target, uint64_t reads);
+/* Describe's payload: `count` counters from `position` on. */
+enum mn_status mn_shard_usage_tell(const struct table *table, mn_call *call, mn_error *error);
 
 /* ---- Changes (change.c) */
 

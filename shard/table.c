@@ -111,6 +111,8 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
         if (!plane_reserve(shard, &table.planes[i]))
             goto fail;
     }
+    if (mn_shard_usage_init(shard, &table))
+        goto fail;
     table.id = id;
     *out_table = table;
     return MN_OK;
@@ -133,6 +135,7 @@ void mn_shard_table_deinit(mn_shard *shard, struct table *table)
 {
     if (!table->id)
         return;
+    mn_shard_usage_deinit(shard, table);
     for (uint32_t i = 0; table->planes && i < table->plane_count; i++)
         plane_release(shard, &table->planes[i]);
     shard->env.release(shard->env.context, table->planes,

@@ -1,15 +1,11 @@
 #include "metrics.h"
 
+#include "mn_proto.h"
+
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-uint64_t mn_row_shuffled(uint64_t row, uint64_t rows)
-{
-    const uint64_t prime = UINT64_C(2654435761); /* larger than any prime factor that tables have */
-    return (uint64_t)(((unsigned __int128)row * prime + rows / 3 + 1) % rows);
-}
 
 void mn_usage_add(mn_usage *usage, const uint64_t *indices, const float *weights, uint64_t n)
 {

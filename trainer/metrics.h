@@ -18,9 +18,6 @@ typedef struct mn_usage {
     double *weights;           /* [rows] */
 } mn_usage;
 
-/* A bijection of the rows that leaves no neighbourhood in place. */
-uint64_t mn_row_shuffled(uint64_t row, uint64_t rows);
-
 /* Metrics of Lample et al. 2019 §4.5 ("memory usage", "KL") and of XLM's evaluator.py: natural
  * logarithms, 0 ln 0 = 0. All are 0 when nothing was read. */
 typedef struct mn_usage_metrics {

@@ -1,5 +1,6 @@
 /* The model reads its memories through the client; evaluation may put zeros or shuffled rows in
  * their place. */
+#include "mn_proto.h"
 #include "train.h"
 
 #include <stdlib.h>

@@ -15,7 +15,7 @@
 #define PROPOSAL(X) X(proposal)
 
 #define REQUEST_CREATE_TABLE(X) X(table) X(spec) X(ranks)
-#define REQUEST_DESCRIBE(X)     X(table) X(spec.name)
+#define REQUEST_DESCRIBE(X)     X(table) X(spec.name) X(count) X(position)
 #define REQUEST_LIST(X)
 #define REQUEST_DROP(X)     X(table) X(spec.name)
 #define REQUEST_JOIN(X)     X(ranks) X(join)
@@ -199,6 +199,7 @@ static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
         info->tile_count = (uint32_t)random_number(r);
         info->rows_written = random_number(r);
         info->resident_bytes = random_number(r);
+        info->counters = random_number(r);
     }
     out->groups = arena->groups;
     out->group_count = (uint32_t)rng_below(r, MN_INFO_MAX + 1);
@@ -343,7 +344,8 @@ static void golden_reply(mn_reply *out)
                            .tile_first = 1003,
                            .tile_count = 1004,
                            .rows_written = 1005,
-                           .resident_bytes = 1006};
+                           .resident_bytes = 1006,
+                           .counters = 1007};
     golden_spec("n1", &table.spec);
     mn_group_info group = {"n1", 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010};
     out->tables = arena.tables, out->groups = arena.groups;
