@@ -5,7 +5,14 @@
 
 #include <string.h>
 
-enum { QUERIES = 4096, READS = 128, ALL_READS = QUERIES * READS, LINE = 64 };
+enum { QUERIES = 4096, READS = 128, ALL_READS = QUERIES * READS, LINE = 64, TOGETHER = 4 };
+
+/* gather-read: how many reads ahead are prefetched, into which cache, and whether four rows are
+ * read line by line beside each other, so that four pages are awaited at once. */
+typedef struct gathering {
+    uint64_t ahead;
+    bool into_l2, together;
+} gathering;
 
 typedef struct kernel_context {
     mn_tile tile;
@@ -15,8 +22,7 @@ typedef struct kernel_context {
     const void **sources;
     void *merge_scratch;
     uint64_t count; /* contributions */
-    uint64_t ahead; /* gather-read: reads ahead that are prefetched; and whether into L2 */
-    bool into_l2;
+    gathering gathering;
     uint8_t *from, *to; /* memcpy */
     uint64_t copy_bytes;
     double norm; /* what the last round computed: results are looked at */
@@ -61,49 +67,69 @@ static void reads_of(kernel_context *context)
 
 /* ---- gather-read */
 
-/* The same rows in the same order, one load for each cache line, nothing written. */
-static double gather_read(const kernel_context *context, uint64_t ahead, bool into_l2)
+/* The same rows in the same order, one load for each cache line, nothing written. Of the rows
+ * `ahead`, a line is asked for beside each line loaded: faster than whole rows at once. */
+static inline uint64_t gather_lines(const kernel_context *context, uint64_t ahead, uint64_t i,
+                                    uint32_t together, bool into_l2)
 {
     const uint64_t row_bytes = context->tile.columns * sizeof(float), *offsets = context->offsets;
-    const char *values = context->tile.values;
+    const char *values = context->tile.values, *rows[TOGETHER], *next[TOGETHER];
+    uint64_t sum = 0;
+    for (uint32_t j = 0; j < together; j++) {
+        uint64_t later = i + j + ahead < ALL_READS ? i + j + ahead : i + j;
+        rows[j] = values + offsets[i + j] * row_bytes;
+        next[j] = values + offsets[later] * row_bytes;
+    }
+    for (uint64_t b = 0; b < row_bytes; b += LINE)
+        for (uint32_t j = 0; j < together; j++) {
+            if (into_l2)
+                __builtin_prefetch(next[j] + b, 0, 2);
+            else
+                __builtin_prefetch(next[j] + b, 0, 3);
+            sum += *(const uint32_t *)(rows[j] + b);
+        }
+    return sum;
+}
+
+static double gather_read(const kernel_context *context, const gathering *how)
+{
     uint64_t sum = 0;
     double start = bench_now();
-    for (uint64_t i = 0; i < ALL_READS; i++) {
-        const char *next = values + offsets[i + ahead < ALL_READS ? i + ahead : i] * row_bytes;
-        if (into_l2)
-            for (uint64_t b = 0; b < row_bytes; b += LINE)
-                __builtin_prefetch(next + b, 0, 2);
-        else
-            for (uint64_t b = 0; b < row_bytes; b += LINE)
-                __builtin_prefetch(next + b, 0, 3);
-        const char *row = values + offsets[i] * row_bytes;
-        for (uint64_t b = 0; b < row_bytes; b += LINE)
-            sum += *(const uint32_t *)(row + b);
-    }
+    if (how->together && how->into_l2)
+        for (uint64_t i = 0; i < ALL_READS; i += TOGETHER)
+            sum += gather_lines(context, how->ahead, i, TOGETHER, true);
+    else if (how->together)
+        for (uint64_t i = 0; i < ALL_READS; i += TOGETHER)
+            sum += gather_lines(context, how->ahead, i, TOGETHER, false);
+    else if (how->into_l2)
+        for (uint64_t i = 0; i < ALL_READS; i++)
+            sum += gather_lines(context, how->ahead, i, 1, true);
+    else
+        for (uint64_t i = 0; i < ALL_READS; i++)
+            sum += gather_lines(context, how->ahead, i, 1, false);
     double seconds = bench_now() - start;
     if (sum == 0)
         bench_die("gather-read read nothing");
     return seconds;
 }
 
-/* Round 0 finds the best prefetch distance, the others use it. */
+/* Round 0 finds the best way, the others use it. */
 static double round_gather_read(void *opaque, uint64_t round)
 {
     kernel_context *context = opaque;
     const uint64_t row_bytes = context->tile.columns * sizeof(float);
     double best = 1e9;
     for (uint32_t bytes = 4096; round == 0 && bytes <= 65536; bytes *= 2) {
-        for (int into_l2 = 0; into_l2 < 2; into_l2++) {
-            uint64_t ahead = bytes / row_bytes + 1;
-            double seconds = gather_read(context, ahead, into_l2);
+        for (int way = 0; way < 4; way++) {
+            gathering how = {bytes / row_bytes + 1, way & 1, way & 2};
+            double seconds = gather_read(context, &how);
             if (seconds < best) {
                 best = seconds;
-                context->ahead = ahead;
-                context->into_l2 = into_l2;
+                context->gathering = how;
             }
         }
     }
-    return gather_read(context, context->ahead, context->into_l2);
+    return gather_read(context, &context->gathering);
 }
 
 /* ---- kernel-bag */
