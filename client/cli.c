@@ -207,7 +207,7 @@ static void describe_json(const mn_table_status *table)
     cli_json_float(spec->optimizer.beta2);
     (void)printf(",\"eps\":");
     cli_json_float(spec->optimizer.eps);
-    (void)printf(",\"state_dtype\":\"%s\",\"row_correction\":%s}}\n",
+    (void)printf(",\"state_dtype\":\"%s\",\"row_correction\":%s}",
                  mn_dtype_name(spec->optimizer.state_dtype),
                  spec->optimizer.row_correction ? "true" : "false");
 }
@@ -221,7 +221,7 @@ static void describe_text(const mn_table_status *table)
     (void)printf("split      by %s, %u tiles\n", split_name(spec), spec->tiles);
     (void)printf("init       %s (a %g, b %g), seed %" PRIu64 "\n", WORD(inits, spec->init.kind),
                  (double)spec->init.a, (double)spec->init.b, spec->seed);
-    (void)printf("optimizer  %s (beta1 %g, beta2 %g, eps %g), state %s%s\n\n",
+    (void)printf("optimizer  %s (beta1 %g, beta2 %g, eps %g), state %s%s\n",
                  WORD(optimizers, spec->optimizer.kind), (double)spec->optimizer.beta1,
                  (double)spec->optimizer.beta2, (double)spec->optimizer.eps,
                  mn_dtype_name(spec->optimizer.state_dtype),
@@ -246,6 +246,8 @@ static int describe(const cli_flags *flags, mn_client *client)
         describe_json(table);
     else
         describe_text(table);
+    failed = cli_usage(flags, client, flags->words[1]);
+    (void)puts(flags->json ? "}" : "");
     for (uint32_t shard = 0; shard < list.shards; shard++) {
         const mn_table_status *here = find(&list, shard, flags->words[1]);
         cli_line line;
@@ -258,7 +260,7 @@ static int describe(const cli_flags *flags, mn_client *client)
         cli_line_end(&line);
     }
     listing_free(&list);
-    return CLI_OK;
+    return failed;
 }
 
 /* ---- Fetch ---- */

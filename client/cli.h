@@ -22,6 +22,9 @@ void cli_help(void);
 /* freeze (cli_freeze.c) serves itself. */
 int cli_freeze(const cli_flags *flags);
 
+/* How the table was read: lines for people, or a member of the object that is being written. */
+int cli_usage(const cli_flags *flags, mn_client *client, const char *table);
+
 /* An object's fields in the order given; a people's table prints them as columns under a heading
  * that is printed once, when `first`. */
 typedef struct cli_line {

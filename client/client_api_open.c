@@ -144,8 +144,8 @@ static enum mn_status open_transport(mn_client *client, const mn_client_options 
         return open_static(client, options, error);
     const char *data = options->target + strlen(local_prefix);
     uint32_t shards = options->local_shards ? options->local_shards : 1;
-    return mn_transport_local_create(shards, *data ? data : NULL, &client->env, &client->transport,
-                                     error);
+    return mn_transport_local_create(shards, *data ? data : NULL, options->local_usage_bytes,
+                                     &client->env, &client->transport, error);
 }
 
 /* ---- Options ---- */

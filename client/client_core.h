@@ -28,7 +28,8 @@ enum mn_operation_kind {
     MN_OP_SAVE,
     MN_OP_LOAD,   /* CHECK, LOAD everywhere, then as JOIN */
     MN_OP_STATUS, /* shard */
-    MN_OP_LIST    /* shard */
+    MN_OP_LIST,   /* shard */
+    MN_OP_USAGE   /* shard, table, position, count; out: counters, and outputs */
 };
 
 typedef struct mn_operation {
@@ -51,6 +52,7 @@ typedef struct mn_operation {
     mn_group_status *groups;
     mn_table_status *tables;
     uint32_t in_out_count;
+    uint64_t position, counters; /* USAGE: the first one wanted; how many stand at the shard */
     uint64_t deadline_ns;
     void (*done)(struct mn_operation *operation); /* status, error and answered_step are set */
     void *owner;
@@ -113,8 +115,9 @@ mn_core *mn_core_of_table(const mn_table *table);
 
 /* `local:` (client/transport_local.c): `shards` embedded mn_shard cores, each with a thread of its
  * own (libuv's) and a bounded queue. done() runs on those threads. data: NULL or the folder for
- * Snapshot and Restore. */
-enum mn_status mn_transport_local_create(uint32_t shards, const char *data, const mn_env *env,
-                                         mn_transport **out_transport, mn_error *error);
+ * Snapshot and Restore. usage_bytes: of each shard's counters. */
+enum mn_status mn_transport_local_create(uint32_t shards, const char *data, uint64_t usage_bytes,
+                                         const mn_env *env, mn_transport **out_transport,
+                                         mn_error *error);
 
 #endif

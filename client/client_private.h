@@ -245,6 +245,7 @@ void mn_begin_table_find(mn_task *task);
 void mn_begin_table_drop(mn_task *task);
 void mn_begin_status(mn_task *task); /* op_status.c */
 void mn_begin_list(mn_task *task);
+void mn_begin_usage(mn_task *task);
 void mn_begin_save(mn_task *task); /* op_files.c */
 void mn_begin_load(mn_task *task);
 

@@ -22,6 +22,7 @@ static void (*const beginnings[])(mn_task *task) = {
     [MN_OP_LOAD] = mn_begin_load,
     [MN_OP_STATUS] = mn_begin_status,
     [MN_OP_LIST] = mn_begin_list,
+    [MN_OP_USAGE] = mn_begin_usage,
 };
 
 /* ---- Life of the core ---- */
@@ -208,7 +209,8 @@ static mn_task *task_take(mn_core *core)
 static enum mn_status check_place(const mn_core *core, const mn_operation *operation,
                                   mn_error *error)
 {
-    bool data = operation->kind >= MN_OP_FETCH && operation->kind <= MN_OP_STORE;
+    bool usage = operation->kind == MN_OP_USAGE;
+    bool data = (operation->kind >= MN_OP_FETCH && operation->kind <= MN_OP_STORE) || usage;
     bool read = operation->kind == MN_OP_FETCH || operation->kind == MN_OP_BAG;
     bool look = operation->kind == MN_OP_STATUS || operation->kind == MN_OP_LIST ||
                 operation->kind == MN_OP_JOIN;
@@ -219,7 +221,7 @@ static enum mn_status check_place(const mn_core *core, const mn_operation *opera
     if (data && operation->table->id == 0)
         return mn_fail(error, MN_NOT_FOUND, "table", "table \"%s\" was dropped",
                        operation->table->spec.name);
-    if (reader && !look && !files && !(read && operation->step == MN_LATEST) &&
+    if (reader && !look && !files && !usage && !(read && operation->step == MN_LATEST) &&
         operation->kind != MN_OP_TABLE_FIND)
         return mn_fail(error, MN_INVALID, "reader",
                        "a reader finds tables, reads MN_LATEST, saves and loads; open without "
@@ -235,7 +237,7 @@ static enum mn_status check_place(const mn_core *core, const mn_operation *opera
 
 enum mn_status mn_core_submit(mn_core *core, mn_operation *operation)
 {
-    assert(operation->kind <= MN_OP_LIST && operation->done);
+    assert(operation->kind <= MN_OP_USAGE && operation->done);
     mn_task *task = task_take(core);
     if (!task)
         return MN_BUSY;

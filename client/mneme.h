@@ -35,7 +35,9 @@ typedef struct mn_client_options {
     uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1 */
     bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
                     come before its group (which is then MN_NOT_FOUND) */
-    uint32_t local_shards; /* local: only, shards (threads) to embed; default 1 */
+    uint32_t local_shards;      /* local: only, shards (threads) to embed; default 1 */
+    uint64_t local_usage_bytes; /* local: only, for counters of reads (mn_table_usage), 16 bytes a
+                                   row, in each shard; default 0: none */
     /* Reads for step t may see steps down to t-1-staleness; default 0. Above 0, the shards of one
      * read may answer from different steps within the bound. */
     uint32_t staleness;
@@ -226,6 +228,42 @@ enum mn_status mn_shard_status(mn_client *client, uint32_t shard, mn_group_statu
                                uint32_t *in_out_groups, mn_error *error);
 enum mn_status mn_shard_tables(mn_client *client, uint32_t shard, mn_table_status *tables,
                                uint32_t *in_out_tables, mn_error *error);
+
+/* ---- How rows are read ---- */
+
+/* What was read, per row: how often, and with how much weight. u64 counts and f64 weights, so that
+ * neither stops growing (the f32 counters of XLM's evaluator.py stop at 2^24). The arrays are the
+ * caller's. When the table has more rows than are counted, a fixed sample of them is: reads of
+ * others are left out, and metrics are those of the sample. */
+typedef struct mn_usage {
+    uint64_t rows, table_rows; /* counted; of the table, 0: the same */
+    uint64_t *counts;          /* [rows] */
+    double *weights;           /* [rows] sums of magnitudes */
+} mn_usage;
+
+/* What the shards counted of a table: every bag that they answered to any rank or reader, at a step
+ * or LATEST, since the table was created or loaded there (repeats of a lost answer too). They count
+ * when they are told to (mneme-shard --usage-budget, local_usage_bytes); where the budget ends, a
+ * sample. rows is in and out: how many find room, then are there; with counts NULL it is only told.
+ * Rows stand in an order of their own, the same at each call. MN_INVALID "rows": no room. A
+ * reader may call it. Blocks. */
+enum mn_status mn_table_usage(mn_table *table, mn_usage *in_out_usage, mn_error *error);
+/* usage -= before, of the same table: what was read between the two. */
+void mn_usage_since(const mn_usage *before, mn_usage *usage);
+
+/* Metrics of Lample et al. 2019 §4.5 ("memory usage", "KL") and of XLM's evaluator.py: natural
+ * logarithms, 0 ln 0 = 0. All are 0 when nothing was read. */
+typedef struct mn_usage_metrics {
+    uint64_t reads;               /* M: the sum of counts; a KL means nothing without it */
+    uint64_t rows;                /* N: rows counted */
+    double used_percent;          /* rows read at least once, of all rows */
+    double kl_count, kl_weight;   /* ln N + sum z ln z, z = counts or weights over their sum */
+    double gini;                  /* of the counts: 1 - 2 mean(cumulative sum of sorted z) */
+    uint64_t top50, top90, top99; /* rows that hold 50, 90, 99 % of the counts */
+} mn_usage_metrics;
+
+/* scratch [rows], overwritten. Oracle: tests/trainer/metrics_test.c. */
+mn_usage_metrics mn_usage_measure(const mn_usage *usage, uint64_t *scratch);
 
 /* Totals since the client was opened. Bytes as the transport counts them (local: payload and header
  * as they would be sent). */

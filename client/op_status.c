@@ -1,6 +1,7 @@
-/* Status and List: what one shard says of itself. */
+/* Status, List, Describe: what one shard says of itself and of its tables. */
 #include "client_private.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 static void fill_unbound(mn_task *task, mn_lane *lane, mn_slot *slot)
@@ -55,9 +56,39 @@ static enum mn_status answered_list(mn_task *task, mn_lane *lane, mn_slot *slot)
     return MN_OK;
 }
 
+/* A piece of a table's counters of reads: { reads u64, weight u64 } each. */
+static void fill_usage(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    (void)lane;
+    const mn_operation *operation = task->operation;
+    mn_request *request = &slot->exchange.request;
+    request->table = operation->table->id;
+    request->position = operation->position;
+    request->count = operation->count;
+}
+
+static enum mn_status answered_usage(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    mn_operation *operation = task->operation;
+    const mn_reply *reply = &slot->exchange.reply;
+    uint64_t bytes = operation->count * 2 * sizeof(uint64_t);
+    if (reply->table_count != 1 || reply->payload.bytes != bytes)
+        return mn_fail(&task->error, MN_CORRUPT, "payload",
+                       "shard %u described %u tables, with %" PRIu64 " bytes of %" PRIu64,
+                       lane->shard, reply->table_count, reply->payload.bytes, bytes);
+    operation->counters = reply->tables[0].counters;
+    mn_cursor cursor;
+    mn_cursor_init(&cursor, &reply->payload, 0);
+    if (bytes)
+        mn_cursor_read(&cursor, operation->outputs.data, bytes);
+    return MN_OK;
+}
+
 static const mn_phase status_phase = {MN_VERB_STATUS, fill_unbound, answered_status, NULL,
                                       mn_task_done};
 static const mn_phase list_phase = {MN_VERB_LIST, fill_unbound, answered_list, NULL, mn_task_done};
+static const mn_phase usage_phase = {MN_VERB_DESCRIBE, fill_usage, answered_usage, NULL,
+                                     mn_task_done};
 
 static void begin(mn_task *task, const mn_phase *phase)
 {
@@ -71,3 +102,4 @@ static void begin(mn_task *task, const mn_phase *phase)
 
 void mn_begin_status(mn_task *task) { begin(task, &status_phase); }
 void mn_begin_list(mn_task *task) { begin(task, &list_phase); }
+void mn_begin_usage(mn_task *task) { begin(task, &usage_phase); }

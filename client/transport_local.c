@@ -250,7 +250,7 @@ static void local_destroy(mn_transport *base)
 }
 
 static enum mn_status shard_open(local_transport *transport, uint32_t ordinal, const char *data,
-                                 mn_error *error)
+                                 uint64_t usage_bytes, mn_error *error)
 {
     local_shard *shard = &transport->shards[ordinal];
     mn_env env = transport->env;
@@ -266,7 +266,8 @@ static enum mn_status shard_open(local_transport *transport, uint32_t ordinal, c
     shard->replies = env.reserve(env.context, (uint64_t)CALLS_MAX * MN_MESSAGE_BYTES_MAX);
     if (!shard->calls || !shard->replies)
         return mn_fail(error, MN_NO_MEMORY, "target", "no memory for local shard %u", ordinal);
-    mn_shard_options options = {.shard = ordinal, .shards = transport->base.shards};
+    mn_shard_options options = {
+        .shard = ordinal, .shards = transport->base.shards, .usage_bytes_max = usage_bytes};
     status = mn_shard_create(&options, &env, &shard->core, error);
     if (status)
         return status;
@@ -278,8 +279,9 @@ static enum mn_status shard_open(local_transport *transport, uint32_t ordinal, c
                : mn_fail(error, MN_NO_MEMORY, "target", "no thread for local shard %u", ordinal);
 }
 
-enum mn_status mn_transport_local_create(uint32_t shards, const char *data, const mn_env *env,
-                                         mn_transport **out_transport, mn_error *error)
+enum mn_status mn_transport_local_create(uint32_t shards, const char *data, uint64_t usage_bytes,
+                                         const mn_env *env, mn_transport **out_transport,
+                                         mn_error *error)
 {
     assert(shards > 0);
     if (shards > MN_SHARDS_MAX)
@@ -297,7 +299,7 @@ enum mn_status mn_transport_local_create(uint32_t shards, const char *data, cons
     transport->env = *env;
     transport->shards_bytes = bytes;
     for (uint32_t i = 0; i < shards; i++) {
-        enum mn_status status = shard_open(transport, i, data, error);
+        enum mn_status status = shard_open(transport, i, data, usage_bytes, error);
         if (status) {
             local_destroy(&transport->base);
             return status;

@@ -170,7 +170,8 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
     mn_shard_options core = {.shard = flags->shard,
                              .shards = flags->shards,
                              .read_bytes_max = flags->read_bytes_max,
-                             .change_bytes_max = flags->change_bytes_max};
+                             .change_bytes_max = flags->change_bytes_max,
+                             .usage_bytes_max = flags->usage_bytes_max};
     enum mn_status status = mn_shard_create(&core, &it->env, &it->shard, error);
     if (status)
         return status;

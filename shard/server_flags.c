@@ -23,6 +23,8 @@ static const char usage[] =
     "  --read-budget SIZE     indices of reads that run or wait             [256MiB]\n"
     "  --change-budget SIZE   gradients and rows staged until commit        [4GiB]\n"
     "  --reply-budget SIZE    answers on their way out; at least 8MiB       [256MiB]\n"
+    "  --usage-budget SIZE    counters of how rows are read, 16 bytes a row;\n"
+    "                         for more rows than fit, a sample           [0: none]\n"
     "  --calls-max COUNT      reads held at once, waiting ones included,\n"
     "                         and as many changes and other calls           [4096]\n"
     "\n"
@@ -45,6 +47,7 @@ enum flag {
     FLAG_READ_BUDGET,
     FLAG_CHANGE_BUDGET,
     FLAG_REPLY_BUDGET,
+    FLAG_USAGE_BUDGET,
     FLAG_CALLS_MAX,
     FLAG_PORT_FILE,
     FLAG_INFO_SECONDS,
@@ -62,6 +65,7 @@ static const struct option options[] = {
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
     {"reply-budget", required_argument, NULL, FLAG_REPLY_BUDGET},
+    {"usage-budget", required_argument, NULL, FLAG_USAGE_BUDGET},
     {"calls-max", required_argument, NULL, FLAG_CALLS_MAX},
     {"port-file", required_argument, NULL, FLAG_PORT_FILE},
     {"info-seconds", required_argument, NULL, FLAG_INFO_SECONDS},
@@ -150,6 +154,8 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
     case FLAG_REPLY_BUDGET:
         return parse_size("--reply-budget", text, MN_MESSAGE_BYTES_MAX, &flags->reply_bytes_max,
                           error);
+    case FLAG_USAGE_BUDGET:
+        return parse_size("--usage-budget", text, 0, &flags->usage_bytes_max, error);
     case FLAG_CALLS_MAX:
         return parse_count("--calls-max", text, 1, 1000000, &flags->calls_max, error);
     case FLAG_PORT_FILE:
@@ -204,9 +210,10 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
     (void)snprintf(
         out_text, bytes_max,
         "version=%s listen=%s shard=%u shards=%u data=%s token=%s read_budget=%llu "
-        "change_budget=%llu reply_budget=%llu calls_max=%u info_seconds=%u",
+        "change_budget=%llu reply_budget=%llu usage_budget=%llu calls_max=%u info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
         flags->token ? "given" : "none", (unsigned long long)flags->read_bytes_max,
         (unsigned long long)flags->change_bytes_max, (unsigned long long)flags->reply_bytes_max,
-        flags->calls_max, flags->info_seconds); /* cut when too long */
+        (unsigned long long)flags->usage_bytes_max, flags->calls_max,
+        flags->info_seconds); /* cut when too long */
 }

@@ -70,6 +70,16 @@ class Command(unittest.TestCase):
         self.assertRegex(self.run_well("describe", "rows"), "split +by rows, 16 tiles")
         self.assertIn("NOT_FOUND", self.run_badly(1, "describe", "nothing"))
 
+    def test_how_rows_are_read(self):
+        usage = lines(self.run_well("--json", "describe", "bags"))[0]["usage"]
+        self.assertEqual(usage["rows"], 96)
+        self.assertGreater(usage["reads"], 0)
+        self.assertTrue(0 < usage["used_percent"] <= 100 and usage["kl_weight"] > 0)
+        self.assertTrue(usage["top50"] <= usage["top90"] <= usage["top99"] <= 96)
+        self.assertRegex(self.run_well("describe", "bags"),
+                         r"reads +%d: %.2f %% of rows used" % (usage["reads"],
+                                                               usage["used_percent"]))
+
     def test_fetch(self):
         rows = lines(self.run_well("--json", "fetch", "bags", "5", "7-9"))
         self.assertEqual([r["row"] for r in rows], [5, 7, 8, 9])

@@ -206,6 +206,7 @@ int main(void)
         cmocka_unit_test(values_are_the_oracles),
         cmocka_unit_test(a_change_made_again_counts_once),
         cmocka_unit_test(readers_look_on),
+        cmocka_unit_test(reads_are_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,5 +18,6 @@ void threads_share_a_client(void **state);
 void values_are_the_oracles(void **state);
 void a_change_made_again_counts_once(void **state);
 void readers_look_on(void **state);
+void reads_are_counted(void **state);
 
 #endif

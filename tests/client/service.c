@@ -32,10 +32,22 @@ static pid_t spawn_shard(const struct service *service, uint32_t ordinal, const 
     char shard[16], shards[16];
     (void)snprintf(shard, sizeof shard, "%u", ordinal);
     (void)snprintf(shards, sizeof shards, "%u", service->kind.shards);
-    const char *arguments[] = {
-        MN_SHARD_PROGRAM, "--listen", "127.0.0.1:0",   "--shard",     shard,     "--shards",
-        shards,           "--data",   service->folder, "--port-file", port_file, "--log-level",
-        "warning",        NULL};
+    const char *arguments[] = {MN_SHARD_PROGRAM,
+                               "--listen",
+                               "127.0.0.1:0",
+                               "--shard",
+                               shard,
+                               "--shards",
+                               shards,
+                               "--data",
+                               service->folder,
+                               "--port-file",
+                               port_file,
+                               "--log-level",
+                               "warning",
+                               "--usage-budget",
+                               "1MiB",
+                               NULL};
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
@@ -124,8 +136,8 @@ mn_client *service_open(const struct service *service, const char *group, uint32
                                  .rank = rank,
                                  .ranks = ranks,
                                  .deadline_ms = 30000,
-                                 .local_shards =
-                                     service->kind.processes ? 0 : service->kind.shards};
+                                 .local_shards = service->kind.processes ? 0 : service->kind.shards,
+                                 .local_usage_bytes = service->kind.processes ? 0 : 1 << 20};
     mn_client *client;
     mn_error error;
     must(mn_client_open(&options, &client, &error));

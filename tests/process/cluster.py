@@ -156,7 +156,8 @@ class Cluster:
             os.remove(port_file)
         self.shards[i] = Child([self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}",
                                 "--shard", str(i), "--shards", str(self.count), "--data",
-                                os.path.join(self.folder, "data"), "--port-file", port_file])
+                                os.path.join(self.folder, "data"), "--port-file", port_file,
+                                "--usage-budget", "1MiB"])
         end = time.monotonic() + 30
         while not os.path.exists(port_file):
             assert time.monotonic() < end, f"shard {i} does not serve: {self.shards[i].lines}"
