@@ -170,6 +170,8 @@ static enum mn_status check_options(const mn_client_options *options, mn_error *
         return mn_fail(error, MN_INVALID, "group",
                        "\"%.63s\" is not a name: 1 to 63 of letters, digits, '.', '_' and '-'",
                        options->group);
+    if ((unsigned)options->durability > MN_DURABILITY_SYNC)
+        return mn_fail(error, MN_INVALID, "durability", "%d is none", (int)options->durability);
     if ((unsigned)options->log_level > MN_LOG_SILENT)
         return mn_fail(error, MN_INVALID, "log_level", "%d is none", (int)options->log_level);
     if (options->calls_max > 65536 - 1)
@@ -188,6 +190,7 @@ static enum mn_status open_core(mn_client *client, const mn_client_options *opti
         .rank = options->rank,
         .ranks = options->ranks ? options->ranks : 1,
         .reader = options->reader,
+        .durability = options->durability,
         .staleness = options->staleness,
         .operations_max = client->calls_max,
         .exchanges_max = options->exchanges_max ? options->exchanges_max : EXCHANGES_MAX,

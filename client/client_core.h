@@ -66,6 +66,7 @@ typedef struct mn_core_options {
     char group[MN_NAME_BYTES];
     uint32_t rank, ranks;
     bool reader;
+    enum mn_durability durability; /* of the group, if it is made anew */
     uint32_t staleness;
     uint32_t operations_max; /* at once; more are refused by submit: MN_BUSY */
     uint32_t exchanges_max;  /* in flight per shard and verb kind (reads, changes); control verbs

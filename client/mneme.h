@@ -41,6 +41,9 @@ typedef struct mn_client_options {
     /* Reads for step t may see steps down to t-1-staleness; default 0. Above 0, the shards of one
      * read may answer from different steps within the bound. */
     uint32_t staleness;
+    /* Of the group, if this call makes it: when its shards acknowledge a change. Default: as they
+     * were started (local: none). A group made with another level: MN_CONFLICT. */
+    enum mn_durability durability;
     uint64_t deadline_ms;   /* of every call; default 60,000 */
     uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
     uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */

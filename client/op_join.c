@@ -10,6 +10,7 @@ static void fill_join(mn_task *task, mn_slot *slot, enum mn_join_phase phase)
     mn_request *request = &slot->exchange.request;
     request->join = phase;
     request->ranks = task->core->options.ranks;
+    request->durability = task->core->options.durability;
     request->context.step = task->settle->step;
 }
 

@@ -96,6 +96,7 @@ static void fill_create(mn_task *task, mn_lane *lane, mn_slot *slot)
     mn_request *request = &slot->exchange.request;
     request->spec = task->spec;
     request->ranks = task->core->options.ranks;
+    request->durability = task->core->options.durability;
     request->table = lane->shard == 0 ? 0 : task->table;
     request->context.step = task->core->step; /* a shard behind it has lost the group */
 }

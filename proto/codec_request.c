@@ -104,6 +104,7 @@ static const mn_record_field request_fields[] = {
     {.number = 25, MN_SHAPE_ENUM, AT(files), MN_FILES_LOAD + 1},
     {.number = 26, MN_SHAPE_TEXT, AT(path), MN_PATH_BYTES},
     {.number = 27, MN_SHAPE_TEXT, AT(spec.name), MN_NAME_BYTES},
+    {.number = 28, MN_SHAPE_ENUM, AT(durability), MN_DURABILITY_SYNC + 1},
 };
 static const mn_record record_request = MN_RECORD(mn_request, request_fields);
 #undef OF

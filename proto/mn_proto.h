@@ -39,6 +39,10 @@ typedef struct mn_storage {
                            bool (*visit)(void *context, const char *name), void *context,
                            mn_error *error);
     enum mn_status (*remove)(struct mn_storage *storage, const char *path, mn_error *error);
+    /* Begins to make durable what was appended so far, without waiting; one at a time for a file.
+     * sync_ended is true once it is over, and then tells how, once. close() waits for it. */
+    void (*sync_start)(mn_file *file);
+    bool (*sync_ended)(mn_file *file, enum mn_status *out_status, mn_error *error);
 } mn_storage;
 
 /* Events: one line of key=value text; `event` is a short word. `level`: 0 debug, 1 info, 2 warning.
@@ -297,7 +301,8 @@ typedef struct mn_request {
     enum mn_read read;
     uint32_t staleness;
     mn_table_spec spec;
-    uint32_t ranks; /* Join, CreateTable: W of the group */
+    uint32_t ranks;                /* Join, CreateTable: W of the group */
+    enum mn_durability durability; /* likewise, of a new group; else 0, or as it stands */
     enum mn_join_phase join;
     uint64_t pieces;
     bool norms; /* Seal: answer squared norms (all ranks must ask alike) */
@@ -384,6 +389,7 @@ typedef struct mn_call {
     uint64_t deadline_ns;
     uint64_t budget_bytes;
     void *core;
+    uint64_t held; /* answered, but on its way only when the log is durable to here; 0: not so */
 } mn_call;
 
 /* ---- 6. The exchange at a client ---- */
@@ -393,7 +399,8 @@ typedef struct mn_call {
  * failure is a status: MN_UNAVAILABLE, MN_DEADLINE, MN_CANCELLED, MN_CORRUPT. */
 typedef struct mn_exchange {
     mn_request
-        request; /* request.payload = one span over memory that stays untouched until done() */
+        request; /* its payload's spans (at most MN_SPANS_MAX) and what they hold stay untouched
+                    until done() */
     uint64_t deadline_ns;
     mn_reply reply;
     void (*done)(struct mn_exchange *exchange);
@@ -455,7 +462,9 @@ enum mn_status mn_error_decode(const uint8_t *bytes, uint32_t count, mn_reply *o
 enum {
     MN_MESSAGE_BYTES_MAX =
         8 << 20, /* gRPC's receive limit on both sides; larger is MN_INVALID at the sender */
-    MN_CHUNK_BYTES = 1 << 20 /* what clients aim at for a message */
+    MN_CHUNK_BYTES = 1 << 20, /* what clients aim at for a message */
+    MN_SPAN_BYTES_MIN = 2048, /* shorter rows are copied together before they are sent */
+    MN_SPANS_MAX = MN_CHUNK_BYTES / MN_SPAN_BYTES_MIN + 2 /* and what stands around the rows */
 };
 
 /* The one gRPC service; a verb's method is "/" MN_SERVICE "/" and mn_verb_name. */

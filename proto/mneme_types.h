@@ -91,6 +91,16 @@ enum mn_dtype { MN_F32 = 0, MN_BF16 = 1, MN_I8 = 2, MN_U32 = 3, MN_I64 = 4, MN_F
 const char *mn_dtype_name(enum mn_dtype dtype); /* "f32"; "?" if unknown */
 uint32_t mn_dtype_bytes(enum mn_dtype dtype);   /* bytes of one element; 0 if unknown */
 
+/* When a shard acknowledges a change of a group: at once, once it is written (it survives the death
+ * of the process), or once it is synced (and loss of power). Chosen when the group is made. */
+enum mn_durability {
+    MN_DURABILITY_DEFAULT = 0, /* as the shard was started */
+    MN_DURABILITY_NONE = 1,
+    MN_DURABILITY_PROCESS = 2,
+    MN_DURABILITY_SYNC = 3
+};
+const char *mn_durability_name(enum mn_durability durability); /* "process"; "?" if unknown */
+
 /* How a table is split into tiles (design: one axis, for ever). Columns serve bags; rows serve
  * fetch and push. */
 enum mn_split { MN_COLUMNS = 0, MN_ROWS = 1 };

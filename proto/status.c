@@ -52,6 +52,12 @@ static const struct {
     [MN_U32] = {"u32", 4}, [MN_I64] = {"i64", 8},   [MN_F64] = {"f64", 8},
 };
 
+const char *mn_durability_name(enum mn_durability durability)
+{
+    static const char *const names[] = {"default", "none", "process", "sync"};
+    return (unsigned)durability < 4 ? names[durability] : "?";
+}
+
 const char *mn_dtype_name(enum mn_dtype dtype)
 {
     return (unsigned)dtype <= MN_F64 ? dtypes[dtype].name : "?";

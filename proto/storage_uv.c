@@ -9,14 +9,28 @@
 
 enum { FULL_PATH_BYTES = 4096, WRITE_BYTES_MAX = 1 << 30 };
 
+/* A sync that somebody waits for without standing still. */
+enum sync_state { SYNC_NONE, SYNC_ASKED, SYNC_RUNS, SYNC_ENDED };
+
 typedef struct storage_uv {
-    mn_storage base; /* first: a mn_storage pointer is one to this */
+    mn_storage base;    /* first: a mn_storage pointer is one to this */
+    uv_thread_t thread; /* that syncs, from the first time it is asked to */
+    uv_mutex_t mutex;
+    uv_cond_t changed;
+    bool has_mutex, has_changed, has_thread;
+    /* Under the mutex: */
+    mn_file *asked_first, *asked_last;
+    bool stopping;
     char root[FULL_PATH_BYTES - MN_PATH_BYTES - 2];
 } storage_uv;
 
 struct mn_file {
     uv_file handle;
     char path[MN_PATH_BYTES]; /* as given, for errors */
+    storage_uv *storage;
+    mn_file *next; /* asked for a sync after this one */
+    enum sync_state state;
+    int sync_result;
 };
 
 static enum mn_status failed(int code, const char *verb, const char *path, mn_error *error)
@@ -79,6 +93,7 @@ static enum mn_status open_file(mn_storage *storage, const char *path, int flags
         return failed((int)handle, flags & O_CREAT ? "create" : "open", path, error);
     }
     file->handle = (uv_file)handle;
+    file->storage = (storage_uv *)storage;
     memcpy(file->path, path, strlen(path) + 1);
     *out_file = file;
     return MN_OK;
@@ -154,6 +169,72 @@ static enum mn_status storage_sync(mn_file *file, mn_error *error)
     return result < 0 ? failed((int)result, "sync", file->path, error) : MN_OK;
 }
 
+/* ---- Syncs beside the caller */
+
+static void sync_loop(void *argument)
+{
+    storage_uv *storage = argument;
+    uv_mutex_lock(&storage->mutex);
+    while (!storage->stopping) {
+        mn_file *file = storage->asked_first;
+        if (!file) {
+            uv_cond_wait(&storage->changed, &storage->mutex);
+            continue;
+        }
+        storage->asked_first = file->next;
+        file->state = SYNC_RUNS;
+        uv_mutex_unlock(&storage->mutex);
+        uv_fs_t call;
+        (void)uv_fs_fdatasync(NULL, &call, file->handle, NULL);
+        int result = (int)finish(&call);
+        uv_mutex_lock(&storage->mutex);
+        file->sync_result = result;
+        file->state = SYNC_ENDED;
+        uv_cond_broadcast(&storage->changed);
+    }
+    uv_mutex_unlock(&storage->mutex);
+}
+
+static void storage_sync_start(mn_file *file)
+{
+    storage_uv *storage = file->storage;
+    uv_mutex_lock(&storage->mutex);
+    if (!storage->has_thread)
+        storage->has_thread = uv_thread_create(&storage->thread, sync_loop, storage) == 0;
+    file->next = NULL;
+    file->state = storage->has_thread ? SYNC_ASKED : SYNC_ENDED;
+    file->sync_result = UV_EAGAIN; /* no thread can be had: the caller tries again */
+    if (storage->has_thread) {
+        *(storage->asked_first ? &storage->asked_last->next : &storage->asked_first) = file;
+        storage->asked_last = file;
+        uv_cond_broadcast(&storage->changed);
+    }
+    uv_mutex_unlock(&storage->mutex);
+}
+
+static bool storage_sync_ended(mn_file *file, enum mn_status *out_status, mn_error *error)
+{
+    storage_uv *storage = file->storage;
+    uv_mutex_lock(&storage->mutex);
+    bool ended = file->state == SYNC_ENDED;
+    if (ended)
+        file->state = SYNC_NONE;
+    uv_mutex_unlock(&storage->mutex);
+    if (ended)
+        *out_status =
+            file->sync_result < 0 ? failed(file->sync_result, "sync", file->path, error) : MN_OK;
+    return ended;
+}
+
+static void wait_for_sync(mn_file *file)
+{
+    storage_uv *storage = file->storage;
+    uv_mutex_lock(&storage->mutex);
+    while (file->state == SYNC_ASKED || file->state == SYNC_RUNS)
+        uv_cond_wait(&storage->changed, &storage->mutex);
+    uv_mutex_unlock(&storage->mutex);
+}
+
 static void close_handle(uv_file handle)
 {
     uv_fs_t call;
@@ -165,6 +246,7 @@ static void storage_close(mn_file *file)
 {
     if (!file)
         return;
+    wait_for_sync(file);
     close_handle(file->handle);
     free(file);
 }
@@ -273,8 +355,14 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
     storage_uv *storage = calloc(1, sizeof *storage);
     if (!storage)
         return mn_fail(error, MN_NO_MEMORY, "root", "cannot allocate %zu bytes", sizeof *storage);
+    storage->has_mutex = uv_mutex_init(&storage->mutex) == 0;
+    storage->has_changed = storage->has_mutex && uv_cond_init(&storage->changed) == 0;
+    if (!storage->has_changed) {
+        mn_storage_uv_destroy(&storage->base);
+        return mn_fail(error, MN_NO_MEMORY, "root", "no mutex can be had");
+    }
     if (strlen(root) >= sizeof storage->root) {
-        free(storage);
+        mn_storage_uv_destroy(&storage->base);
         return mn_fail(error, MN_INVALID, "root", "longer than %zu bytes",
                        sizeof storage->root - 1);
     }
@@ -289,9 +377,28 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                                  .rename = storage_rename,
                                  .make_folder = storage_make_folder,
                                  .list = storage_list,
-                                 .remove = storage_remove};
+                                 .remove = storage_remove,
+                                 .sync_start = storage_sync_start,
+                                 .sync_ended = storage_sync_ended};
     *out_storage = &storage->base;
     return MN_OK;
 }
 
-void mn_storage_uv_destroy(mn_storage *storage) { free(storage); }
+void mn_storage_uv_destroy(mn_storage *base)
+{
+    storage_uv *storage = (storage_uv *)base;
+    if (!storage)
+        return;
+    if (storage->has_thread) {
+        uv_mutex_lock(&storage->mutex);
+        storage->stopping = true;
+        uv_cond_broadcast(&storage->changed);
+        uv_mutex_unlock(&storage->mutex);
+        (void)uv_thread_join(&storage->thread); /* a thread of ours, joined once */
+    }
+    if (storage->has_changed)
+        uv_cond_destroy(&storage->changed);
+    if (storage->has_mutex)
+        uv_mutex_destroy(&storage->mutex);
+    free(storage);
+}

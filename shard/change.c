@@ -262,6 +262,8 @@ static enum mn_status answer_bag_grad(mn_shard *shard, mn_call *call, const stru
     const mn_request *request = &call->request;
     uint64_t bytes = target->plane_count * layout->reads * sizeof(float);
     uint32_t element = mn_dtype_bytes(request->value_dtype);
+    if (shard->recovery)
+        return MN_OK; /* nobody waits for it */
     float *out = (float *)call->reserve(call, bytes);
     if (!out)
         return mn_fail(error, MN_BUSY, "reply_bytes_max",
@@ -386,6 +388,10 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
     bool waits = bag && !mn_shard_read_ready(shard, group, request);
     if (!status && bag && !waits)
         status = answer_bag_grad(shard, call, &target, &layout, piece->rows, error);
+    if (!status)
+        status = mn_shard_log_append(shard, group, request, error);
+    if (status && planted(shard, MN_PLANT_LOG_LATE))
+        status = MN_OK;
     if (status) {
         mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
         return status;

@@ -50,6 +50,8 @@ static enum mn_status check_member(mn_shard *shard, const struct group *group, e
     if (reader)
         return MN_OK;
     uint64_t known = group->incarnations[context->rank];
+    if (shard->recovery)
+        return MN_OK; /* it was checked before it was logged */
     if (context->incarnation == 0)
         return mn_fail(error, MN_INVALID, "incarnation", "0: rank %u has to join first",
                        context->rank);
@@ -202,11 +204,12 @@ enum mn_status mn_shard_check_path(const char *path, mn_error *error)
         bool start = i == 0 || path[i - 1] == '/';
         bool dots =
             path[i] == '.' && path[i + 1] == '.' && (path[i + 2] == '/' || path[i + 2] == '\0');
-        valid = (unsigned char)path[i] >= ' ' && path[i] != '\\' && !(start && dots);
+        bool own = start && path[i] == '@'; /* folders of logs */
+        valid = (unsigned char)path[i] >= ' ' && path[i] != '\\' && !(start && dots) && !own;
     }
     if (!valid)
         return mn_fail(error, MN_INVALID, "path",
-                       "\"%.120s\" is not a relative path without \"..\" "
+                       "\"%.120s\" is not a relative path without \"..\" or \"@\" "
                        "of 1 to %d bytes",
                        length < MN_PATH_BYTES ? path : "", MN_PATH_BYTES - FILE_NAME_BYTES - 1);
     return MN_OK;

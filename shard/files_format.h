@@ -17,6 +17,9 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
 #define MANIFEST_MAGIC UINT64_C(0x0a696e616d4d4e4d) /* "MNMmani\n" */
 #define END_MAGIC      UINT64_C(0x0a2e646e654d4e4d) /* "MNMend.\n" */
 
+#define LOG_MAGIC        UINT64_C(0x0a2e676f6c4d4e4d) /* "MNMlog.\n" */
+#define LOG_RECORD_MAGIC UINT32_C(0x4365524c)         /* "LReC" */
+
 /* Every file begins with these. */
 #define PREAMBLE_FIELDS(X)                                                                         \
     X(U64, magic)                                                                                  \
@@ -72,12 +75,34 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
     X(U64, bytes) /* of the file before this record */                                             \
     X(U64, chain)
 
+/* LOG.md says how these are read. A record's checksum is seeded with that of its file's head, not
+ * of the record before: one that is damaged does not hide those after it. Its body follows. */
+#define LOG_HEAD_FIELDS(X)                                                                         \
+    PREAMBLE_FIELDS(X)                                                                             \
+    X(NAME, group)                                                                                 \
+    X(U64, map_epoch)                                                                              \
+    X(U64, number)     /* of the file, among those of the group and epoch, from 1 */               \
+    X(U64, first)      /* sequence of its first record: earlier files count up to here */          \
+    X(U32, durability) /* enum mn_durability */                                                    \
+    X(U32, shard)                                                                                  \
+    X(U32, shards)
+
+#define LOG_RECORD_FIELDS(X)                                                                       \
+    X(U32, magic)                                                                                  \
+    X(U32, verb)                                                                                   \
+    X(U64, sequence) /* from 1, without gaps */                                                    \
+    X(U64, promised) /* up to here all was durable when this was written */                        \
+    X(U64, body_bytes)                                                                             \
+    X(U64, body_checksum)
+
 #define RECORD_LIST(X)                                                                             \
     X(tile_head, TILE_HEAD_FIELDS)                                                                 \
     X(chunk_head, CHUNK_HEAD_FIELDS)                                                               \
     X(manifest_head, MANIFEST_HEAD_FIELDS)                                                         \
     X(table_record, TABLE_RECORD_FIELDS)                                                           \
     X(tile_record, TILE_RECORD_FIELDS)                                                             \
+    X(log_head, LOG_HEAD_FIELDS)                                                                   \
+    X(log_record, LOG_RECORD_FIELDS)                                                               \
     X(end, END_FIELDS)
 
 #define FIELD_IN_STRUCT(type, field) FIELD_IN_STRUCT_##type(field)

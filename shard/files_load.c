@@ -141,27 +141,40 @@ static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *er
     return status;
 }
 
+/* Where the group stands, or may: NULL when all places are taken. */
+static struct group *place_of(mn_shard *shard, const char *name)
+{
+    struct group *group = mn_shard_group_find(shard, name);
+    for (uint32_t i = 0; !group && i < shard->options.groups_max; i++)
+        if (!shard->groups[i].name[0])
+            group = &shard->groups[i];
+    return group;
+}
+
 /* The old group goes, with all that was staged or parked; the fresh one stands in its place. */
 static enum mn_status swap(mn_shard *shard, struct files_job *job, mn_error *error)
 {
     const mn_request *request = &job->call->request;
-    struct group *group = mn_shard_group_find(shard, request->context.group);
-    if (group) {
-        if (group->map_epoch >= request->context.map_epoch)
-            return mn_fail(error, MN_EPOCH, "map_epoch",
-                           "%" PRIu64 " is not above this shard's %" PRIu64,
-                           request->context.map_epoch, group->map_epoch);
+    struct group *group = place_of(shard, request->context.group);
+    if (!group)
+        return mn_fail(error, MN_BUSY, "groups_max", "this shard holds %u groups already",
+                       shard->options.groups_max);
+    if (group->map_epoch >= request->context.map_epoch)
+        return mn_fail(error, MN_EPOCH, "map_epoch",
+                       "%" PRIu64 " is not above this shard's %" PRIu64, request->context.map_epoch,
+                       group->map_epoch);
+    enum mn_status status =
+        mn_shard_log_level(shard, group->log.level, &job->fresh.log.level, error);
+    if (!status)
+        status = mn_shard_log_append(shard, &job->fresh, request, error);
+    if (status)
+        return status;
+    if (group->name[0]) {
         group->map_epoch = request->context.map_epoch; /* what those parked are told */
         mn_shard_answer_parked(shard, group, MN_EPOCH, "map_epoch",
                                "the group was restored from a snapshot meanwhile");
         mn_shard_group_deinit(shard, group);
     }
-    for (uint32_t i = 0; !group && i < shard->options.groups_max; i++)
-        if (!shard->groups[i].name[0])
-            group = &shard->groups[i];
-    if (!group)
-        return mn_fail(error, MN_BUSY, "groups_max", "this shard holds %u groups already",
-                       shard->options.groups_max);
     *group = job->fresh;
     job->fresh_stands = false;
     for (uint32_t i = 0; i < shard->options.tables_max; i++)

@@ -58,6 +58,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
 void mn_shard_group_deinit(mn_shard *shard, struct group *group)
 {
     assert(!group->parked_first);
+    mn_shard_log_close(shard, group);
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
         mn_shard_step_drop(shard, group, &group->steps[i]);
     mn_shard_reduce_drop(shard, group, UINT64_MAX);
@@ -78,26 +79,45 @@ static enum mn_status check_new(const mn_shard *shard, const mn_context *context
     return MN_OK;
 }
 
-enum mn_status mn_shard_group_open(mn_shard *shard, const mn_context *context, uint32_t ranks,
+static enum mn_status check_standing(const struct group *group, const mn_request *request,
+                                     mn_error *error)
+{
+    if (group->ranks != request->ranks)
+        return mn_fail(error, MN_CONFLICT, "ranks", "%u, but group %s has %u", request->ranks,
+                       group->name, group->ranks);
+    if (request->durability && request->durability != group->log.level)
+        return mn_fail(error, MN_CONFLICT, "durability", "%s, but group %s was made with %s",
+                       mn_durability_name(request->durability), group->name,
+                       mn_durability_name(group->log.level));
+    return MN_OK;
+}
+
+enum mn_status mn_shard_group_open(mn_shard *shard, const mn_request *request,
                                    struct group **out_group, mn_error *error)
 {
+    const mn_context *context = &request->context;
     const char *name = context->group;
+    uint32_t ranks = request->ranks;
+    enum mn_durability level = MN_DURABILITY_NONE;
     if (ranks == 0 || ranks > MN_RANKS_MAX)
         return mn_fail(error, MN_INVALID, "ranks", "%u is not between 1 and %d", ranks,
                        MN_RANKS_MAX);
     struct group *group = mn_shard_group_find(shard, name);
-    if (group && group->ranks != ranks)
-        return mn_fail(error, MN_CONFLICT, "ranks", "%u, but group %s has %u", ranks, name,
-                       group->ranks);
+    enum mn_status status = group ? check_standing(group, request, error) : MN_OK;
+    if (!status)
+        status = mn_shard_log_level(shard, request->durability, &level, error);
+    if (status)
+        return status;
     for (uint32_t i = 0; !group && i < shard->options.groups_max; i++) {
         if (shard->groups[i].name[0])
             continue;
         group = &shard->groups[i];
-        enum mn_status status = check_new(shard, context, error);
+        status = check_new(shard, context, error);
         if (!status)
             status = mn_shard_group_init(shard, name, ranks, group, error);
         if (status)
             return status;
+        group->log.level = level;
         group->map_epoch = context->map_epoch;
         if (!group->map_epoch)
             group->map_epoch = mn_epoch_first(shard->env.random(shard->env.context));
@@ -120,21 +140,26 @@ static uint64_t assign(struct group *group, uint32_t rank)
     return *assigned;
 }
 
-static enum mn_status adopt(mn_shard *shard, struct group *group, const mn_context *context,
-                            mn_error *error)
+static enum mn_status check_incarnation(mn_shard *shard, const struct group *group,
+                                        const mn_context *context, mn_error *error)
 {
-    uint64_t *known = &group->incarnations[context->rank];
+    uint64_t known = group->incarnations[context->rank];
     if (context->incarnation == 0)
         return mn_fail(error, MN_INVALID, "incarnation", "0: ASSIGN gives one");
-    if (context->incarnation < *known && !planted(shard, MN_PLANT_NO_FENCE))
+    if (context->incarnation < known && !planted(shard, MN_PLANT_NO_FENCE))
         return mn_fail(error, MN_FENCED, "incarnation",
                        "%" PRIu64 " of rank %u: %" PRIu64 " has joined since", context->incarnation,
-                       context->rank, *known);
-    if (context->incarnation > *known) {
-        *known = context->incarnation;
-        group->wake = UINT32_MAX; /* what an earlier incarnation waits for is refused now */
-    }
+                       context->rank, known);
     return MN_OK;
+}
+
+static void adopt(struct group *group, const mn_context *context)
+{
+    uint64_t *known = &group->incarnations[context->rank];
+    if (context->incarnation <= *known)
+        return;
+    *known = context->incarnation;
+    group->wake = UINT32_MAX; /* what an earlier incarnation waits for is refused now */
 }
 
 /* The state of the open step, from which the client decides how to go on (STEPS.md "Join"): the
@@ -189,27 +214,41 @@ static enum mn_status check_join(mn_shard *shard, const mn_call *call, mn_error 
     return MN_OK;
 }
 
-enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
+/* The Join as it takes effect here: with the epoch and the level that the group was made with. A
+ * FENCE of the incarnation known already changes nothing. */
+static enum mn_status log_join(mn_shard *shard, struct group *group, const mn_request *request,
+                               bool new_group, mn_error *error)
+{
+    bool known = request->context.incarnation == group->incarnations[request->context.rank];
+    if ((request->join == MN_JOIN_FENCE && known && !new_group) ||
+        planted(shard, MN_PLANT_LOG_NO_JOIN))
+        return MN_OK;
+    mn_request record = *request;
+    record.context.map_epoch = group->map_epoch;
+    record.durability = group->log.level;
+    return mn_shard_log_append(shard, group, &record, error);
+}
+
+static enum mn_status join_group(mn_shard *shard, struct group *group, mn_call *call,
+                                 bool new_group, mn_error *error)
 {
     const mn_request *request = &call->request;
     const mn_context *context = &request->context;
-    struct group *group = NULL;
-    enum mn_status status = check_join(shard, call, error);
-    if (!status)
-        status = mn_shard_group_open(shard, context, request->ranks, &group, error);
-    if (status)
-        return status;
+    enum mn_status status = MN_OK;
     if (context->map_epoch && context->map_epoch != group->map_epoch &&
         !planted(shard, MN_PLANT_NO_EPOCH))
         return mn_fail(error, MN_EPOCH, "map_epoch", "%" PRIu64 " is not this shard's %" PRIu64,
                        context->map_epoch, group->map_epoch);
-    if (request->join == MN_JOIN_ASSIGN) {
+    if (request->join != MN_JOIN_ASSIGN)
+        status = check_incarnation(shard, group, context, error);
+    if (!status)
+        status = log_join(shard, group, request, new_group, error);
+    if (status)
+        return status;
+    if (request->join == MN_JOIN_ASSIGN)
         call->reply.incarnation = assign(group, context->rank);
-    } else {
-        status = adopt(shard, group, context, error);
-        if (status)
-            return status;
-    }
+    else
+        adopt(group, context);
     if (request->join == MN_JOIN_REPLAY)
         replay(shard, group, context);
     if (request->join == MN_JOIN_FENCE)
@@ -219,4 +258,19 @@ enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
         call->reply.incarnation = group->incarnations[context->rank];
     tell_open_step(shard, group, call);
     return MN_OK;
+}
+
+enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    struct group *group = NULL;
+    bool new_group = !mn_shard_group_find(shard, call->request.context.group);
+    enum mn_status status = check_join(shard, call, error);
+    if (!status)
+        status = mn_shard_group_open(shard, &call->request, &group, error);
+    if (status)
+        return status;
+    status = join_group(shard, group, call, new_group, error);
+    if (status && new_group)
+        mn_shard_group_deinit(shard, group);
+    return status;
 }

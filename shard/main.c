@@ -25,6 +25,8 @@ typedef struct program {
     uv_async_t ended; /* the server's thread is about to end */
     uv_thread_t thread;
     bool stopping;
+    bool recovering, damaged; /* the server's thread's, while it runs */
+    mn_error damage;
     mn_grpc_server_stats last;
 } program;
 
@@ -63,9 +65,27 @@ static bool admit(void *context, const char *peer, const char *authorization,
     return false;
 }
 
-static void handle(void *core, mn_call *call) { mn_shard_handle(core, call); }
-static uint64_t tick(void *core, uint64_t now_ns) { return mn_shard_tick(core, now_ns); }
-static void abandon(void *core, mn_call *call) { mn_shard_abandon(core, call); }
+static void handle(void *core, mn_call *call) { mn_shard_handle(((program *)core)->shard, call); }
+
+/* Probes hear NOT_SERVING until the logs are replayed. */
+static uint64_t tick(void *core, uint64_t now_ns)
+{
+    program *it = core;
+    uint64_t next_ns = mn_shard_tick(it->shard, now_ns);
+    if (!it->recovering)
+        return next_ns;
+    enum mn_status state = mn_shard_state(it->shard, &it->damage);
+    if (state == MN_UNAVAILABLE)
+        return next_ns;
+    it->recovering = false;
+    it->damaged = state != MN_OK;
+    if (it->damaged)
+        mn_grpc_server_stop(it->server);
+    else
+        mn_grpc_server_set_healthy(it->server, true);
+    return next_ns;
+}
+static void abandon(void *core, mn_call *call) { mn_shard_abandon(((program *)core)->shard, call); }
 
 static void serve(void *context)
 {
@@ -171,7 +191,8 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                              .shards = flags->shards,
                              .read_bytes_max = flags->read_bytes_max,
                              .change_bytes_max = flags->change_bytes_max,
-                             .usage_bytes_max = flags->usage_bytes_max};
+                             .usage_bytes_max = flags->usage_bytes_max,
+                             .durability = flags->durability};
     enum mn_status status = mn_shard_create(&core, &it->env, &it->shard, error);
     if (status)
         return status;
@@ -183,9 +204,13 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                                      .handle = handle,
                                      .tick = tick,
                                      .abandon = abandon,
-                                     .core = it->shard,
+                                     .core = it,
                                      .env = &it->env};
-    return mn_grpc_server_create(&server, &it->server, out_port, error);
+    status = mn_grpc_server_create(&server, &it->server, out_port, error);
+    it->recovering = !status && mn_shard_state(it->shard, NULL) != MN_OK;
+    if (it->recovering)
+        mn_grpc_server_set_healthy(it->server, false);
+    return status;
 }
 
 static void close_server(program *it)
@@ -220,6 +245,8 @@ static int run(program *it, int port)
     (void)uv_thread_join(&it->thread);       /* a thread of ours, joined once */
     (void)uv_loop_close(&it->loop);          /* no handle is open */
     log_line(it, "stopped", "");
+    if (it->damaged)
+        return complain("cannot recover", &it->damage);
     return port_error ? EXIT_FAILED : 0;
 }
 

@@ -30,23 +30,33 @@ typedef struct mn_shard_options {
     uint32_t reduces_max;    /* results kept per open step; default 4096 */
     uint64_t
         table_bytes_max; /* address space of all tiles together (values + state); default 16 TiB */
-    uint32_t message_bytes_max; /* largest payload; working memory is reserved for it; default
+    uint32_t message_bytes_max;      /* largest payload; working memory is reserved for it; default
                                    MN_MESSAGE_BYTES_MAX */
-    const mn_kernels *kernels;  /* default mn_kernels_best() */
+    enum mn_durability durability;   /* of groups that name none; default MN_DURABILITY_NONE */
+    uint64_t log_unsynced_bytes_max; /* of a group's log, waiting for the disk; default 64 MiB */
+    const mn_kernels *kernels;       /* default mn_kernels_best() */
     /* Planted bugs, for the simulator's own test only (0 in every program): bit per MN_PLANT_*. */
     uint32_t plants;
 } mn_shard_options;
 
 /* What the simulator plants to prove that its checks can fail. */
 enum mn_plant {
-    MN_PLANT_ONE_BUDGET = 1 << 0,    /* reads and changes share one budget, without a reserve */
-    MN_PLANT_NO_FENCE = 1 << 1,      /* an earlier incarnation's requests are served */
-    MN_PLANT_NO_DEDUP = 1 << 2,      /* a repeated piece is staged again */
-    MN_PLANT_NO_COUNT = 1 << 3,      /* Seal does not compare the number of pieces */
-    MN_PLANT_READ_EARLY = 1 << 4,    /* reads do not wait for step - 1 */
-    MN_PLANT_ARRIVAL_ORDER = 1 << 5, /* contributions merge in arrival order */
-    MN_PLANT_NO_EPOCH = 1 << 6,      /* the map epoch is not checked */
-    MN_PLANT_KEEP_ON_REPLAY = 1 << 7 /* Join REPLAY keeps the old parts */
+    MN_PLANT_ONE_BUDGET = 1 << 0,     /* reads and changes share one budget, without a reserve */
+    MN_PLANT_NO_FENCE = 1 << 1,       /* an earlier incarnation's requests are served */
+    MN_PLANT_NO_DEDUP = 1 << 2,       /* a repeated piece is staged again */
+    MN_PLANT_NO_COUNT = 1 << 3,       /* Seal does not compare the number of pieces */
+    MN_PLANT_READ_EARLY = 1 << 4,     /* reads do not wait for step - 1 */
+    MN_PLANT_ARRIVAL_ORDER = 1 << 5,  /* contributions merge in arrival order */
+    MN_PLANT_NO_EPOCH = 1 << 6,       /* the map epoch is not checked */
+    MN_PLANT_KEEP_ON_REPLAY = 1 << 7, /* Join REPLAY keeps the old parts */
+    MN_PLANT_ACK_UNSYNCED = 1 << 8,   /* answers do not wait for the log's sync */
+    MN_PLANT_SYNC_AGAIN = 1 << 9,     /* a failed sync is just made again */
+    MN_PLANT_TORN_RECORD = 1 << 10,   /* a record's body is taken without its checksum */
+    MN_PLANT_OLD_EPOCH = 1 << 11,     /* recovery replays the group's first epoch, not its last */
+    MN_PLANT_LOG_NO_JOIN = 1 << 12,   /* Joins are not logged */
+    MN_PLANT_LOG_NO_REDUCE = 1 << 13, /* Reduces are not logged */
+    MN_PLANT_LOG_NO_SEAL = 1 << 14,   /* Seals are not logged */
+    MN_PLANT_LOG_LATE = 1 << 15       /* a change is acknowledged though its log write failed */
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer
@@ -60,6 +70,11 @@ void mn_shard_destroy(mn_shard *shard);
  * call->deadline_ns is set here from remaining_ms, so that the typed answer (which names whom it
  * waited for) leaves before the caller gives up. */
 void mn_shard_handle(mn_shard *shard, mn_call *call);
+
+/* A shard with logs in its storage replays them, a piece a tick, before it serves: until then every
+ * call gets MN_UNAVAILABLE that says how far it is. MN_OK: it serves; MN_UNAVAILABLE: it is
+ * replaying; anything else: it cannot go on, error names the file and where. */
+enum mn_status mn_shard_state(const mn_shard *shard, mn_error *error);
 
 /* The caller gave up (disconnect, cancel): a parked call is finished with MN_CANCELLED now; one
  * already answered is ignored. */

@@ -22,8 +22,9 @@ enum mn_status mn_shard_change_room(const mn_shard *shard, const struct group *g
     bool one_budget = planted(shard, MN_PLANT_ONE_BUDGET);
     uint64_t used = group->change_bytes + (one_budget ? group->read_bytes : 0);
     uint64_t max = options->change_bytes_max;
-    bool room = used <= max && bytes <= max - used;
-    if (room && step > group->committed + 1 && !one_budget) {
+    bool room =
+        shard->recovery || (used <= max && bytes <= max - used); /* there was, when logged */
+    if (room && !shard->recovery && step > group->committed + 1 && !one_budget) {
         used = later_bytes(shard, group);
         max -= options->change_reserve_bytes;
         room = used <= max && bytes <= max - used;
@@ -145,10 +146,12 @@ void mn_shard_wake(mn_shard *shard)
 void mn_shard_answer_parked(mn_shard *shard, struct group *group, enum mn_status status,
                             const char *field, const char *message)
 {
-    while (group->parked_first) {
-        mn_call *call = group->parked_first;
+    while (group->parked_first || group->log.held_first) {
+        mn_call *call = group->parked_first ? group->parked_first : group->log.held_first;
         mn_error error = {0};
         (void)mn_fail(&error, status, field, "%s", message); /* fills error */
+        if (call->held)
+            mn_shard_log_unhold(shard, call);
         mn_shard_unpark(shard, call);
         mn_shard_answer(shard, call, status, &error);
     }
@@ -232,6 +235,18 @@ static uint64_t expire_group(mn_shard *shard, struct group *group, uint64_t now_
         }
         call = next;
     }
+    for (mn_call *call = group->log.held_first, *next; call; call = next) {
+        next = call->next;
+        if (call->deadline_ns > now_ns) {
+            next_ns = call->deadline_ns < next_ns ? call->deadline_ns : next_ns;
+            continue;
+        }
+        mn_error error = {0};
+        (void)mn_fail(&error, MN_DEADLINE, "log", "%s is done, but its log record is not synced",
+                      mn_verb_name(call->request.verb)); /* fills error */
+        mn_shard_log_unhold(shard, call);
+        mn_shard_answer(shard, call, MN_DEADLINE, &error);
+    }
     return next_ns;
 }
 
@@ -243,7 +258,7 @@ uint64_t mn_shard_expire(mn_shard *shard, uint64_t now_ns)
     uint64_t next_ns = UINT64_MAX;
     for (uint32_t i = 0; i < shard->options.groups_max; i++) {
         struct group *group = &shard->groups[i];
-        if (!group->parked_first)
+        if (!group->parked_first && !group->log.held_first)
             continue;
         uint64_t group_ns = expire_group(shard, group, now_ns);
         if (group_ns < next_ns)

@@ -161,14 +161,22 @@ static enum mn_status contribute(mn_shard *shard, struct group *group, struct re
         return mn_fail(error, MN_CONFLICT, "payload",
                        "rank %u gave other values to %s of step %" PRIu64 " before", context->rank,
                        reduce->name, reduce->step);
-    if (!entry->came) {
-        enum mn_status status;
-        entry->values = take(shard, group, reduce->step, bytes, &status, error);
+    enum mn_status status = MN_OK;
+    double *values = entry->values;
+    if (!values)
+        values = take(shard, group, reduce->step, bytes, &status, error);
+    if (!values)
+        return status;
+    if (!planted(shard, MN_PLANT_LOG_NO_REDUCE))
+        status = mn_shard_log_append(shard, group, request, error);
+    if (status) {
         if (!entry->values)
-            return status;
-        entry->came = true;
-        reduce->came++;
+            give(shard, group, reduce->step, values, bytes);
+        return status;
     }
+    reduce->came += !entry->came;
+    entry->came = true;
+    entry->values = values;
     memcpy(entry->values, payload, bytes);
     entry->checksum = checksum;
     entry->incarnation = context->incarnation;

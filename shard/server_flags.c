@@ -15,7 +15,10 @@ static const char usage[] =
     "\n"
     "  --listen HOST:PORT     address to serve on; port 0 picks a free one  [0.0.0.0:7700]\n"
     "  --shard I --shards N   this server's place among N                   [0 of 1]\n"
-    "  --data DIR             where Snapshot writes and Restore reads       [neither works]\n"
+    "  --data DIR             holds the logs and snapshots                  [nothing is kept]\n"
+    "  --durability LEVEL     when changes of groups that ask for no level are acknowledged:\n"
+    "                         none: at once; process: once in the log, kill -9 loses nothing;\n"
+    "                         sync: once on disk, power loss loses nothing  [process with --data]\n"
     "  --token TOKEN          admit only calls with the metadata\n"
     "                         \"authorization: Bearer TOKEN\"                 [admit all]\n"
     "\n"
@@ -43,6 +46,7 @@ enum flag {
     FLAG_SHARD,
     FLAG_SHARDS,
     FLAG_DATA,
+    FLAG_DURABILITY,
     FLAG_TOKEN,
     FLAG_READ_BUDGET,
     FLAG_CHANGE_BUDGET,
@@ -61,6 +65,7 @@ static const struct option options[] = {
     {"shard", required_argument, NULL, FLAG_SHARD},
     {"shards", required_argument, NULL, FLAG_SHARDS},
     {"data", required_argument, NULL, FLAG_DATA},
+    {"durability", required_argument, NULL, FLAG_DURABILITY},
     {"token", required_argument, NULL, FLAG_TOKEN},
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
@@ -121,6 +126,18 @@ static enum mn_status parse_level(const char *text, int *out_level, mn_error *er
                    "\"%.60s\" is none of debug, info, warning, none", text);
 }
 
+static enum mn_status parse_durability(const char *text, enum mn_durability *out_durability,
+                                       mn_error *error)
+{
+    for (int i = MN_DURABILITY_NONE; i <= MN_DURABILITY_SYNC; i++)
+        if (!strcmp(text, mn_durability_name((enum mn_durability)i))) {
+            *out_durability = (enum mn_durability)i;
+            return MN_OK;
+        }
+    return mn_fail(error, MN_INVALID, "--durability", "\"%.60s\" is none of none, process, sync",
+                   text);
+}
+
 static enum mn_status parse_text(const char *flag, const char *text, const char **out_text,
                                  mn_error *error)
 {
@@ -145,6 +162,8 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
         return parse_count("--shards", text, 1, MN_SHARDS_MAX, &flags->shards, error);
     case FLAG_DATA:
         return parse_text("--data", text, &flags->data, error);
+    case FLAG_DURABILITY:
+        return parse_durability(text, &flags->durability, error);
     case FLAG_TOKEN:
         return parse_text("--token", text, &flags->token, error);
     case FLAG_READ_BUDGET:
@@ -201,6 +220,11 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
     if (flags.shard >= flags.shards)
         return mn_fail(error, MN_INVALID, "--shard", "%u is not below --shards %u", flags.shard,
                        flags.shards);
+    if (flags.durability > MN_DURABILITY_NONE && !flags.data)
+        return mn_fail(error, MN_INVALID, "--durability", "%s needs --data",
+                       mn_durability_name(flags.durability));
+    if (!flags.durability)
+        flags.durability = flags.data ? MN_DURABILITY_PROCESS : MN_DURABILITY_NONE;
     *out_flags = flags;
     return MN_OK;
 }
@@ -209,11 +233,11 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
 {
     (void)snprintf(
         out_text, bytes_max,
-        "version=%s listen=%s shard=%u shards=%u data=%s token=%s read_budget=%llu "
+        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s token=%s read_budget=%llu "
         "change_budget=%llu reply_budget=%llu usage_budget=%llu calls_max=%u info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
-        flags->token ? "given" : "none", (unsigned long long)flags->read_bytes_max,
-        (unsigned long long)flags->change_bytes_max, (unsigned long long)flags->reply_bytes_max,
-        (unsigned long long)flags->usage_bytes_max, flags->calls_max,
-        flags->info_seconds); /* cut when too long */
+        mn_durability_name(flags->durability), flags->token ? "given" : "none",
+        (unsigned long long)flags->read_bytes_max, (unsigned long long)flags->change_bytes_max,
+        (unsigned long long)flags->reply_bytes_max, (unsigned long long)flags->usage_bytes_max,
+        flags->calls_max, flags->info_seconds); /* cut when too long */
 }

@@ -28,6 +28,8 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     DEFAULT(reduces_max, 4096);
     DEFAULT(table_bytes_max, UINT64_C(16) << 40);
     DEFAULT(message_bytes_max, MN_MESSAGE_BYTES_MAX);
+    DEFAULT(durability, MN_DURABILITY_NONE);
+    DEFAULT(log_unsynced_bytes_max, UINT64_C(64) << 20);
     if (options->shards > MN_SHARDS_MAX)
         return mn_fail(error, MN_INVALID, "shards", "%u is more than %d", options->shards,
                        MN_SHARDS_MAX);
@@ -47,6 +49,9 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     if (options->open_steps_max > 16)
         return mn_fail(error, MN_INVALID, "open_steps_max", "%u is more than 16",
                        options->open_steps_max);
+    if (options->durability > MN_DURABILITY_SYNC)
+        return mn_fail(error, MN_INVALID, "durability", "%u is unknown",
+                       (unsigned)options->durability);
     if (options->message_bytes_max < 4096)
         return mn_fail(error, MN_INVALID, "message_bytes_max", "%u is less than 4096",
                        options->message_bytes_max);
@@ -100,6 +105,9 @@ enum mn_status mn_shard_create(const mn_shard_options *options, const mn_env *en
     enum mn_status status = resolve_options(options, &resolved, error);
     if (status)
         return status;
+    if (resolved.durability > MN_DURABILITY_NONE && !env->storage)
+        return mn_fail(error, MN_INVALID, "durability", "%s needs a folder for the log",
+                       mn_durability_name(resolved.durability));
     mn_shard *shard = env->allocate(env->context, sizeof *shard);
     if (!shard)
         goto no_memory;
@@ -117,6 +125,16 @@ enum mn_status mn_shard_create(const mn_shard_options *options, const mn_env *en
         mn_shard_destroy(shard);
         goto no_memory;
     }
+    if (env->storage)
+        shard->log_header = allocate(shard, MN_HEADER_BYTES_MAX);
+    if (env->storage && !shard->log_header)
+        status = mn_fail(error, MN_NO_MEMORY, "shard", "no memory for the log");
+    if (env->storage && !status)
+        status = mn_shard_recover_start(shard, error);
+    if (status) {
+        mn_shard_destroy(shard);
+        return status;
+    }
     *out_shard = shard;
     return MN_OK;
 no_memory:
@@ -128,6 +146,7 @@ void mn_shard_destroy(mn_shard *shard)
     if (!shard)
         return;
     mn_shard_job_cancel(shard);
+    mn_shard_recover_stop(shard);
     for (uint32_t i = 0; shard->groups && i < shard->options.groups_max; i++) {
         struct group *group = &shard->groups[i];
         if (!group->name[0])
@@ -137,6 +156,7 @@ void mn_shard_destroy(mn_shard *shard)
     }
     mn_shard_block_pool_deinit(&shard->pool);
     scratch_deinit(shard);
+    release(shard, shard->log_header, MN_HEADER_BYTES_MAX);
     release(shard, shard->group_infos, MN_INFO_MAX * sizeof *shard->group_infos);
     release(shard, shard->table_infos, MN_INFO_MAX * sizeof *shard->table_infos);
     release(shard, shard->groups, shard->options.groups_max * sizeof *shard->groups);
@@ -172,7 +192,7 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
 {
     assert(!call->core);
     mn_reply *reply = &call->reply;
-    const struct group *group = mn_shard_group_find(shard, call->request.context.group);
+    struct group *group = mn_shard_group_find(shard, call->request.context.group);
     reply->status = status;
     if (status) {
         reply->error = *error;
@@ -191,7 +211,8 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
     }
     reply->shards = shard->options.shards;
     reply->shard = shard->options.shard;
-    call->finish(call);
+    if (!group || !mn_shard_log_hold(shard, group, call))
+        call->finish(call);
 }
 
 void mn_shard_run(mn_shard *shard, mn_call *call)
@@ -214,16 +235,30 @@ static uint64_t deadline_of(uint64_t now_ns, uint64_t remaining_ms)
     return now_ns + remaining_ns - margin_ns;
 }
 
+static void refuse_unserved(const mn_shard *shard, mn_call *call)
+{
+    mn_reply *reply = &call->reply;
+    reply->status = mn_shard_recover_refuse(shard, &reply->error);
+    reply->shards = shard->options.shards;
+    reply->shard = shard->options.shard;
+    call->finish(call);
+}
+
 void mn_shard_handle(mn_shard *shard, mn_call *call)
 {
     assert(!shard->running);
     shard->running = true;
     call->core = NULL;
+    call->held = 0;
     call->budget_bytes = 0;
     call->deadline_ns =
         deadline_of(shard->env.now_ns(shard->env.context), call->request.context.remaining_ms);
-    mn_shard_run(shard, call);
+    if (shard->recovery)
+        refuse_unserved(shard, call);
+    else
+        mn_shard_run(shard, call);
     mn_shard_wake(shard);
+    (void)mn_shard_log_work(shard, shard->env.now_ns(shard->env.context)); /* a tick follows */
     shard->running = false;
 }
 
@@ -235,6 +270,8 @@ void mn_shard_abandon(mn_shard *shard, mn_call *call)
         if (!mn_shard_job_forget(shard, call)) {
             mn_error error = {0};
             (void)mn_fail(&error, MN_CANCELLED, "call", "the caller gave up"); /* fills error */
+            if (call->held)
+                mn_shard_log_unhold(shard, call);
             mn_shard_unpark(shard, call);
             mn_shard_answer(shard, call, MN_CANCELLED, &error);
         }
@@ -253,7 +290,14 @@ uint64_t mn_shard_tick(mn_shard *shard, uint64_t now_ns)
         if (shard->job)
             next_ns = now_ns;
     }
+    if (shard->recovery) {
+        mn_shard_recover_run(shard);
+        next_ns =
+            shard->recovery && mn_shard_state(shard, NULL) != MN_UNAVAILABLE ? UINT64_MAX : now_ns;
+    }
     mn_shard_wake(shard);
+    uint64_t log_ns = mn_shard_log_work(shard, now_ns);
+    next_ns = log_ns < next_ns ? log_ns : next_ns;
     shard->running = false;
     return next_ns;
 }

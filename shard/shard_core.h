@@ -6,6 +6,7 @@
 #ifndef MN_SHARD_CORE_H
 #define MN_SHARD_CORE_H
 
+#include "log.h"
 #include "mn_shard.h"
 
 #include <assert.h>
@@ -146,6 +147,7 @@ struct group {
     uint64_t loaded_digest;       /* of the path that made this map epoch */
     uint64_t dropped[DROPS_KEPT]; /* ids, the newest in place of the oldest; 0: none yet */
     uint32_t drop_count;
+    struct group_log log;
     void *memory; /* incarnations, tables, steps and what they point at */
     uint64_t memory_bytes;
 };
@@ -171,6 +173,9 @@ struct mn_shard {
     uint64_t next_table; /* home shard: the next table id */
     uint64_t table_bytes, usage_bytes;
     uint64_t next_deadline_ns;
+    struct recovery *recovery;  /* the logs are being replayed; nothing else is served */
+    uint8_t *log_header;        /* [MN_HEADER_BYTES_MAX], with storage */
+    bool log_busy;              /* a group's log waits for the disk */
     struct files_job *job;      /* the snapshot or restore in progress, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
     mn_group_info *group_infos; /* [MN_INFO_MAX] */
@@ -198,9 +203,9 @@ void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *
 /* ---- Groups (group.c) */
 
 struct group *mn_shard_group_find(mn_shard *shard, const char *name);
-/* Makes the group of the context unless it stands. Its epoch is the context's; where that does not
+/* Makes the request's group unless it stands. Its epoch is the context's; where that does not
  * know one, the home shard draws it, and no other makes the group. */
-enum mn_status mn_shard_group_open(mn_shard *shard, const mn_context *context, uint32_t ranks,
+enum mn_status mn_shard_group_open(mn_shard *shard, const mn_request *request,
                                    struct group **out_group, mn_error *error);
 /* An empty group in *out_group, in no list yet. */
 enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t ranks,

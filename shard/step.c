@@ -97,7 +97,8 @@ static void name_squares(const mn_shard *shard, const struct group *group, struc
 }
 
 /* Records the seal. The last one merges the step, so that Commit needs no memory and cannot fail;
- * when there is none, the seal is taken back, and a repeat finds things as they were. */
+ * when there is none, or the log does not take the seal, it is taken back, and a repeat finds
+ * things as they were. */
 static enum mn_status record(mn_shard *shard, struct group *group, struct step *step,
                              const mn_request *request, mn_error *error)
 {
@@ -110,17 +111,21 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
     seal->discard = request->proposal.discard;
     seal->incarnation = request->context.incarnation;
     step->seal_count++;
-    if (step->seal_count < group->ranks)
-        return MN_OK;
+    bool last = step->seal_count == group->ranks;
     enum mn_status status = MN_OK;
-    if (!mn_shard_outcome(group, step).discard)
+    if (last && !mn_shard_outcome(group, step).discard)
         status = mn_shard_merge(shard, group, step, error);
+    if (!status && !planted(shard, MN_PLANT_LOG_NO_SEAL))
+        status = mn_shard_log_append(shard, group, request, error);
     if (status) {
+        mn_shard_merge_drop(shard, step);
         seal->sealed = seal->discard = false;
         seal->incarnation = 0;
         step->seal_count--;
         return status;
     }
+    if (!last)
+        return MN_OK;
     name_squares(shard, group, step);
     group->wake |= 1u << MN_VERB_SEAL;
     return MN_OK;
@@ -261,6 +266,9 @@ enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     if (mn_shard_job_holds(shard, group))
         return mn_shard_park(shard, group, call, 0, error);
+    status = mn_shard_log_append(shard, group, request, error);
+    if (status)
+        return status;
     make_permanent(shard, group, step, request);
     return MN_OK;
 }

@@ -196,10 +196,17 @@ static bool was_dropped(const struct group *group, uint64_t id)
 }
 
 /* Also of a table that is not here: its CreateTable may come late. */
-static void remember_drop(struct group *group, uint64_t id)
+static enum mn_status remember_drop(mn_shard *shard, struct group *group, const mn_request *request,
+                                    uint64_t id, mn_error *error)
 {
-    if (id && !was_dropped(group, id))
+    if (!id || was_dropped(group, id))
+        return MN_OK;
+    mn_request record = *request;
+    record.table = id;
+    enum mn_status status = mn_shard_log_append(shard, group, &record, error);
+    if (!status)
         group->dropped[group->drop_count++ % DROPS_KEPT] = id;
+    return status;
 }
 
 /* The id under which a new table may come into being here, or why not. A shard that lost its group
@@ -207,6 +214,10 @@ static void remember_drop(struct group *group, uint64_t id)
 static enum mn_status new_id(mn_shard *shard, const struct group *group, const mn_request *request,
                              uint64_t *out_id, mn_error *error)
 {
+    if (shard->recovery) {
+        *out_id = request->table; /* as it was when it was logged */
+        return MN_OK;
+    }
     if (request->table == 0 && !is_home(shard))
         return mn_fail(error, MN_INVALID, "table",
                        "0: the home shard (0) gives the id, this is "
@@ -240,6 +251,18 @@ static enum mn_status check_same(const struct table *table, const mn_request *re
     return MN_OK;
 }
 
+/* The request as it takes effect here: with the id, and all that the group was made with. */
+static enum mn_status log_create(mn_shard *shard, struct group *group, const mn_request *request,
+                                 uint64_t id, mn_error *error)
+{
+    mn_request record = *request;
+    record.context.map_epoch = group->map_epoch;
+    record.table = id;
+    record.ranks = group->ranks;
+    record.durability = group->log.level;
+    return mn_shard_log_append(shard, group, &record, error);
+}
+
 static enum mn_status create(mn_shard *shard, struct group *group, const mn_request *request,
                              const mn_table_spec *checked, struct table **out_table,
                              mn_error *error)
@@ -258,6 +281,11 @@ static enum mn_status create(mn_shard *shard, struct group *group, const mn_requ
     status = mn_shard_table_init(shard, id, checked, free_place, error);
     if (status)
         return status;
+    status = log_create(shard, group, request, id, error);
+    if (status) {
+        mn_shard_table_deinit(shard, free_place);
+        return status;
+    }
     if (shard->next_table <= id)
         shard->next_table = id + 1;
     *out_table = free_place;
@@ -270,13 +298,13 @@ enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *e
     struct group *group = mn_shard_group_find(shard, request->context.group);
     mn_table_spec checked;
     enum mn_status status = MN_OK;
-    if (group || request->context.incarnation)
+    if (group || (request->context.incarnation && !shard->recovery))
         status = mn_shard_check_group(shard, call, true, &group, error); /* says what is lost */
     if (!status)
         status = mn_spec_check(&request->spec, &checked, error);
     bool new_group = !group;
     if (!status && (new_group || request->ranks))
-        status = mn_shard_group_open(shard, &request->context, request->ranks, &group, error);
+        status = mn_shard_group_open(shard, request, &group, error);
     if (status)
         return status;
     struct table *table = mn_shard_table_find(shard, group, 0, checked.name);
@@ -304,8 +332,8 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
     struct table *table;
     status = mn_shard_table_named(shard, group, request, &table, error);
     if (status) {
-        remember_drop(group, request->table);
-        return status;
+        enum mn_status kept = remember_drop(shard, group, request, request->table, error);
+        return kept ? kept : status;
     }
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++) {
         const struct step *step = &group->steps[i];
@@ -317,9 +345,11 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
     }
     if (shard->job)
         return mn_fail(error, MN_BUSY, "table", "a snapshot or restore runs");
+    status = remember_drop(shard, group, request, table->id, error);
+    if (status)
+        return status;
     call->reply.table = table->id;
     mn_shard_log(shard, 1, "drop", call, "table=%" PRIu64 " name=%s", table->id, table->spec.name);
-    remember_drop(group, table->id);
     mn_shard_table_deinit(shard, table);
     return MN_OK;
 }

@@ -94,13 +94,21 @@ static enum mn_status no_remove(mn_storage *storage, const char *path, mn_error 
     return mn_fail(error, MN_STORAGE, "path", "read only");
 }
 
+static void no_start(mn_file *file) { (void)file; }
+
+static bool no_end(mn_file *file, enum mn_status *out_status, mn_error *error)
+{
+    *out_status = no_sync(file, error);
+    return true;
+}
+
 static void close_part(mn_file *file) { (void)file; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static mn_storage storage = {no_file,       open_part, no_bytes,   read_part,
-                                 size_part,     no_sync,   close_part, no_rename,
-                                 folder_stands, no_list,   no_remove};
+    static mn_storage storage = {no_file,   open_part,  no_bytes,  read_part,     size_part,
+                                 no_sync,   close_part, no_rename, folder_stands, no_list,
+                                 no_remove, no_start,   no_end};
     if (size < 2)
         return 0;
     uint64_t manifest = data[0] | (uint64_t)data[1] << 8, left = size - 2;

@@ -133,8 +133,9 @@ class Proxy:
 
 
 class Cluster:
-    def __init__(self, programs, shards):
+    def __init__(self, programs, shards, durability="process"):
         self.programs, self.count, self.proxies = programs, shards, {}
+        self.durability = durability
         self.folder = tempfile.mkdtemp(prefix="mneme-process-")
         self.ports, self.shards, self.workers = free_ports(shards), [None] * shards, []
         for i in range(shards):
@@ -156,8 +157,9 @@ class Cluster:
             os.remove(port_file)
         self.shards[i] = Child([self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}",
                                 "--shard", str(i), "--shards", str(self.count), "--data",
-                                os.path.join(self.folder, "data"), "--port-file", port_file,
-                                "--usage-budget", "1MiB"])
+                                os.path.join(self.folder, "data"), "--durability",
+                                self.durability, "--port-file", port_file, "--usage-budget",
+                                "1MiB"])
         end = time.monotonic() + 30
         while not os.path.exists(port_file):
             assert time.monotonic() < end, f"shard {i} does not serve: {self.shards[i].lines}"

@@ -127,7 +127,7 @@ class Processes(unittest.TestCase):
             self.assertRegex(out, r"(?m)^ +0  process")
 
     def test_restarted_shard_is_lost_until_loaded(self):
-        with Cluster(PROGRAMS, SHARDS) as cluster:
+        with Cluster(PROGRAMS, SHARDS, "none") as cluster:
             workers = self.start(cluster)
             workers[0].wait_for("^step 4$")
             code, out, err = cluster.command("save", "snap")
@@ -151,7 +151,7 @@ class Processes(unittest.TestCase):
             self.assertEqual(finish(self.start(cluster)), undisturbed())
 
     def test_restarted_home_shard_is_lost(self):
-        with Cluster(PROGRAMS, SHARDS) as cluster:
+        with Cluster(PROGRAMS, SHARDS, "none") as cluster:
             workers = self.start(cluster)
             workers[0].wait_for("^step 4$")
             cluster.shards[0].kill()
@@ -162,6 +162,31 @@ class Processes(unittest.TestCase):
             successor = cluster.worker(1, RANKS, STEPS)
             self.assertEqual(successor.end(), 3)
             self.assertRegex(successor.lines[-1], "^failed open LOST ")
+
+    def kill_shards_while_training(self, durability):
+        with Cluster(PROGRAMS, SHARDS, durability) as cluster:
+            workers = self.start(cluster)
+            for step, victim in ((2, 1), (4, 0), (6, 2), (8, 1)):
+                workers[0].wait_for(f"^step {step}$")
+                cluster.shards[victim].kill()
+                cluster.start_shard(victim)
+            self.assertEqual(finish(workers), undisturbed())
+
+    def test_killed_shards_come_back(self):
+        self.kill_shards_while_training("process")
+
+    def test_killed_shards_come_back_synced(self):
+        self.kill_shards_while_training("sync")
+
+    def test_all_shards_and_workers_killed(self):
+        with Cluster(PROGRAMS, SHARDS) as cluster:
+            workers = self.start(cluster, pause_ms=0)
+            workers[0].wait_for("^step 5$")
+            for child in cluster.shards + workers:
+                child.kill()
+            for i in range(SHARDS):
+                cluster.start_shard(i)
+            self.assertEqual(finish(self.start(cluster)), undisturbed())
 
     def test_load_on_other_shards(self):
         with Cluster(PROGRAMS, SHARDS) as cluster:

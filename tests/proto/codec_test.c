@@ -14,11 +14,11 @@
 #define PIECE(X)    X(part) X(position)
 #define PROPOSAL(X) X(proposal)
 
-#define REQUEST_CREATE_TABLE(X) X(table) X(spec) X(ranks)
+#define REQUEST_CREATE_TABLE(X) X(table) X(spec) X(ranks) X(durability)
 #define REQUEST_DESCRIBE(X)     X(table) X(spec.name) X(count) X(position)
 #define REQUEST_LIST(X)
 #define REQUEST_DROP(X)     X(table) X(spec.name)
-#define REQUEST_JOIN(X)     X(ranks) X(join)
+#define REQUEST_JOIN(X)     X(ranks) X(join) X(durability)
 #define REQUEST_FETCH(X)    READS(X) X(with_state)
 #define REQUEST_BAG(X)      READS(X) X(per_query) X(weight_dtype)
 #define REQUEST_BAG_GRAD(X) READS(X) X(per_query) X(weight_dtype) PIECE(X)
@@ -165,6 +165,7 @@ static void random_request(rng *r, mn_request *out)
     random_spec(r, &out->spec);
     out->ranks = (uint32_t)random_number(r);
     out->join = (enum mn_join_phase)rng_below(r, 3);
+    out->durability = (enum mn_durability)rng_below(r, 4);
     out->pieces = random_number(r);
     out->norms = rng_below(r, 2);
     random_proposal(r, &out->proposal, out->factors);
@@ -324,6 +325,7 @@ static void golden_request(enum mn_verb verb, mn_request *out)
     golden_spec(verb == MN_VERB_CREATE_TABLE ? "n1" : "n27", &out->spec);
     out->ranks = 1017, out->join = MN_JOIN_REPLAY, out->pieces = 1019, out->norms = true;
     golden_proposal(&out->proposal);
+    out->durability = MN_DURABILITY_SYNC;
     out->factors[0] = out->factors[1] = 22.5f;
     out->incarnation_sum = 1023;
     strcpy(out->name, "n24");

@@ -183,6 +183,14 @@ static enum mn_status sync_file(mn_file *handle, mn_error *error)
     return MN_OK;
 }
 
+static void sync_start(mn_file *handle) { (void)handle; }
+
+static bool sync_ended(mn_file *handle, enum mn_status *out_status, mn_error *error)
+{
+    *out_status = sync_file(handle, error);
+    return true;
+}
+
 static void close_file(mn_file *handle) { (void)handle; }
 
 static enum mn_status rename_file(mn_storage *storage, const char *from, const char *to,
@@ -229,8 +237,9 @@ mn_storage *sim_storage_create(void)
 {
     store *s = calloc(1, sizeof *s);
     assert(s);
-    s->base = (mn_storage){create_file, open_file,   append_file, read_file,   size_file, sync_file,
-                           close_file,  rename_file, make_folder, list_folder, remove_one};
+    s->base = (mn_storage){create_file, open_file,  append_file, read_file,   size_file,
+                           sync_file,   close_file, rename_file, make_folder, list_folder,
+                           remove_one,  sync_start, sync_ended};
     return &s->base;
 }
 

@@ -162,6 +162,14 @@ static enum mn_status sync_file(mn_file *file, mn_error *error)
     return status;
 }
 
+static void sync_start(mn_file *file) { (void)file; }
+
+static bool sync_ended(mn_file *file, enum mn_status *out_status, mn_error *error)
+{
+    *out_status = sync_file(file, error);
+    return true;
+}
+
 static void close_file(mn_file *file)
 {
     if (!file)
@@ -237,6 +245,8 @@ mem_storage *mem_storage_create(void)
         .make_folder = make_folder,
         .list = list,
         .remove = remove_file,
+        .sync_start = sync_start,
+        .sync_ended = sync_ended,
     };
     return storage;
 }

@@ -1,0 +1,408 @@
+/* Writing the log: records, files, syncs, and the answers that wait for them (LOG.md). */
+#include "shard_core.h"
+
+#include <stdio.h>
+
+static const uint64_t retry_after_ns = UINT64_C(100000000); /* after trouble with the disk */
+static const uint64_t poll_after_ns = UINT64_C(200000);     /* while a sync runs */
+
+/* ---- Names and levels */
+
+void mn_shard_log_folder(const mn_shard *shard, char out_folder[LOG_FOLDER_BYTES])
+{
+    (void)snprintf(out_folder, LOG_FOLDER_BYTES, "@%u-of-%u", shard->options.shard,
+                   shard->options.shards); /* it fits */
+}
+
+void mn_shard_log_path(const mn_shard *shard, const struct log_name *name,
+                       char out_path[LOG_PATH_BYTES])
+{
+    char folder[LOG_FOLDER_BYTES];
+    mn_shard_log_folder(shard, folder);
+    (void)snprintf(out_path, LOG_PATH_BYTES, "%s/%s@%" PRIx64 "-%" PRIu64 ".log", folder,
+                   name->group, name->epoch, name->number); /* it fits */
+}
+
+enum mn_status mn_shard_log_level(const mn_shard *shard, enum mn_durability asked,
+                                  enum mn_durability *out_level, mn_error *error)
+{
+    enum mn_durability level = asked ? asked : shard->options.durability;
+    if (level > MN_DURABILITY_NONE && !shard->env.storage)
+        return mn_fail(error, MN_UNSUPPORTED, "durability",
+                       "%s needs a log, but this shard was started without a folder",
+                       mn_durability_name(level));
+    *out_level = level;
+    return MN_OK;
+}
+
+/* ---- Records */
+
+static void encode_head(const struct group_log *log, struct log_record *record)
+{
+    uint64_t chain = log->chain; /* every record's alone: one that is lost does not hide others */
+    record->head.promised = log->promised;
+    mn_shard_encode_log_record(&record->head, &chain, record->bytes);
+}
+
+static struct log_record *make_record(mn_shard *shard, const struct group_log *log,
+                                      const mn_request *request, enum mn_status *out_status,
+                                      mn_error *error)
+{
+    uint8_t *header = shard->log_header;
+    uint32_t header_bytes = 0;
+    *out_status = mn_request_encode(request, header, MN_HEADER_BYTES_MAX, &header_bytes, error);
+    if (*out_status)
+        return NULL;
+    uint64_t body_bytes = header_bytes + request->payload.bytes;
+    uint64_t block_bytes = sizeof(struct log_record) + FILE_BYTES_log_record + body_bytes;
+    struct log_record *record = mn_shard_block_take(&shard->pool, block_bytes);
+    if (!record) {
+        *out_status = mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
+        return NULL;
+    }
+    uint8_t *body = record->bytes + FILE_BYTES_log_record;
+    memcpy(body, header, header_bytes);
+    if (request->payload.bytes) {
+        mn_cursor cursor;
+        mn_cursor_init(&cursor, &request->payload, 0);
+        mn_cursor_read(&cursor, body + header_bytes, request->payload.bytes);
+    }
+    record->next = NULL;
+    record->block_bytes = block_bytes;
+    record->head = (struct file_log_record){.magic = LOG_RECORD_MAGIC,
+                                            .verb = request->verb,
+                                            .sequence = log->written + 1,
+                                            .body_bytes = body_bytes,
+                                            .body_checksum = mn_checksum(body, body_bytes, 0)};
+    return record;
+}
+
+static void free_record(mn_shard *shard, struct log_record *record)
+{
+    mn_shard_block_give(&shard->pool, record, record->block_bytes);
+}
+
+/* ---- Files */
+
+/* The file is not to be trusted with another record: what it holds beyond `promised` will be
+ * written again, to the next one. */
+static void give_up_file(mn_shard *shard, struct group *group, const mn_error *error)
+{
+    struct group_log *log = &group->log;
+    char text[400];
+    (void)snprintf(text, sizeof text, "shard=%u group=%s number=%" PRIu64 " message=\"%s\"",
+                   shard->options.shard, group->name, log->number, error->message); /* cut */
+    if (shard->env.log)
+        shard->env.log(shard->env.context, 2, "log_trouble", text);
+    if (log->file)
+        shard->env.storage->close(log->file);
+    log->file = NULL;
+    log->syncing = 0;
+    log->trouble = *error;
+    log->retry_ns = shard->env.now_ns(shard->env.context) + retry_after_ns;
+}
+
+static enum mn_status write_record(const mn_shard *shard, struct group_log *log,
+                                   struct log_record *record, mn_error *error)
+{
+    encode_head(log, record);
+    return shard->env.storage->append(log->file, record->bytes,
+                                      FILE_BYTES_log_record + record->head.body_bytes, error);
+}
+
+static enum mn_status write_head(mn_shard *shard, struct group *group, mn_error *error)
+{
+    struct group_log *log = &group->log;
+    struct file_log_head head = {
+        .magic = LOG_MAGIC,
+        .format_version = FILE_FORMAT_VERSION,
+        .least_reader = FILE_READER_LEAST,
+        .endianness = FILE_ENDIANNESS,
+        .map_epoch = group->map_epoch,
+        .number = log->number,
+        .first = log->first ? log->first->head.sequence : log->written + 1,
+        .durability = log->level,
+        .shard = shard->options.shard,
+        .shards = shard->options.shards,
+    };
+    uint8_t bytes[FILE_BYTES_log_head];
+    memcpy(head.group, group->name, sizeof head.group);
+    log->chain = 0;
+    mn_shard_encode_log_head(&head, &log->chain, bytes);
+    return shard->env.storage->append(log->file, bytes, sizeof bytes, error);
+}
+
+/* A new file under a temporary name until its head is there: under its own it is never without. */
+static enum mn_status begin_file(mn_shard *shard, struct group *group, mn_error *error)
+{
+    mn_storage *storage = shard->env.storage;
+    struct group_log *log = &group->log;
+    struct log_name name = {.epoch = group->map_epoch, .number = ++log->number};
+    char folder[LOG_FOLDER_BYTES], path[LOG_PATH_BYTES], temporary[LOG_PATH_BYTES + 4];
+    memcpy(name.group, group->name, sizeof name.group);
+    mn_shard_log_folder(shard, folder);
+    mn_shard_log_path(shard, &name, path);
+    (void)snprintf(temporary, sizeof temporary, "%s.new", path); /* it fits */
+    enum mn_status status = storage->make_folder(storage, folder, error);
+    if (!status)
+        status = storage->create(storage, temporary, &log->file, error);
+    if (!status)
+        status = write_head(shard, group, error);
+    if (!status && log->level == MN_DURABILITY_SYNC)
+        status = storage->sync(log->file, error);
+    if (!status)
+        status = storage->rename(storage, temporary, path, error);
+    for (struct log_record *record = log->first; !status && record; record = record->next)
+        status = write_record(shard, log, record, error);
+    return status;
+}
+
+static enum mn_status ensure_file(mn_shard *shard, struct group *group, mn_error *error)
+{
+    struct group_log *log = &group->log;
+    mn_error cause = log->trouble;
+    enum mn_status status = MN_OK;
+    if (log->file)
+        return MN_OK;
+    if (cause.status && shard->env.now_ns(shard->env.context) < log->retry_ns) {
+        status = cause.status;
+    } else {
+        status = begin_file(shard, group, &cause);
+        if (status)
+            give_up_file(shard, group, &cause);
+    }
+    if (status)
+        return mn_fail(error, MN_STORAGE, "log", "%.150s: nothing changes until the log is written",
+                       cause.message);
+    log->trouble.status = MN_OK;
+    return MN_OK;
+}
+
+/* ---- Appending */
+
+static bool reads_depend(enum mn_verb verb)
+{
+    return mn_verb_kind_of(verb) != MN_KIND_CHANGE && verb != MN_VERB_SEAL &&
+           verb != MN_VERB_REDUCE;
+}
+
+static enum mn_status unsynced_room(const mn_shard *shard, const struct group_log *log,
+                                    uint64_t bytes, mn_error *error)
+{
+    uint64_t max = shard->options.log_unsynced_bytes_max;
+    if (!log->first || (log->unsynced_bytes <= max && bytes <= max - log->unsynced_bytes))
+        return MN_OK; /* one record always fits */
+    return mn_fail(error, MN_BUSY, "log_unsynced_bytes_max",
+                   "%" PRIu64 " of %" PRIu64 " bytes of the log wait for the disk",
+                   log->unsynced_bytes, max);
+}
+
+enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const mn_request *request,
+                                   mn_error *error)
+{
+    struct group_log *log = &group->log;
+    if (log->level <= MN_DURABILITY_NONE || shard->recovery)
+        return MN_OK;
+    enum mn_status status = unsynced_room(shard, log, request->payload.bytes, error);
+    if (!status)
+        status = ensure_file(shard, group, error);
+    if (status)
+        return status;
+    struct log_record *record = make_record(shard, log, request, &status, error);
+    if (!record)
+        return status;
+    mn_error cause = {0};
+    status = write_record(shard, log, record, &cause);
+    if (status) {
+        free_record(shard, record);
+        give_up_file(shard, group, &cause);
+        return mn_fail(error, MN_STORAGE, "log", "%.150s: nothing changes until the log is written",
+                       cause.message);
+    }
+    log->written++;
+    if (reads_depend(request->verb))
+        log->state = log->written;
+    if (log->level == MN_DURABILITY_PROCESS) {
+        log->promised = log->written;
+        free_record(shard, record);
+        return MN_OK;
+    }
+    *(log->last ? &log->last->next : &log->first) = record;
+    log->last = record;
+    log->unsynced_bytes += record->block_bytes;
+    shard->log_busy = true;
+    return MN_OK;
+}
+
+/* ---- Syncing */
+
+static void detach(mn_call *call)
+{
+    struct group_log *log = &((struct group *)call->core)->log;
+    *(call->previous ? &call->previous->next : &log->held_first) = call->next;
+    *(call->next ? &call->next->previous : &log->held_last) = call->previous;
+    call->next = call->previous = NULL;
+    call->core = NULL;
+    call->held = 0;
+}
+
+static void release_tables(mn_shard *shard, mn_table_info *tables, uint32_t count)
+{
+    if (count)
+        shard->env.release(shard->env.context, tables, count * sizeof *tables);
+}
+
+static void release_held(mn_shard *shard, struct group *group)
+{
+    for (mn_call *call = group->log.held_first, *next; call; call = next) {
+        next = call->next;
+        if (call->held > group->log.promised)
+            continue;
+        mn_table_info *tables = call->reply.tables;
+        uint32_t count = call->reply.table_count;
+        detach(call);
+        call->finish(call);
+        release_tables(shard, tables, count);
+    }
+}
+
+static void promise(mn_shard *shard, struct group *group, uint64_t sequence)
+{
+    struct group_log *log = &group->log;
+    log->promised = sequence;
+    while (log->first && log->first->head.sequence <= sequence) {
+        struct log_record *record = log->first;
+        log->first = record->next;
+        log->unsynced_bytes -= record->block_bytes;
+        free_record(shard, record);
+    }
+    if (!log->first)
+        log->last = NULL;
+    release_held(shard, group);
+}
+
+/* One move of the group's log towards durability; false: there is none to make now. */
+static bool move(mn_shard *shard, struct group *group)
+{
+    struct group_log *log = &group->log;
+    mn_storage *storage = shard->env.storage;
+    if (log->syncing) {
+        mn_error error = {0};
+        enum mn_status status = MN_OK;
+        if (!storage->sync_ended(log->file, &status, &error))
+            return false;
+        uint64_t sequence = log->syncing;
+        log->syncing = 0;
+        if (status && !planted(shard, MN_PLANT_SYNC_AGAIN))
+            give_up_file(shard, group, &error); /* what it holds may be gone, whatever it says */
+        else if (!status)
+            promise(shard, group, sequence);
+        return true;
+    }
+    if (!log->first || ensure_file(shard, group, NULL))
+        return false;
+    storage->sync_start(log->file);
+    log->syncing = log->written;
+    return true;
+}
+
+uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns)
+{
+    uint64_t next_ns = UINT64_MAX;
+    if (!shard->log_busy)
+        return next_ns;
+    shard->log_busy = false;
+    for (uint32_t i = 0; i < shard->options.groups_max; i++) {
+        struct group *group = &shard->groups[i];
+        struct group_log *log = &group->log;
+        while (move(shard, group))
+            ;
+        if (!log->first)
+            continue;
+        shard->log_busy = true;
+        uint64_t due_ns = log->syncing ? now_ns + poll_after_ns : log->retry_ns;
+        next_ns = due_ns < next_ns ? due_ns : next_ns;
+    }
+    return next_ns;
+}
+
+void mn_shard_log_close(mn_shard *shard, struct group *group)
+{
+    struct group_log *log = &group->log;
+    assert(!log->held_first);
+    if (log->file)
+        shard->env.storage->close(log->file);
+    log->file = NULL;
+    while (log->first) {
+        struct log_record *record = log->first;
+        log->first = record->next;
+        free_record(shard, record);
+    }
+    log->last = NULL;
+}
+
+/* ---- Answers that wait */
+
+/* What promises nothing and tells nothing of the group leaves at once. */
+static bool tells(const mn_call *call)
+{
+    switch (call->reply.status) {
+    case MN_DEADLINE:
+    case MN_CANCELLED:
+    case MN_UNAVAILABLE:
+    case MN_BUSY:
+    case MN_STORAGE:
+        return false;
+    default:
+        return call->request.verb != MN_VERB_STATUS && call->request.verb != MN_VERB_MAP;
+    }
+}
+
+/* The reply's tables are the shard's own, filled anew by the next call. */
+static bool keep_tables(mn_shard *shard, mn_call *call)
+{
+    mn_reply *reply = &call->reply;
+    if (!reply->table_count)
+        return true;
+    uint64_t bytes = reply->table_count * sizeof *reply->tables;
+    mn_table_info *tables = shard->env.allocate(shard->env.context, bytes);
+    if (!tables)
+        return false;
+    memcpy(tables, reply->tables, bytes);
+    reply->tables = tables;
+    return true;
+}
+
+bool mn_shard_log_hold(mn_shard *shard, struct group *group, mn_call *call)
+{
+    struct group_log *log = &group->log;
+    if (log->promised == log->written || !tells(call) || planted(shard, MN_PLANT_ACK_UNSYNCED))
+        return false;
+    bool read = mn_verb_kind_of(call->request.verb) == MN_KIND_READ && !call->reply.status;
+    uint64_t sequence = read ? log->state : log->written;
+    if (sequence <= log->promised)
+        return false;
+    if (!keep_tables(shard, call)) {
+        call->reply.table_count = 0;
+        call->reply.status = mn_fail(&call->reply.error, MN_NO_MEMORY, "log",
+                                     "no memory to keep the answer until the log is synced");
+        return false;
+    }
+    call->held = sequence;
+    call->core = group;
+    call->next = NULL;
+    call->previous = log->held_last;
+    *(log->held_last ? &log->held_last->next : &log->held_first) = call;
+    log->held_last = call;
+    if (call->deadline_ns < shard->next_deadline_ns)
+        shard->next_deadline_ns = call->deadline_ns;
+    return true;
+}
+
+void mn_shard_log_unhold(mn_shard *shard, mn_call *call)
+{
+    release_tables(shard, call->reply.tables, call->reply.table_count);
+    call->reply.tables = NULL;
+    call->reply.table_count = 0;
+    detach(call);
+}

@@ -1,0 +1,71 @@
+/* A group's log: the requests that took effect, in their order, and the answers that wait until
+ * they are durable (LOG.md). Private to the folder. */
+#ifndef MN_SHARD_LOG_H
+#define MN_SHARD_LOG_H
+
+#include "files_format.h"
+#include "mn_shard.h"
+
+struct group;
+
+enum { LOG_FOLDER_BYTES = 32, LOG_PATH_BYTES = 192 };
+
+/* What was written and is not durable yet: it must be written again if the file turns out bad. */
+struct log_record {
+    struct log_record *next;
+    struct file_log_record head;
+    uint64_t block_bytes;
+    uint8_t bytes[]; /* encoded head, body */
+};
+
+struct group_log {
+    enum mn_durability level;
+    mn_file *file;          /* NULL: the next record begins a new one */
+    uint64_t number, chain; /* of the newest file; the checksum of its head */
+    uint64_t written;       /* sequence of the last record that took effect */
+    uint64_t promised;      /* all to here are durable at the group's level */
+    uint64_t state;         /* the last one that reads depend on */
+    uint64_t syncing;       /* what the sync in progress will have made durable; 0: none runs */
+    uint64_t unsynced_bytes;
+    struct log_record *first, *last; /* level sync: after `promised` */
+    mn_call *held_first, *held_last; /* answers that wait, `held` ascending but for reads */
+    uint64_t retry_ns;               /* after trouble: when a new file is tried */
+    mn_error trouble;                /* why; status 0: none */
+};
+
+/* ---- Writing (log.c) */
+
+/* The level of a new group that asks for `asked`; MN_UNSUPPORTED names what is missing. */
+enum mn_status mn_shard_log_level(const mn_shard *shard, enum mn_durability asked,
+                                  enum mn_durability *out_level, mn_error *error);
+/* Appends the request, which takes effect when this has succeeded. MN_STORAGE or MN_BUSY: nothing
+ * may change. Without a log, and while the log is replayed, it does nothing. */
+enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const mn_request *request,
+                                   mn_error *error);
+/* Starts and ends syncs, lets answers go. Returns when it wants to run again. */
+uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns);
+void mn_shard_log_close(mn_shard *shard, struct group *group); /* no answer may be held */
+
+/* Keeps the answer until what it tells is durable; false: it may leave now. */
+bool mn_shard_log_hold(mn_shard *shard, struct group *group, mn_call *call);
+void mn_shard_log_unhold(mn_shard *shard, mn_call *call); /* out of its list; not answered */
+
+void mn_shard_log_folder(const mn_shard *shard, char out_folder[LOG_FOLDER_BYTES]);
+struct log_name {
+    char group[MN_NAME_BYTES];
+    uint64_t epoch, number;
+};
+void mn_shard_log_path(const mn_shard *shard, const struct log_name *name,
+                       char out_path[LOG_PATH_BYTES]);
+
+/* ---- Reading (recover.c) */
+
+struct recovery;
+/* Looks for logs; shard->recovery stands if there are any. */
+enum mn_status mn_shard_recover_start(mn_shard *shard, mn_error *error);
+void mn_shard_recover_run(mn_shard *shard); /* the next piece */
+void mn_shard_recover_stop(mn_shard *shard);
+/* How far it is, as a refusal. */
+enum mn_status mn_shard_recover_refuse(const mn_shard *shard, mn_error *error);
+
+#endif

@@ -1,0 +1,484 @@
+/* Recovery: a shard that starts replays the logs in its storage, record by record, through the same
+ * functions that served the requests (LOG.md). Whatever stands in a file is doubted. */
+#include "files.h"
+
+#include <stdio.h>
+
+enum { NAMES_MAX = 4096, SCAN_BYTES = 1 << 16 };
+
+/* The file being replayed. */
+struct log_file {
+    struct file_reader reader;
+    struct file_log_head head;
+    uint64_t chain;
+    uint64_t end; /* sequence at which a later file goes on; UINT64_MAX: this is the last */
+};
+
+struct recovery {
+    mn_shard *shard;
+    struct log_name *names; /* [count], by group, epoch, number */
+    uint32_t count, next;
+    struct log_file file;
+    mn_call call; /* that is replayed */
+    bool answered;
+    uint8_t *body;   /* [body_bytes_max] */
+    uint8_t *header; /* [MN_HEADER_BYTES_MAX] */
+    uint64_t body_bytes_max;
+    uint64_t records, bytes, bytes_due;
+    mn_error failed; /* status 0: it goes on */
+};
+
+/* ---- Which files there are */
+
+struct listing {
+    struct recovery *recovery;
+    bool full;
+};
+
+static bool parse_name(const char *text, struct log_name *out_name)
+{
+    struct log_name name = {0};
+    const char *at = strchr(text, '@');
+    int used = 0;
+    if (!at || at == text || at - text >= MN_NAME_BYTES)
+        return false;
+    memcpy(name.group, text, (size_t)(at - text));
+    if (sscanf(at, "@%" SCNx64 "-%" SCNu64 ".log%n", &name.epoch, &name.number, &used) != 2 ||
+        !used || at[used])
+        return false;
+    *out_name = name;
+    return mn_name_valid(name.group);
+}
+
+static bool before(const struct log_name *a, const struct log_name *b)
+{
+    int order = strcmp(a->group, b->group);
+    if (order)
+        return order < 0;
+    return a->epoch != b->epoch ? a->epoch < b->epoch : a->number < b->number;
+}
+
+static bool insert_name(void *context, const char *text)
+{
+    struct listing *listing = context;
+    struct recovery *recovery = listing->recovery;
+    struct log_name name;
+    if (!parse_name(text, &name))
+        return true;
+    listing->full = recovery->count == NAMES_MAX;
+    if (listing->full)
+        return false;
+    uint32_t at = recovery->count++;
+    for (; at > 0 && before(&name, &recovery->names[at - 1]); at--)
+        recovery->names[at] = recovery->names[at - 1];
+    recovery->names[at] = name;
+    return true;
+}
+
+static bool same_group(const struct log_name *a, const struct log_name *b)
+{
+    return !strcmp(a->group, b->group);
+}
+
+/* A restore begins a new epoch with a log of its own: of each group only the last one counts. */
+static void keep_last_epochs(const mn_shard *shard, struct recovery *recovery)
+{
+    uint32_t kept = 0;
+    bool first = planted(shard, MN_PLANT_OLD_EPOCH);
+    for (uint32_t i = 0; i < recovery->count; i++) {
+        const struct log_name *name = &recovery->names[i];
+        bool counts = true;
+        for (uint32_t j = 0; j < recovery->count; j++) {
+            const struct log_name *other = &recovery->names[j];
+            if (same_group(name, other) &&
+                (first ? other->epoch < name->epoch : other->epoch > name->epoch))
+                counts = false;
+        }
+        if (counts)
+            recovery->names[kept++] = *name;
+    }
+    recovery->count = kept;
+}
+
+static enum mn_status measure(mn_shard *shard, struct recovery *recovery, mn_error *error)
+{
+    enum mn_status status = MN_OK;
+    for (uint32_t i = 0; !status && i < recovery->count; i++) {
+        char path[LOG_PATH_BYTES];
+        struct file_reader reader;
+        mn_shard_log_path(shard, &recovery->names[i], path);
+        status = mn_shard_reader_open(&reader, shard->env.storage, path, error);
+        if (status)
+            break;
+        recovery->bytes_due += reader.bytes;
+        mn_shard_reader_close(&reader);
+    }
+    return status;
+}
+
+/* ---- Life */
+
+static struct recovery *create(mn_shard *shard)
+{
+    const mn_env *env = &shard->env;
+    struct recovery *recovery = env->allocate(env->context, sizeof *recovery);
+    if (!recovery)
+        return NULL;
+    shard->recovery = recovery;
+    recovery->shard = shard;
+    recovery->body_bytes_max = MN_HEADER_BYTES_MAX + shard->options.message_bytes_max;
+    recovery->names = env->allocate(env->context, NAMES_MAX * sizeof *recovery->names);
+    recovery->body = env->allocate(env->context, recovery->body_bytes_max);
+    recovery->header = env->allocate(env->context, MN_HEADER_BYTES_MAX);
+    if (recovery->names && recovery->body && recovery->header)
+        return recovery;
+    mn_shard_recover_stop(shard);
+    return NULL;
+}
+
+void mn_shard_recover_stop(mn_shard *shard)
+{
+    struct recovery *recovery = shard->recovery;
+    const mn_env *env = &shard->env;
+    if (!recovery)
+        return;
+    mn_shard_reader_close(&recovery->file.reader);
+    env->release(env->context, recovery->header, MN_HEADER_BYTES_MAX);
+    env->release(env->context, recovery->body, recovery->body_bytes_max);
+    env->release(env->context, recovery->names, NAMES_MAX * sizeof *recovery->names);
+    env->release(env->context, recovery, sizeof *recovery);
+    shard->recovery = NULL;
+}
+
+enum mn_status mn_shard_recover_start(mn_shard *shard, mn_error *error)
+{
+    char folder[LOG_FOLDER_BYTES];
+    struct recovery *recovery = create(shard);
+    if (!recovery)
+        return mn_fail(error, MN_NO_MEMORY, "log", "no memory to read it");
+    struct listing listing = {.recovery = recovery};
+    mn_storage *storage = shard->env.storage;
+    mn_shard_log_folder(shard, folder);
+    enum mn_status status = storage->list(storage, folder, insert_name, &listing, error);
+    if (status == MN_NOT_FOUND)
+        status = MN_OK;
+    else if (!status && listing.full)
+        status = mn_fail(error, MN_STORAGE, "log", "%s holds more than %d files", folder,
+                         (int)NAMES_MAX);
+    if (!status) {
+        keep_last_epochs(shard, recovery);
+        status = measure(shard, recovery, error);
+    }
+    if (status || !recovery->count)
+        mn_shard_recover_stop(shard);
+    return status;
+}
+
+/* ---- One record */
+
+static struct recovery *of_call(mn_call *call)
+{
+    return (struct recovery *)((char *)call - offsetof(struct recovery, call));
+}
+
+/* Nobody reads the reply: any memory does. A body lies in one piece, so scratch.payload is free. */
+static uint8_t *reserve(mn_call *call, uint64_t bytes)
+{
+    struct scratch *scratch = &of_call(call)->shard->scratch;
+    return bytes <= scratch->payload_bytes_max ? scratch->payload : NULL;
+}
+
+static void finish(mn_call *call) { of_call(call)->answered = true; }
+
+static enum mn_status damaged(const struct recovery *recovery, const char *what, mn_error *error)
+{
+    const struct file_reader *reader = &recovery->file.reader;
+    return mn_fail(error, MN_CORRUPT, "log", "%.100s is damaged at byte %" PRIu64 ": %.80s",
+                   reader->path, reader->offset, what);
+}
+
+static enum mn_status decode(struct recovery *recovery, const struct file_log_record *record,
+                             mn_span *body, mn_span *payload_span, mn_error *error)
+{
+    mn_payload payload = {0};
+    uint32_t header_bytes = 0;
+    mn_request *request = &recovery->call.request;
+    *body = (mn_span){recovery->body, record->body_bytes};
+    enum mn_status status = mn_scan_payload(body, 1, recovery->header, MN_HEADER_BYTES_MAX,
+                                            &header_bytes, payload_span, 1, &payload, error);
+    if (!status)
+        status = mn_request_decode((enum mn_verb)record->verb, recovery->header, header_bytes,
+                                   request, error);
+    if (!status)
+        request->payload = payload;
+    return status;
+}
+
+/* What a live request may have been answered when it was logged. */
+static bool as_before(const mn_call *call)
+{
+    return !call->reply.status ||
+           (call->request.verb == MN_VERB_DROP && call->reply.status == MN_NOT_FOUND);
+}
+
+static enum mn_status replay(mn_shard *shard, const struct file_log_record *record, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    mn_call *call = &recovery->call;
+    mn_span body, payload_span;
+    memset(call, 0, sizeof *call);
+    call->reserve = reserve;
+    call->finish = finish;
+    call->deadline_ns = UINT64_MAX;
+    recovery->answered = false;
+    if (decode(recovery, record, &body, &payload_span, error))
+        return damaged(recovery, "a request that cannot be read", error);
+    if (strncmp(call->request.context.group, recovery->file.head.group, MN_NAME_BYTES) != 0)
+        return damaged(recovery, "a request of another group", error);
+    mn_shard_run(shard, call);
+    while (shard->job)
+        mn_shard_job_run(shard);
+    if (!recovery->answered)
+        mn_shard_unpark(shard, call); /* it waits for others, as it did */
+    else if (!as_before(call))
+        return mn_fail(error, MN_CORRUPT, "log", "%.60s byte %" PRIu64 ": %s is refused: %.80s",
+                       recovery->file.reader.path, recovery->file.reader.offset,
+                       mn_verb_name(call->request.verb), call->reply.error.message);
+    struct group *group = mn_shard_group_find(shard, call->request.context.group);
+    assert(group); /* the request has succeeded */
+    group->log.written = group->log.promised = group->log.state = record->sequence;
+    recovery->records++;
+    return MN_OK;
+}
+
+/* ---- One file */
+
+/* ---- One file */
+
+static enum mn_status open_log(mn_shard *shard, const struct log_name *name, struct log_file *file,
+                               mn_error *error)
+{
+    char path[LOG_PATH_BYTES];
+    uint8_t bytes[FILE_BYTES_log_head];
+    struct file_reader *reader = &file->reader;
+    struct file_log_head *head = &file->head;
+    mn_shard_log_path(shard, name, path);
+    enum mn_status status = mn_shard_reader_open(reader, shard->env.storage, path, error);
+    if (!status)
+        status = mn_shard_reader_take(reader, bytes, sizeof bytes, error);
+    if (status)
+        return status;
+    file->chain = 0;
+    if (!mn_shard_decode_log_head(bytes, &file->chain, head))
+        return mn_shard_damaged(path, "head", error);
+    status = mn_shard_check_preamble(path, head->magic, LOG_MAGIC, head->format_version,
+                                     head->least_reader, head->endianness, error);
+    bool same = !strncmp(head->group, name->group, MN_NAME_BYTES) &&
+                head->map_epoch == name->epoch && head->number == name->number &&
+                head->shard == shard->options.shard && head->shards == shard->options.shards &&
+                head->durability > MN_DURABILITY_NONE && head->durability <= MN_DURABILITY_SYNC &&
+                head->first;
+    if (!status && !same)
+        status = mn_shard_damaged(path, "head", error);
+    return status;
+}
+
+static uint64_t expected_sequence(mn_shard *shard, const struct log_name *name)
+{
+    const struct group *group = mn_shard_group_find(shard, name->group);
+    return group ? group->log.written + 1 : 1;
+}
+
+static enum mn_status begin_file(mn_shard *shard, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    const struct log_name *name = &recovery->names[recovery->next];
+    struct log_file *file = &recovery->file;
+    enum mn_status status = open_log(shard, name, file, error);
+    if (status)
+        return status;
+    if (file->head.first != expected_sequence(shard, name))
+        return damaged(recovery, "records before it are missing", error);
+    file->end = UINT64_MAX;
+    if (recovery->next + 1 < recovery->count && same_group(name, name + 1)) {
+        struct log_file later = {0};
+        status = open_log(shard, name + 1, &later, error);
+        file->end = later.head.first;
+        mn_shard_reader_close(&later.reader);
+    }
+    return status;
+}
+
+/* The record at `offset`, its body in recovery->body; *out_whole false: there is none, or it is not
+ * all there. */
+static enum mn_status look_at(mn_shard *shard, uint64_t offset, struct file_log_record *out_record,
+                              bool *out_whole, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    struct file_reader *reader = &recovery->file.reader;
+    uint8_t bytes[FILE_BYTES_log_record];
+    uint64_t left = reader->bytes - offset, chain = recovery->file.chain;
+    mn_storage *storage = shard->env.storage;
+    *out_whole = false;
+    if (left < sizeof bytes)
+        return MN_OK;
+    enum mn_status status = storage->read(reader->file, offset, bytes, sizeof bytes, error);
+    if (status || !mn_shard_decode_log_record(bytes, &chain, out_record) ||
+        out_record->magic != LOG_RECORD_MAGIC || out_record->verb >= MN_VERB_COUNT ||
+        out_record->body_bytes > recovery->body_bytes_max ||
+        out_record->body_bytes > left - sizeof bytes)
+        return status;
+    status = storage->read(reader->file, offset + sizeof bytes, recovery->body,
+                           out_record->body_bytes, error);
+    *out_whole = !status && (planted(shard, MN_PLANT_TORN_RECORD) ||
+                             mn_checksum(recovery->body, out_record->body_bytes, 0) ==
+                                 out_record->body_checksum);
+    return status;
+}
+
+/* Whether a record after `offset` says that `sequence`, which cannot be read, was promised. */
+static enum mn_status look_beyond(mn_shard *shard, uint64_t offset, uint64_t sequence,
+                                  bool *out_promised, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    const struct file_reader *reader = &recovery->file.reader;
+    const uint32_t magic = LOG_RECORD_MAGIC;
+    enum mn_status status = MN_OK;
+    *out_promised = false;
+    while (!status && reader->bytes - offset >= FILE_BYTES_log_record) {
+        uint64_t left = reader->bytes - offset;
+        uint64_t count = left < SCAN_BYTES ? left : SCAN_BYTES;
+        status = shard->env.storage->read(reader->file, offset, recovery->header, count, error);
+        for (uint64_t i = 0; !status && i + sizeof magic <= count; i++) {
+            struct file_log_record record;
+            bool whole;
+            if (memcmp(recovery->header + i, &magic, sizeof magic) != 0)
+                continue;
+            status = look_at(shard, offset + i, &record, &whole, error);
+            if (!status && whole && record.sequence > sequence && record.promised >= sequence) {
+                *out_promised = true;
+                return MN_OK;
+            }
+        }
+        offset += count - (sizeof magic - 1);
+    }
+    return status;
+}
+
+/* No whole record `sequence` stands at the reader's offset. Right only where nothing that was
+ * promised can have stood there: at the end, or before a later file that begins with it. */
+static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    const struct log_file *file = &recovery->file;
+    bool promised = false;
+    if (file->end != UINT64_MAX)
+        return sequence < file->end ? damaged(recovery, "a record is missing", error) : MN_OK;
+    if (file->reader.offset == file->reader.bytes)
+        return MN_OK;
+    enum mn_status status = look_beyond(shard, file->reader.offset, sequence, &promised, error);
+    if (!status && promised)
+        status = damaged(recovery, "a record is damaged, and good ones follow it", error);
+    if (status || !shard->env.log)
+        return status;
+    char text[320];
+    (void)snprintf(text, sizeof text, "file=%.200s offset=%" PRIu64 " bytes=%" PRIu64,
+                   file->reader.path, file->reader.offset,
+                   file->reader.bytes - file->reader.offset); /* cut */
+    shard->env.log(shard->env.context, 2, "log_tail_cut", text);
+    return MN_OK;
+}
+
+/* What was written and not synced before the crash is told to nobody before it is synced now. */
+static enum mn_status end_file(mn_shard *shard, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    struct log_file *file = &recovery->file;
+    struct group *group = mn_shard_group_find(shard, file->head.group);
+    enum mn_status status = MN_OK;
+    if (group) {
+        group->log.level = (enum mn_durability)file->head.durability;
+        group->log.number = file->head.number;
+    }
+    if (file->end == UINT64_MAX && file->head.durability == MN_DURABILITY_SYNC)
+        status = shard->env.storage->sync(file->reader.file, error);
+    mn_shard_reader_close(&file->reader);
+    recovery->next++;
+    return status;
+}
+
+static enum mn_status next_record(mn_shard *shard, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    struct log_file *file = &recovery->file;
+    struct file_log_record record;
+    bool whole = false;
+    enum mn_status status = MN_OK;
+    if (!file->reader.file)
+        return begin_file(shard, error);
+    uint64_t sequence = expected_sequence(shard, &recovery->names[recovery->next]);
+    if (sequence < file->end)
+        status = look_at(shard, file->reader.offset, &record, &whole, error);
+    if (!status && whole && record.sequence == sequence) {
+        status = replay(shard, &record, error);
+        uint64_t bytes = FILE_BYTES_log_record + record.body_bytes;
+        file->reader.offset += bytes;
+        recovery->bytes += bytes;
+        return status;
+    }
+    if (!status)
+        status = check_end(shard, sequence, error);
+    return status ? status : end_file(shard, error);
+}
+
+/* ---- The whole of it */
+
+static void finished(mn_shard *shard)
+{
+    const struct recovery *recovery = shard->recovery;
+    char text[160];
+    (void)snprintf(text, sizeof text, "shard=%u files=%u records=%" PRIu64 " bytes=%" PRIu64,
+                   shard->options.shard, recovery->count, recovery->records,
+                   recovery->bytes); /* it fits */
+    if (shard->env.log)
+        shard->env.log(shard->env.context, 1, "recovered", text);
+    mn_shard_recover_stop(shard);
+}
+
+void mn_shard_recover_run(mn_shard *shard)
+{
+    struct recovery *recovery = shard->recovery;
+    uint64_t until = recovery->bytes + JOB_PIECE_BYTES;
+    while (!recovery->failed.status && recovery->bytes < until) {
+        if (recovery->next == recovery->count) {
+            finished(shard);
+            return;
+        }
+        mn_error error = {0};
+        if (next_record(shard, &error))
+            recovery->failed = error;
+    }
+}
+
+enum mn_status mn_shard_recover_refuse(const mn_shard *shard, mn_error *error)
+{
+    const struct recovery *recovery = shard->recovery;
+    if (recovery->failed.status)
+        return mn_fail(error, MN_UNAVAILABLE, "shard", "it cannot recover: %s",
+                       recovery->failed.message);
+    return mn_fail(error, MN_UNAVAILABLE, "shard",
+                   "recovering: %" PRIu64 " of %" PRIu64 " bytes of its log are replayed",
+                   recovery->bytes, recovery->bytes_due);
+}
+
+enum mn_status mn_shard_state(const mn_shard *shard, mn_error *error)
+{
+    const struct recovery *recovery = shard->recovery;
+    if (!recovery)
+        return MN_OK;
+    if (!recovery->failed.status || recovery->failed.status == MN_UNAVAILABLE)
+        return mn_shard_recover_refuse(shard, error);
+    if (error)
+        *error = recovery->failed;
+    return recovery->failed.status;
+}
