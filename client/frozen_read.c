@@ -115,7 +115,7 @@ enum mn_status mn_frozen_fetch(const mn_frozen_table *table, const mn_rows *rows
     return MN_OK;
 }
 
-/* ---- Selection: query product, two matrix-vector products per head, best sums, softmax ---- */
+/* ---- Selection: query product, two matrix-vector products per head, best sums, gate ---- */
 
 static uint64_t up_to_line(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -190,6 +190,9 @@ enum mn_status mn_product_select(const mn_product_keys *keys, const float *input
                              out_weights + (uint64_t)h * k, rest))
             return mn_fail(error, MN_INVALID, "scores", "a score of head %u is not a number", h);
     }
-    kernels->softmax(out_weights, keys->heads, k);
+    if (!keys->relu)
+        kernels->softmax(out_weights, keys->heads, k);
+    for (uint64_t i = 0; i < (uint64_t)keys->heads * k && keys->relu; i++)
+        out_weights[i] = out_weights[i] > 0 ? out_weights[i] : 0;
     return MN_OK;
 }

@@ -332,13 +332,14 @@ enum mn_status mn_frozen_fetch(const mn_frozen_table *table, const mn_rows *rows
 /* What chooses the rows of one token: dense parameters in the caller's memory, row-major, fastest
  * when 64-byte aligned. query = query_weights * input + query_bias (as torch.nn.Linear; batch norm
  * at inference is a factor and a shift that fold into both); per head the k best sums of n x n
- * sub-key scores; softmax (paper §3.1; a temperature folds into sub_keys). */
+ * sub-key scores; softmax, or ReLU (paper §3.1; a temperature folds into sub_keys). */
 typedef struct mn_product_keys {
     uint32_t heads, n, half, per_head; /* n sub-keys of `half` floats; rows read per head */
     const float *sub_keys;             /* [heads][2][n][half] */
     uint32_t width;                    /* of the input */
     const float *query_weights;        /* [heads * 2 * half][width]; NULL: the input is the query */
     const float *query_bias;           /* [heads * 2 * half]; may be NULL */
+    bool relu;                         /* weights are max(score, 0), not their softmax */
 } mn_product_keys;
 
 /* For one token, on the calling thread: out_rows, out_weights [heads * per_head], heads one after

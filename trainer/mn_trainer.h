@@ -70,6 +70,7 @@ typedef struct mn_memory_options {
     uint32_t value_dim;  /* default width; another one needs swiglu */
     uint32_t
         query_hidden[MN_QUERY_HIDDEN_MAX]; /* widths of hidden ReLU layers; until the first 0 */
+    bool query_norm_hidden;                /* batch norm after their linears too, as XLM's */
     bool shared;                           /* one value table for all memory layers */
     enum mn_dtype value_dtype;             /* MN_F32, MN_BF16 */
     mn_optimizer value_optimizer;          /* default (kind NONE) mn_adam(0.9, 0.999, 1e-8) */
@@ -110,6 +111,8 @@ typedef struct mn_layer_offsets {
     uint64_t norm1, qkv, projection, norm2, up, down;
     uint64_t query[MN_QUERY_HIDDEN_MAX + 1], query_bias[MN_QUERY_HIDDEN_MAX + 1];
     uint64_t query_gain, query_shift, keys, gate, value_projection, statistics;
+    uint64_t hidden_gain[MN_QUERY_HIDDEN_MAX], hidden_shift[MN_QUERY_HIDDEN_MAX];
+    uint64_t hidden_statistics[MN_QUERY_HIDDEN_MAX];
     uint32_t memory; /* its number among the memories, or UINT32_MAX */
     bool feed_forward;
 } mn_layer_offsets;
@@ -118,9 +121,10 @@ typedef struct mn_layer_offsets {
  * defaults filled in), the counts and the segments; the rest is private. */
 typedef struct mn_model {
     mn_model_options options;
-    uint64_t parameter_count;  /* elements of `parameters` and of `gradients` */
-    uint64_t statistics_count; /* elements of `statistics`: running mean and variance per memory */
-    uint32_t table_count;      /* value tables: one per memory, or one */
+    uint64_t parameter_count; /* elements of `parameters` and of `gradients` */
+    uint64_t
+        statistics_count; /* elements of `statistics`: running mean and variance per batch norm */
+    uint32_t table_count; /* value tables: one per memory, or one */
     uint32_t segment_count;
     mn_segment segments[MN_SEGMENTS_MAX]; /* ascending by offset, without gaps */
     uint64_t bytes, positions, final_norm, head;

@@ -103,6 +103,9 @@ static enum mn_status check_memory(const mn_model_options *options, mn_error *er
         if (status != MN_OK)
             return status;
     }
+    if (memory->query_norm_hidden && memory->query_norm != MN_QUERY_BATCH)
+        return mn_fail(error, MN_INVALID, "query-norm-hidden",
+                       "it is batch norm: --query-norm too");
     if (memory->key_dim % 2)
         return mn_fail(error, MN_INVALID, "key-dim", "%u is odd", memory->key_dim);
     if (memory->knn > (uint64_t)memory->keys * memory->keys)
@@ -118,10 +121,11 @@ static enum mn_status check_memory(const mn_model_options *options, mn_error *er
     if (!(memory->value_dropout >= 0 && memory->value_dropout < 1))
         return mn_fail(error, MN_INVALID, "value-dropout", "%g is not from 0 to below 1",
                        (double)memory->value_dropout);
+    uint32_t widest = memory->query_norm_hidden ? MN_REDUCE_VALUES_MAX / 2 : QUERY_HIDDEN_WIDTH_MAX;
     for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX; i++)
-        if (memory->query_hidden[i] > QUERY_HIDDEN_WIDTH_MAX)
-            return mn_fail(error, MN_INVALID, "query-hidden", "a width of %u exceeds %d",
-                           memory->query_hidden[i], QUERY_HIDDEN_WIDTH_MAX);
+        if (memory->query_hidden[i] > widest)
+            return mn_fail(error, MN_INVALID, "query-hidden", "a width of %u exceeds %u",
+                           memory->query_hidden[i], widest);
     return MN_OK;
 }
 
@@ -196,11 +200,18 @@ static void add_query_network(mn_model *model, mn_layer_offsets *layer, uint32_t
         layer->query[i] = add_segment(model, (uint64_t)in * out, true, uniform_init(in),
                                       "layer%u.memory.query%u", number, i);
         /* batch norm would take a bias away again */
-        if (!last || memory->query_norm != MN_QUERY_BATCH)
+        bool normed = last ? memory->query_norm == MN_QUERY_BATCH : memory->query_norm_hidden;
+        if (!normed)
             layer->query_bias[i] = add_segment(model, out, false, uniform_init(in),
                                                "layer%u.memory.query%u.bias", number, i);
         if (last)
             break;
+        if (normed) {
+            layer->hidden_gain[i] = add_segment(model, out, false, mn_init_constant(1),
+                                                "layer%u.memory.query%u.gain", number, i);
+            layer->hidden_shift[i] = add_segment(model, out, false, mn_init_zero(),
+                                                 "layer%u.memory.query%u.shift", number, i);
+        }
         in = out;
     }
     if (memory->query_norm != MN_QUERY_NONE)
@@ -209,6 +220,14 @@ static void add_query_network(mn_model *model, mn_layer_offsets *layer, uint32_t
     if (memory->query_norm == MN_QUERY_BATCH)
         layer->query_shift =
             add_segment(model, query, false, mn_init_zero(), "layer%u.memory.query.shift", number);
+}
+
+/* Running mean and variance of `width` features. */
+static uint64_t add_statistics(mn_model *model, uint32_t width)
+{
+    uint64_t offset = model->statistics_count;
+    model->statistics_count += 2 * (uint64_t)width;
+    return offset;
 }
 
 static void add_memory(mn_model *model, mn_layer_offsets *layer, uint32_t number)
@@ -229,10 +248,10 @@ static void add_memory(mn_model *model, mn_layer_offsets *layer, uint32_t number
         layer->value_projection = add_segment(model, count, true, mn_init_normal(out),
                                               "layer%u.memory.projection", number);
     }
-    if (memory->query_norm == MN_QUERY_BATCH) {
-        layer->statistics = model->statistics_count;
-        model->statistics_count += 2 * (uint64_t)query;
-    }
+    if (memory->query_norm == MN_QUERY_BATCH)
+        layer->statistics = add_statistics(model, query);
+    for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX && memory->query_norm_hidden; i++)
+        layer->hidden_statistics[i] = add_statistics(model, memory->query_hidden[i]);
 }
 
 static void add_layer(mn_model *model, uint32_t index)
@@ -306,6 +325,12 @@ static void init_keys_as_xlm(const mn_memory_options *memory, mn_real *keys)
     }
 }
 
+static void init_statistics(mn_real *statistics, uint32_t width)
+{
+    for (uint32_t i = 0; i < 2 * width; i++)
+        statistics[i] = i < width ? 0 : 1;
+}
+
 void mn_model_init_parameters(const mn_model *model, mn_real *parameters, mn_real *statistics)
 {
     enum { CHUNK = 256 };
@@ -326,9 +351,14 @@ void mn_model_init_parameters(const mn_model *model, mn_real *parameters, mn_rea
         if (options->memory.key_init == MN_KEYS_XLM)
             init_keys_as_xlm(&options->memory,
                              parameters + model->layers[options->placements[i].layer - 1].keys);
-    uint64_t features = (uint64_t)options->memory.heads * options->memory.key_dim;
-    for (uint64_t i = 0; i < model->statistics_count; i++)
-        statistics[i] = i / features % 2 ? 1 : 0;
+    for (uint32_t i = 0; i < options->placement_count && model->statistics_count; i++) {
+        const mn_layer_offsets *layer = &model->layers[options->placements[i].layer - 1];
+        init_statistics(statistics + layer->statistics,
+                        options->memory.heads * options->memory.key_dim);
+        for (uint32_t h = 0; h < MN_QUERY_HIDDEN_MAX && options->memory.query_norm_hidden; h++)
+            init_statistics(statistics + layer->hidden_statistics[h],
+                            options->memory.query_hidden[h]);
+    }
 }
 
 void mn_model_table_spec(const mn_model *model, uint32_t table, mn_table_spec *out_spec)

@@ -1,6 +1,7 @@
 /* The query network of a memory layer: linears with ReLU between, then batch norm, RMS norm, or
- * none. Batch norm is over the tokens of all ranks (facts: statistics of a slice of the batch train
- * another model): first the mean, then the squares around it, in double precision. */
+ * none; batch norm may also stand before each ReLU. Batch norm is over the tokens of all ranks
+ * (statistics of a slice of the batch train another model): first the mean, then the squares around
+ * it, in double precision. */
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
@@ -31,13 +32,13 @@ static uint32_t hidden_count(const mn_memory_options *options)
 
 /* ---- Batch norm ---- */
 
-static enum mn_status reduce(const mn_run *run, uint32_t memory, const char *what, double *values,
-                             uint32_t count)
+static enum mn_status reduce(const mn_run *run, uint32_t memory, const char *what, uint32_t number,
+                             double *values, uint32_t count)
 {
     if (!run->access->reduce)
         return MN_OK;
     char name[MN_NAME_BYTES];
-    (void)snprintf(name, sizeof name, "%u.memory%u.%s", run->pass->part, memory, what);
+    (void)snprintf(name, sizeof name, "%u.memory%u.%s%u", run->pass->part, memory, what, number);
     mn_run_lap(run, &run->workspace->phases.dense_ns);
     enum mn_status status =
         run->access->reduce(run->access->context, name, values, count, run->error);
@@ -45,91 +46,120 @@ static enum mn_status reduce(const mn_run *run, uint32_t memory, const char *wha
     return status;
 }
 
-static enum mn_status batch_statistics(const mn_run *run, uint32_t memory)
+/* One batch norm: after linear `number`, of a hidden layer or the last. */
+typedef struct norm_place {
+    uint32_t number, width;
+    const mn_real *x;              /* [tokens][width] */
+    mn_real *mean, *inverse, *out; /* [width], [width], as x */
+    uint64_t gain, shift, statistics;
+} norm_place;
+
+static norm_place place_of(const mn_run *run, uint32_t memory, uint32_t number)
 {
-    mn_memory_saved *saved = &run->workspace->memories[memory];
-    uint32_t width = query_width(run);
+    const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
+    const mn_memory_saved *saved = &run->workspace->memories[memory];
+    if (number == hidden_count(options_of(run)))
+        return (norm_place){number,
+                            query_width(run),
+                            saved->linear,
+                            saved->norm_mean,
+                            saved->norm_inverse,
+                            saved->query,
+                            offsets->query_gain,
+                            offsets->query_shift,
+                            offsets->statistics};
+    return (norm_place){number,
+                        options_of(run)->query_hidden[number],
+                        saved->hidden_linear[number],
+                        saved->hidden_mean[number],
+                        saved->hidden_inverse[number],
+                        saved->hidden[number],
+                        offsets->hidden_gain[number],
+                        offsets->hidden_shift[number],
+                        offsets->hidden_statistics[number]};
+}
+
+static enum mn_status batch_statistics(const mn_run *run, uint32_t memory, const norm_place *place)
+{
+    uint32_t width = place->width;
     double *sums = run->workspace->sums;
     sums[width] = (double)run->tokens;
-    mn_nn_column_sums(run->tokens, width, saved->linear, sums);
-    enum mn_status status = reduce(run, memory, "mean", sums, width + 1);
+    mn_nn_column_sums(run->tokens, width, place->x, sums);
+    enum mn_status status = reduce(run, memory, "mean", place->number, sums, width + 1);
     if (status != MN_OK)
         return status;
     double count = sums[width];
     for (uint32_t c = 0; c < width; c++)
-        saved->norm_mean[c] = (mn_real)(sums[c] / count);
-    mn_nn_column_squares(run->tokens, width, saved->linear, saved->norm_mean, sums);
-    status = reduce(run, memory, "squares", sums, width);
+        place->mean[c] = (mn_real)(sums[c] / count);
+    mn_nn_column_squares(run->tokens, width, place->x, place->mean, sums);
+    status = reduce(run, memory, "squares", place->number, sums, width);
     if (status != MN_OK)
         return status;
-    mn_real *running = run->statistics + mn_memory_offsets(run->model, memory)->statistics;
+    mn_real *running = run->statistics + place->statistics;
     for (uint32_t c = 0; c < width; c++) {
         double unbiased = sums[c] / (count > 1 ? count - 1 : 1);
-        saved->norm_inverse[c] = (mn_real)(1 / sqrt(sums[c] / count + NORM_EPS));
-        running[c] += (mn_real)(NORM_MOMENTUM * ((double)saved->norm_mean[c] - (double)running[c]));
+        place->inverse[c] = (mn_real)(1 / sqrt(sums[c] / count + NORM_EPS));
+        running[c] += (mn_real)(NORM_MOMENTUM * ((double)place->mean[c] - (double)running[c]));
         running[width + c] += (mn_real)(NORM_MOMENTUM * (unbiased - (double)running[width + c]));
     }
-    saved->norm_count = count;
+    run->workspace->memories[memory].norm_count = count;
     return MN_OK;
 }
 
-static void running_statistics(const mn_run *run, uint32_t memory)
+static void running_statistics(const mn_run *run, const norm_place *place)
 {
-    mn_memory_saved *saved = &run->workspace->memories[memory];
-    const mn_real *running = run->statistics + mn_memory_offsets(run->model, memory)->statistics;
-    uint32_t width = query_width(run);
-    for (uint32_t c = 0; c < width; c++) {
-        saved->norm_mean[c] = running[c];
-        saved->norm_inverse[c] = (mn_real)(1 / sqrt((double)running[width + c] + NORM_EPS));
+    const mn_real *running = run->statistics + place->statistics;
+    for (uint32_t c = 0; c < place->width; c++) {
+        place->mean[c] = running[c];
+        place->inverse[c] = (mn_real)(1 / sqrt((double)running[place->width + c] + NORM_EPS));
     }
 }
 
-static mn_batch_norm batch_norm_of(const mn_run *run, uint32_t memory)
+static mn_batch_norm batch_norm_of(const mn_run *run, const norm_place *place)
 {
-    const mn_memory_saved *saved = &run->workspace->memories[memory];
     mn_batch_norm norm = {
         .rows = run->tokens,
-        .width = query_width(run),
-        .x = saved->linear,
-        .mean = saved->norm_mean,
-        .inverse = saved->norm_inverse,
-        .gain = run->parameters + mn_memory_offsets(run->model, memory)->query_gain,
+        .width = place->width,
+        .x = place->x,
+        .mean = place->mean,
+        .inverse = place->inverse,
+        .gain = run->parameters + place->gain,
     };
     return norm;
 }
 
-static enum mn_status batch_norm_forward(const mn_run *run, uint32_t memory)
+static enum mn_status batch_norm_forward(const mn_run *run, uint32_t memory, uint32_t number)
 {
-    const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
+    norm_place place = place_of(run, memory, number);
     if (run->pass->training) {
-        enum mn_status status = batch_statistics(run, memory);
+        enum mn_status status = batch_statistics(run, memory, &place);
         if (status != MN_OK)
             return status;
     } else {
-        running_statistics(run, memory);
+        running_statistics(run, &place);
     }
-    mn_batch_norm norm = batch_norm_of(run, memory);
-    mn_nn_batch_norm(&norm, run->parameters + offsets->query_shift,
-                     run->workspace->memories[memory].query);
+    mn_batch_norm norm = batch_norm_of(run, &place);
+    mn_nn_batch_norm(&norm, run->parameters + place.shift, place.out);
     return MN_OK;
 }
 
-static enum mn_status batch_norm_backward(const mn_run *run, uint32_t memory)
+/* d: the gradient of its output, in place that of its input. */
+static enum mn_status batch_norm_backward(const mn_run *run, uint32_t memory, uint32_t number,
+                                          mn_real *d)
 {
-    const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
-    uint32_t width = query_width(run);
+    norm_place place = place_of(run, memory, number);
+    uint32_t width = place.width;
     double *sums = run->workspace->sums;
-    mn_batch_norm norm = batch_norm_of(run, memory);
-    mn_nn_batch_norm_sums(&norm, run->workspace->d_query, sums);
+    mn_batch_norm norm = batch_norm_of(run, &place);
+    mn_nn_batch_norm_sums(&norm, d, sums);
     for (uint32_t c = 0; c < width; c++) {
-        run->gradients[offsets->query_shift + c] += (mn_real)sums[c];
-        run->gradients[offsets->query_gain + c] += (mn_real)sums[width + c];
+        run->gradients[place.shift + c] += (mn_real)sums[c];
+        run->gradients[place.gain + c] += (mn_real)sums[width + c];
     }
-    enum mn_status status = reduce(run, memory, "back", sums, 2 * width);
+    enum mn_status status = reduce(run, memory, "back", number, sums, 2 * width);
     if (status != MN_OK)
         return status;
-    mn_nn_batch_norm_grad(&norm, run->workspace->memories[memory].norm_count, sums,
-                          run->workspace->d_query);
+    mn_nn_batch_norm_grad(&norm, run->workspace->memories[memory].norm_count, sums, d);
     return MN_OK;
 }
 
@@ -171,9 +201,15 @@ enum mn_status mn_query_forward(const mn_run *run, uint32_t memory, const mn_rea
     const mn_real *x = input;
     for (uint32_t i = 0; i < hidden; i++) {
         mn_linear shape = {run->tokens, in, options->query_hidden[i]};
-        mn_nn_linear(shape, x, run->parameters + offsets->query[i], 0, saved->hidden[i]);
-        mn_nn_bias(shape.rows, shape.out, run->parameters + offsets->query_bias[i],
-                   saved->hidden[i]);
+        mn_real *out = options->query_norm_hidden ? saved->hidden_linear[i] : saved->hidden[i];
+        mn_nn_linear(shape, x, run->parameters + offsets->query[i], 0, out);
+        enum mn_status status = MN_OK;
+        if (options->query_norm_hidden)
+            status = batch_norm_forward(run, memory, i);
+        else
+            mn_nn_bias(shape.rows, shape.out, run->parameters + offsets->query_bias[i], out);
+        if (status != MN_OK)
+            return status;
         mn_nn_relu(shape.rows * shape.out, saved->hidden[i]);
         x = saved->hidden[i];
         in = shape.out;
@@ -181,7 +217,7 @@ enum mn_status mn_query_forward(const mn_run *run, uint32_t memory, const mn_rea
     mn_linear last = {run->tokens, in, query_width(run)};
     mn_nn_linear(last, x, run->parameters + offsets->query[hidden], 0, saved->linear);
     if (options->query_norm == MN_QUERY_BATCH)
-        return batch_norm_forward(run, memory);
+        return batch_norm_forward(run, memory, hidden);
     mn_nn_bias(last.rows, last.out, run->parameters + offsets->query_bias[hidden], saved->linear);
     if (options->query_norm == MN_QUERY_RMS)
         rms_forward(run, memory);
@@ -208,23 +244,25 @@ enum mn_status mn_query_backward(const mn_run *run, uint32_t memory, const mn_re
     assert(run->gradients);
     if (options->query_norm == MN_QUERY_RMS)
         rms_backward(run, memory);
-    if (options->query_norm == MN_QUERY_BATCH) {
-        enum mn_status status = batch_norm_backward(run, memory);
-        if (status != MN_OK)
-            return status;
-    }
+    enum mn_status status = MN_OK;
+    if (options->query_norm == MN_QUERY_BATCH)
+        status = batch_norm_backward(run, memory, hidden_count(options), run->workspace->d_query);
     bool bias = options->query_norm != MN_QUERY_BATCH;
     const mn_real *d_y = run->workspace->d_query;
     uint32_t out = query_width(run);
-    for (uint32_t i = hidden_count(options); i > 0; i--) {
+    for (uint32_t i = hidden_count(options); i > 0 && !status; i--) {
         mn_linear shape = {run->tokens, options->query_hidden[i - 1], out};
         mn_real *d_hidden = run->workspace->d_hidden[i % 2];
         linear_backward(run, memory, i, saved->hidden[i - 1], shape, d_y, bias, d_hidden);
         mn_nn_relu_grad(shape.rows * shape.in, saved->hidden[i - 1], d_hidden);
+        if (options->query_norm_hidden)
+            status = batch_norm_backward(run, memory, i - 1, d_hidden);
         d_y = d_hidden;
         out = shape.in;
-        bias = true;
+        bias = !options->query_norm_hidden;
     }
+    if (status != MN_OK)
+        return status;
     mn_linear first = {run->tokens, run->model->options.width, out};
     linear_backward(run, memory, 0, input, first, d_y, bias, d_input);
     return MN_OK;

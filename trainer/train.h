@@ -28,7 +28,7 @@ typedef struct mn_train_options {
     uint32_t keys, heads, knn, key_dim, query_norm, key_init, gate, value_dim, value_dtype;
     uint32_t value_optimizer;
     float temperature, value_dropout;
-    bool swiglu, shared_values;
+    bool swiglu, shared_values, query_norm_hidden;
 
     float learning_rate, value_learning_rate, weight_decay, value_weight_decay, clip, value_clip;
     uint32_t warm_up;

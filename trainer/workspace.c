@@ -70,8 +70,13 @@ static void place_memory(arena *from, const mn_model *model, uint64_t tokens,
         .gated = take_reals(from, gate),
     };
     out_saved->query = batch || rms ? take_reals(from, tokens * query) : out_saved->linear;
-    for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX && options->query_hidden[i]; i++)
-        out_saved->hidden[i] = take_reals(from, tokens * options->query_hidden[i]);
+    for (uint32_t i = 0; i < MN_QUERY_HIDDEN_MAX && options->query_hidden[i]; i++) {
+        uint64_t width = options->query_hidden[i], normed = options->query_norm_hidden ? width : 0;
+        out_saved->hidden[i] = take_reals(from, tokens * width);
+        out_saved->hidden_linear[i] = take_reals(from, tokens * normed);
+        out_saved->hidden_mean[i] = take_reals(from, normed);
+        out_saved->hidden_inverse[i] = take_reals(from, normed);
+    }
 }
 
 /* Gradients of one memory at a time, and scratch: shared by all memories. */
@@ -95,7 +100,7 @@ static void place_memory_gradients(arena *from, const mn_model *model, uint64_t 
     out_workspace->d_weights = take_reals(from, tokens * reads);
     out_workspace->d_scores = take_reals(from, tokens * reads);
     out_workspace->d_keys = take_reals(from, rms ? query * options->keys : 0);
-    out_workspace->sums = take(from, (2 * query + 1) * sizeof(double));
+    out_workspace->sums = take(from, (2 * larger(query, hidden) + 1) * sizeof(double));
 }
 
 static void place(arena *from, const mn_model *model, uint64_t tokens, uint32_t sequences,

@@ -17,15 +17,18 @@ typedef struct mn_layer_saved {
 /* Kept by one memory; C = heads * key_dim. */
 typedef struct mn_memory_saved {
     mn_real *hidden[MN_QUERY_HIDDEN_MAX]; /* outputs of the hidden ReLU layers */
-    mn_real *linear;                      /* [tokens][C] the query network's last linear */
-    mn_real *query;                       /* [tokens][C] normalised; = linear without a norm */
-    mn_real *norm_mean, *norm_inverse;    /* batch norm [C]; RMS: inverse [tokens][heads] */
-    double norm_count;                    /* tokens of all ranks */
-    mn_real *keys, *key_inverse;          /* RMS: sub-keys of norm 1, [heads][2][keys] inverses */
-    uint64_t *rows;                       /* [tokens][heads][knn] */
-    mn_real *weights;                     /* the same */
-    mn_real *bag;                         /* [tokens][value_dim], after dropout */
-    mn_real *gate, *gated;                /* swiglu: x W1, and bag * silu(gate) */
+    /* query_norm_hidden: their inputs before the norm, [tokens][width], and [width] each */
+    mn_real *hidden_linear[MN_QUERY_HIDDEN_MAX];
+    mn_real *hidden_mean[MN_QUERY_HIDDEN_MAX], *hidden_inverse[MN_QUERY_HIDDEN_MAX];
+    mn_real *linear;                   /* [tokens][C] the query network's last linear */
+    mn_real *query;                    /* [tokens][C] normalised; = linear without a norm */
+    mn_real *norm_mean, *norm_inverse; /* batch norm [C]; RMS: inverse [tokens][heads] */
+    double norm_count;                 /* tokens of all ranks */
+    mn_real *keys, *key_inverse;       /* RMS: sub-keys of norm 1, [heads][2][keys] inverses */
+    uint64_t *rows;                    /* [tokens][heads][knn] */
+    mn_real *weights;                  /* the same */
+    mn_real *bag;                      /* [tokens][value_dim], after dropout */
+    mn_real *gate, *gated;             /* swiglu: x W1, and bag * silu(gate) */
     void *ticket;
 } mn_memory_saved;
 
@@ -47,7 +50,7 @@ struct mn_workspace {
     mn_real *d_gated;                /* the same */
     mn_real *d_weights, *d_scores;   /* [tokens][heads * knn] */
     mn_real *d_keys;                 /* RMS: of the normalised sub-keys */
-    double *sums;                    /* [2 * C + 1] for reduce */
+    double *sums;                    /* [2 * C + 1] for reduce; C, or a wider hidden layer */
     void *scratch;                   /* search and attention, one after the other */
 };
 

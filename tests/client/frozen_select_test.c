@@ -33,7 +33,7 @@ static mn_product_keys made_keys(uint64_t seed)
                              .query_bias = bias};
 }
 
-/* The query by plain loops, then the trainer's search and softmax. */
+/* The query by plain loops, then the trainer's search and gate. */
 static void oracle(const mn_product_keys *keys, uint64_t *out_rows, float *out_weights)
 {
     float query[QUERY];
@@ -47,7 +47,10 @@ static void oracle(const mn_product_keys *keys, uint64_t *out_rows, float *out_w
     }
     assert_true(mn_search_scratch_bytes(&search) <= sizeof scratch);
     must(mn_product_search(&search, query, keys->sub_keys, out_rows, out_weights, scratch, &error));
-    mn_kernels_best()->softmax(out_weights, HEADS, K);
+    if (!keys->relu)
+        mn_kernels_best()->softmax(out_weights, HEADS, K);
+    for (uint32_t i = 0; i < HEADS * K && keys->relu; i++)
+        out_weights[i] = out_weights[i] > 0 ? out_weights[i] : 0;
 }
 
 static void selects_what_the_search_does(void **state)
@@ -63,6 +66,7 @@ static void selects_what_the_search_does(void **state)
             keys.query_bias = NULL;
         if (seed % 3 == 2)
             keys.query_weights = NULL, keys.query_bias = NULL;
+        keys.relu = seed % 2;
         oracle(&keys, due_rows, due);
         assert_true(mn_product_scratch_bytes(&keys) <= sizeof scratch);
         must(mn_product_select(&keys, input, scratch, rows, chosen, &error));
@@ -73,6 +77,31 @@ static void selects_what_the_search_does(void **state)
         assert_memory_not_equal(rows, due_rows, sizeof rows);
         assert_memory_not_equal(chosen, due, sizeof chosen);
     }
+}
+
+/* Scores of both signs, and a gate that is the other one, is seen. */
+static void gates_differ(void **state)
+{
+    (void)state;
+    int64_t rows[HEADS * K];
+    float softmax[HEADS * K], relu[HEADS * K];
+    uint32_t positive = 0, zero = 0;
+    mn_error error;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        mn_product_keys keys = made_keys(seed);
+        keys.query_weights = NULL, keys.query_bias = NULL;
+        keys.n = 6, keys.per_head = K; /* 32 of 36: low scores are among them */
+        must(mn_product_select(&keys, input, scratch, rows, softmax, &error));
+        keys.relu = true;
+        must(mn_product_select(&keys, input, scratch, rows, relu, &error));
+        assert_memory_not_equal(softmax, relu, sizeof relu);
+        for (uint32_t i = 0; i < HEADS * K; i++) {
+            assert_true(relu[i] >= 0 && !signbit(relu[i]));
+            positive += relu[i] > 0;
+            zero += relu[i] == 0;
+        }
+    }
+    assert_true(positive > 100 && zero > 100);
 }
 
 static void refuses(mn_product_keys keys, const char *field)
@@ -133,7 +162,8 @@ static void a_layer_is_read(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(selects_what_the_search_does), cmocka_unit_test(bad_keys_are_refused),
+        cmocka_unit_test(selects_what_the_search_does), cmocka_unit_test(gates_differ),
+        cmocka_unit_test(bad_keys_are_refused),
         cmocka_unit_test_setup_teardown(a_layer_is_read, case_set_up, case_tear_down)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

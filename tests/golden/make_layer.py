@@ -47,24 +47,31 @@ def parameters(norm, gated):
     if gated:
         made |= {"query0.bias": numbers(5, HIDDEN), "query1": numbers(6, HIDDEN, QUERY),
                  "gate": numbers(7, WIDTH, VALUE_DIM), "projection": numbers(8, VALUE_DIM, WIDTH)}
-    if norm != "batch":
+    if norm not in ("batch", "every"):
         made["query1.bias" if gated else "query0.bias"] = numbers(9, QUERY)
     if norm != "none":
         made["query.gain"] = numbers(10, QUERY)
-    if norm == "batch":
+    if norm in ("batch", "every"):
         made["query.shift"] = numbers(11, QUERY)
+    if norm == "every":
+        del made["query0.bias"]
+        made |= {"query0.gain": numbers(13, HIDDEN), "query0.shift": numbers(14, HIDDEN)}
     return made
 
 
-def queries(p, norm, batch_norm):
+def queries(p, norm, batch_norms):
+    """norm "every": XLM's query.py, batch norm after each linear, before its ReLU."""
     hidden = p["x"]
+    if norm == "every":
+        hidden = torch.relu(batch_norms["query0"](hidden @ p["query0"]))
+        return batch_norms["query"](hidden @ p["query1"])
     if "query1" in p:
         hidden = torch.relu(hidden @ p["query0"] + p["query0.bias"])
         q = hidden @ p["query1"]
     else:
         q = hidden @ p["query0"]
     if norm == "batch":
-        return batch_norm(q)
+        return batch_norms["query"](q)
     q = q + p["query1.bias" if "query1" in p else "query0.bias"]
     if norm == "rms":
         q = F.rms_norm(q.reshape(TOKENS, HEADS, KEY_DIM), (KEY_DIM,), eps=1e-6)
@@ -72,10 +79,10 @@ def queries(p, norm, batch_norm):
     return q
 
 
-def layer(p, norm, gate, batch_norm):
+def layer(p, norm, gate, batch_norms):
     """Two topk and one over the sums (Lample et al. 2019), one bag over all heads, the SwiLU gate of
     Memory+ (Berges et al. 2024) where there is one."""
-    q = queries(p, norm, batch_norm).reshape(TOKENS, HEADS, 2, HALF)
+    q = queries(p, norm, batch_norms).reshape(TOKENS, HEADS, 2, HALF)
     keys = p["keys"]
     if norm == "rms":
         keys = F.rms_norm(keys, (HALF,), eps=1e-6) / HALF ** 0.5
@@ -95,26 +102,31 @@ def layer(p, norm, gate, batch_norm):
 def layers(folder):
     out = File(folder, "layer", f"torch {torch.__version__}")
     out.put("shape", [TOKENS, WIDTH, HIDDEN, HEADS, KEYS, KEY_DIM, KNN, VALUE_DIM])
-    for norm, gate, gated in itertools.product(("batch", "none", "rms"), ("softmax", "relu"),
-                                               (False, True)):
+    for norm, gate, gated in itertools.product(("batch", "none", "rms", "every"),
+                                               ("softmax", "relu"), (False, True)):
+        if norm == "every" and not gated:
+            continue  # there is no hidden layer
         case = f"{norm}.{gate}.{'swiglu' if gated else 'plain'}"
         p = parameters(norm, gated)
-        batch_norm = None
-        if norm == "batch":
-            batch_norm = torch.nn.BatchNorm1d(QUERY, dtype=torch.float64)
-            batch_norm.weight = torch.nn.Parameter(p["query.gain"])
-            batch_norm.bias = torch.nn.Parameter(p["query.shift"])
-            p["query.gain"], p["query.shift"] = batch_norm.weight, batch_norm.bias
-        answer = layer(p, norm, gate, batch_norm)
+        batch_norms = {}
+        for place in [name[:-len(".shift")] for name in p if name.endswith(".shift")]:
+            module = torch.nn.BatchNorm1d(len(p[place + ".gain"]), dtype=torch.float64)
+            module.weight = torch.nn.Parameter(p[place + ".gain"])
+            module.bias = torch.nn.Parameter(p[place + ".shift"])
+            p[place + ".gain"], p[place + ".shift"] = module.weight, module.bias
+            batch_norms[place] = module
+        answer = layer(p, norm, gate, batch_norms)
         answer.backward(numbers(12, TOKENS, WIDTH).detach())
         out.put(f"{case}.out", answer)
         for name, values in p.items():
             out.put(f"{case}.{name}", values)
             out.put(f"{case}.{name}.gradient", values.grad)
-        if batch_norm:
-            out.put(f"{case}.mean", batch_norm.running_mean)
-            out.put(f"{case}.variance", batch_norm.running_var)
-            out.put(f"{case}.evaluated", layer(p, norm, gate, batch_norm.eval()))
+        for place, module in batch_norms.items():
+            out.put(f"{case}.{place}.mean", module.running_mean)
+            out.put(f"{case}.{place}.variance", module.running_var)
+            module.eval()
+        if batch_norms:
+            out.put(f"{case}.evaluated", layer(p, norm, gate, batch_norms))
     out.put("d_out", numbers(12, TOKENS, WIDTH))
     out.close()
 

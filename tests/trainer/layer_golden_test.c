@@ -1,6 +1,7 @@
 /* The memory layer in double precision against PyTorch's (tests/golden/layer.txt): output and every
- * gradient, for each norm (batch norm: torch.nn.BatchNorm1d, with its running statistics) and gate,
- * both with a hidden layer and the SwiLU gate and without. */
+ * gradient, for each norm (batch norm: torch.nn.BatchNorm1d, with its running statistics; after the
+ * last linear or, as XLM, after each) and gate, both with a hidden layer and the SwiLU gate and
+ * without. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -48,6 +49,8 @@ static void compare(layer_case *c, const char *what, uint64_t count, const mn_re
     }
 }
 
+enum { NORM_EVERY = MN_QUERY_RMS + 1 }; /* batch norm, of the hidden layer too */
+
 static mn_model_options options_of(int norm, int gate, bool gated)
 {
     mn_model_options options = {.width = WIDTH,
@@ -55,16 +58,18 @@ static mn_model_options options_of(int norm, int gate, bool gated)
                                 .attention_heads = 1,
                                 .placement_count = 1,
                                 .placements = {{1, true}}};
-    options.memory = (mn_memory_options){.keys = KEYS,
-                                         .heads = HEADS,
-                                         .knn = KNN,
-                                         .key_dim = KEY_DIM,
-                                         .query_norm = (enum mn_query_norm)norm,
-                                         .gate = (enum mn_gate)gate,
-                                         .temperature = 0.5f,
-                                         .swiglu = gated,
-                                         .value_dim = gated ? VALUE_DIM : 0,
-                                         .query_hidden = {gated ? HIDDEN : 0}};
+    options.memory = (mn_memory_options){
+        .keys = KEYS,
+        .heads = HEADS,
+        .knn = KNN,
+        .key_dim = KEY_DIM,
+        .query_norm = norm == NORM_EVERY ? MN_QUERY_BATCH : (enum mn_query_norm)norm,
+        .query_norm_hidden = norm == NORM_EVERY,
+        .gate = (enum mn_gate)gate,
+        .temperature = 0.5f,
+        .swiglu = gated,
+        .value_dim = gated ? VALUE_DIM : 0,
+        .query_hidden = {gated ? HIDDEN : 0}};
     return options;
 }
 
@@ -119,8 +124,12 @@ static void run_layer(layer_case *c)
     compare_gradients(c);
     if (m->model.options.memory.query_norm != MN_QUERY_BATCH)
         return;
-    compare(c, "mean", QUERY, m->statistics);
-    compare(c, "variance", QUERY, m->statistics + QUERY);
+    compare(c, "query.mean", QUERY, m->statistics);
+    compare(c, "query.variance", QUERY, m->statistics + QUERY);
+    if (m->model.options.memory.query_norm_hidden) {
+        compare(c, "query0.mean", HIDDEN, m->statistics + 2 * QUERY);
+        compare(c, "query0.variance", HIDDEN, m->statistics + 2 * QUERY + HIDDEN);
+    }
     m->pass.training = false;
     memset(out, 0, sizeof out);
     assert_int_equal(mn_memory_forward_start(&run, 0, input), MN_OK);
@@ -131,8 +140,8 @@ static void run_layer(layer_case *c)
 /* `spoil` is added to one column of the table. */
 static double case_error(const char *golden, int norm, int gate, bool gated, double spoil)
 {
-    static const char *const norms[] = {"batch", "none", "rms"}, *const gates[] = {"softmax",
-                                                                                   "relu"};
+    static const char *const norms[] = {"batch", "none", "rms", "every"};
+    static const char *const gates[] = {"softmax", "relu"};
     char name[64];
     (void)snprintf(name, sizeof name, "%s.%s.%s", norms[norm], gates[gate],
                    gated ? "swiglu" : "plain");
@@ -155,9 +164,9 @@ static void the_layer_is_pytorch_s(void **state)
     const double wanted[8] = {TOKENS, WIDTH, HIDDEN, HEADS, KEYS, KEY_DIM, KNN, VALUE_DIM};
     golden_read(golden, "shape", 8, shape);
     assert_memory_equal(shape, wanted, sizeof wanted);
-    for (int norm = MN_QUERY_BATCH; norm <= MN_QUERY_RMS; norm++)
+    for (int norm = MN_QUERY_BATCH; norm <= NORM_EVERY; norm++)
         for (int gate = MN_GATE_SOFTMAX; gate <= MN_GATE_RELU; gate++)
-            for (int gated = 0; gated <= 1; gated++) {
+            for (int gated = norm == NORM_EVERY; gated <= 1; gated++) {
                 double error = case_error(golden, norm, gate, gated, 0);
                 if (!(error <= TOLERANCE))
                     fail_msg("norm %d gate %d gated %d: error %g", norm, gate, gated, error);
@@ -169,8 +178,9 @@ static void a_wrong_value_is_found(void **state)
 {
     (void)state;
     char *golden = golden_open("layer", "torch ");
-    for (int norm = MN_QUERY_BATCH; norm <= MN_QUERY_RMS; norm++)
-        assert_true(case_error(golden, norm, MN_GATE_SOFTMAX, false, 1e-3) > TOLERANCE);
+    for (int norm = MN_QUERY_BATCH; norm <= NORM_EVERY; norm++)
+        assert_true(case_error(golden, norm, MN_GATE_SOFTMAX, norm == NORM_EVERY, 1e-3) >
+                    TOLERANCE);
     assert_false(golden_has(golden, "batch.softmax.plain.query0.bias"));
     free(golden);
 }

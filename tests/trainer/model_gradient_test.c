@@ -168,6 +168,22 @@ static void test_query_networks(void **state)
                 }
 }
 
+static void test_norms_of_hidden_layers(void **state)
+{
+    (void)state;
+    for (uint32_t hidden = 1; hidden <= MN_QUERY_HIDDEN_MAX; hidden++)
+        for (int gate = MN_GATE_SOFTMAX; gate <= MN_GATE_RELU; gate++) {
+            mn_model_options options = with_memory(2, true);
+            options.memory.query_norm_hidden = true;
+            options.memory.gate = (enum mn_gate)gate;
+            for (uint32_t i = 0; i < hidden; i++)
+                options.memory.query_hidden[i] = 7 + 9 * i; /* narrower and wider than the query */
+            double error = options_error(&options, 380 + 2 * hidden + (uint64_t)gate);
+            if (!(error <= TOLERANCE))
+                fail_msg("%u hidden, gate %d: %g", hidden, gate, error);
+        }
+}
+
 /* A step has one mask: the function is as smooth as without. */
 static void test_dropout(void **state)
 {
@@ -195,6 +211,7 @@ static void test_wrong_gradient_is_found(void **state)
     (void)state;
     mn_model_options options = with_memory(2, true);
     options.memory.query_hidden[0] = 7;
+    options.memory.query_norm_hidden = true;
     options.memory.swiglu = true;
     model_case c;
     model_case_init(&c, &options, 400);
@@ -219,9 +236,10 @@ static void test_wrong_gradient_is_found(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_without_memory),   cmocka_unit_test(test_norms_and_gates),
-        cmocka_unit_test(test_several_memories), cmocka_unit_test(test_query_networks),
-        cmocka_unit_test(test_dropout),          cmocka_unit_test(test_wrong_gradient_is_found),
+        cmocka_unit_test(test_without_memory),          cmocka_unit_test(test_norms_and_gates),
+        cmocka_unit_test(test_several_memories),        cmocka_unit_test(test_query_networks),
+        cmocka_unit_test(test_norms_of_hidden_layers),  cmocka_unit_test(test_dropout),
+        cmocka_unit_test(test_wrong_gradient_is_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -199,14 +199,16 @@ static void setup_model(enum mn_query_norm norm, float dropout, mn_model *out_mo
                                 .seed = 3,
                                 .placement_count = 1,
                                 .placements = {{1, true}}};
-    options.memory = (mn_memory_options){.keys = 8,
-                                         .heads = 2,
-                                         .knn = 4,
-                                         .key_dim = 8,
-                                         .query_norm = norm,
-                                         .query_hidden = {12},
-                                         .value_dropout = dropout,
-                                         .value_deviation = 1};
+    options.memory =
+        (mn_memory_options){.keys = 8,
+                            .heads = 2,
+                            .knn = 4,
+                            .key_dim = 8,
+                            .query_norm = norm,
+                            .query_hidden = {12},
+                            .query_norm_hidden = norm == MN_QUERY_BATCH && !(dropout > 0),
+                            .value_dropout = dropout,
+                            .value_deviation = 1};
     assert_int_equal(mn_model_init(&options, out_model, NULL), MN_OK);
     uint64_t random = 99;
     for (int i = 0; i < TOKENS; i++) {

@@ -74,6 +74,10 @@ static void test_wrong_options_are_named(void **state)
         {"value-dropout", {ONE_MEMORY, .memory = {.value_dropout = 1}}},
         {"value-dropout", {ONE_MEMORY, .memory = {.value_dropout = NAN}}},
         {"query-hidden", {ONE_MEMORY, .memory = {.query_hidden = {8, 2000000}}}},
+        {"query-hidden",
+         {ONE_MEMORY, .memory = {.query_hidden = {40000}, .query_norm_hidden = true}}},
+        {"query-norm-hidden",
+         {ONE_MEMORY, .memory = {.query_norm = MN_QUERY_RMS, .query_norm_hidden = true}}},
     };
     static mn_model model;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -196,6 +200,46 @@ static void test_next_agrees_with_forward(void **state)
     model_case_deinit(&c);
 }
 
+/* The plain model's parameters from those of the same name; its segment `silenced` is 0. */
+static void copy_segments(const model_case *from, model_case *to, const char *silenced)
+{
+    for (uint32_t i = 0; i < to->model.segment_count; i++) {
+        const mn_segment *wanted = &to->model.segments[i];
+        float *at = to->parameters + wanted->offset;
+        for (uint32_t j = 0; j < from->model.segment_count; j++)
+            if (!strcmp(from->model.segments[j].name, wanted->name))
+                memcpy(at, from->parameters + from->model.segments[j].offset,
+                       wanted->count * sizeof *at);
+        if (!strcmp(wanted->name, silenced))
+            memset(at, 0, wanted->count * sizeof *at);
+    }
+}
+
+/* "1,2+": the first memory stands instead of its feed-forward network, the second beside it. With
+ * values of 0 that is the model without memories whose first network says nothing. */
+static void test_instead_and_beside(void **state)
+{
+    (void)state;
+    mn_model_options options = {0}, plain = {0};
+    assert_int_equal(
+        mn_placements_parse("1,2+", options.placements, &options.placement_count, NULL), MN_OK);
+    model_case c, p;
+    model_case_init(&c, &options, 24);
+    model_case_init(&p, &plain, 24);
+    memcpy(p.tokens, c.tokens, sizeof p.tokens);
+    memcpy(p.targets, c.targets, sizeof p.targets);
+    copy_segments(&c, &p, "layer1.ffn.down");
+    double full = model_case_forward(&c), without = model_case_forward(&p);
+    assert_true(fabs(full - without) > 1e-3); /* values matter */
+    memset(c.memory.values, 0,
+           c.memory.tables * c.memory.rows * c.memory.dim * sizeof *c.memory.values);
+    assert_true(fabs(model_case_forward(&c) - without) < 1e-6);
+    copy_segments(&c, &p, "layer2.ffn.down");
+    assert_true(fabs(model_case_forward(&c) - model_case_forward(&p)) > 1e-3);
+    model_case_deinit(&p);
+    model_case_deinit(&c);
+}
+
 /* After the first training pass: running = 0.9 * (0, 1) + 0.1 * (mean, unbiased variance). */
 static void test_running_statistics_move(void **state)
 {
@@ -301,6 +345,7 @@ int main(void)
         cmocka_unit_test(test_segments_cover_all),
         cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_next_agrees_with_forward),
+        cmocka_unit_test(test_instead_and_beside),
         cmocka_unit_test(test_running_statistics_move),
         cmocka_unit_test(test_failures_leave_nothing_open),
         cmocka_unit_test(test_parts_and_phases),

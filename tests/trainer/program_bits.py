@@ -19,7 +19,7 @@ STEPS, SAVE = 8, 4
 MODEL = ("--width 32 --layers 2 --attention-heads 2 --context 32 --batch-bytes 512 --keys 32 "
          "--heads 2 --knn 8 --key-dim 16 --eval-every 4 --eval-bytes 512 --closing-bytes 1024 "
          "--deadline 30 --ablate --digest --quiet").split()
-VARIANTS = {"beside": "--memory-layers 2+ --value-clip 0.05",
+VARIANTS = {"beside": "--memory-layers 2+ --value-clip 0.05 --query-hidden 24 --query-norm-hidden",
             "bf16, shared, gated": "--memory-layers 1,2+ --shared-values --swiglu --value-dim 128 "
                                    "--value-dtype bf16 --query-norm rms --query-hidden 24,20 "
                                    "--key-init xlm --value-dropout 0.2"}
