@@ -113,6 +113,28 @@ def check_functions(root, paths, findings):
                                 f"at most {FUNCTION_MAX}")
 
 
+def tests_named(text):
+    """A table's last column: names of tests."""
+    cells = [line.split("|")[-2] for line in text.splitlines() if line.startswith("|")]
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+
+
+def check_tests_named(root, paths, findings):
+    """A page that says which test holds a promise is wrong once the test is gone."""
+    page = os.path.join(root, "trainer/LAYER.md")
+    if not os.path.exists(page):
+        return
+    known = set()
+    for path in paths:
+        if path.startswith("tests/") and path.endswith("CMakeLists.txt"):
+            with open(os.path.join(root, path), encoding="utf-8") as file:
+                known.update(re.findall(r"(?:mn_test\(|NAME )\s*(\w+)", file.read()))
+    with open(page, encoding="utf-8") as file:
+        for name in tests_named(file.read()):
+            if name not in known:
+                findings.append(f"trainer/LAYER.md: there is no test {name}")
+
+
 def check(root):
     findings = []
     paths = files_of(root)
@@ -130,6 +152,7 @@ def check(root):
                 check_includes(path, text, headers, findings)
                 check_calls(path, text, findings)
     check_functions(root, code, findings)
+    check_tests_named(root, paths, findings)
     readme = os.path.join(root, "README.md")
     if os.path.exists(readme):
         with open(readme, encoding="utf-8") as file:
@@ -152,6 +175,8 @@ WRONG = {
     "files fit": ("proto/a.c", "int a;\n" * 801, "at most 800"),
     "functions fit": ("proto/a.c", "int f(void)\n{\n" + "    ;\n" * 70 + "}\n", "at most 70"),
     "no marks": ("proto/a.c", "/* TO" "DO */\n", "unfinished"),
+    "tests named exist":
+        ("trainer/LAYER.md", "| option | `no_such_test` |\n", "no test no_such_test"),
     "README is short": ("README.md", "x\n" * 151, "at most 150"),
 }
 
