@@ -41,7 +41,9 @@ void gpu_read(const void *gpu, void *out, size_t bytes)
 
 bool gpu_equal(const void *gpu, const void *expected, size_t bytes)
 {
-    char *got = malloc(bytes ? bytes : 1);
+    if (bytes == 0) /* no state: no array */
+        return true;
+    char *got = malloc(bytes);
     assert_non_null(got);
     gpu_read(gpu, got, bytes);
     bool equal = memcmp(got, expected, bytes) == 0;

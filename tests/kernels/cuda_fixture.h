@@ -1,4 +1,4 @@
-/* Arrays and tiles in GPU memory, for tests that run on a GPU and, with tests/gpu/emulator, on none. */
+/* Arrays and tiles in GPU memory: of a GPU, or of tests/gpu/emulator. */
 #ifndef MN_TESTS_KERNELS_CUDA_FIXTURE_H
 #define MN_TESTS_KERNELS_CUDA_FIXTURE_H
 

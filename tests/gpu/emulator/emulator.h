@@ -75,7 +75,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
 #define __forceinline__ inline
 #define __noinline__    __attribute__((noinline))
 #define __shared__      static /* blocks run one after another */
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct uint3 {
     unsigned x, y, z;
