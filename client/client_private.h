@@ -255,7 +255,8 @@ void mn_settle_destroy(mn_task *task);
 void mn_settle_seal(mn_task *task);   /* Seal where not permanent, then factors, Commit */
 void mn_settle_commit(mn_task *task); /* Commit of the outcome where not permanent */
 void mn_fill_payload(mn_slot *slot, const void *bytes, uint64_t count);
-void mn_core_advance(mn_core *core, uint64_t step); /* the step is committed */
+void mn_fill_spans(mn_slot *slot, const mn_span *spans, uint32_t count); /* lent until answered */
+void mn_core_advance(mn_core *core, uint64_t step);                      /* the step is committed */
 
 /* check.c: what the caller gave, before anything is sent. */
 enum mn_status mn_check_data(const mn_task *task, mn_error *error);
@@ -273,6 +274,10 @@ uint64_t mn_put_indices(uint8_t *out, const mn_array *indices, enum mn_encoding 
 /* Bytes [offset, offset + bytes) of each unit's row of stride_bytes, one after the other. */
 uint64_t mn_put_rows(uint8_t *out, const void *rows, uint64_t stride_bytes, uint64_t offset,
                      uint64_t bytes, const mn_units *units);
+/* The same bytes where they lie, a span for each run of rows without a gap: at most units->count
+ * spans. Returns how many. */
+uint32_t mn_lend_rows(mn_span *out_spans, const void *rows, uint64_t stride_bytes, uint64_t offset,
+                      uint64_t bytes, const mn_units *units);
 void mn_take_rows(mn_cursor *cursor, void *rows, uint64_t stride_bytes, uint64_t offset,
                   uint64_t bytes, const mn_units *units);
 /* sums[i] += the next f32 of the payload. */

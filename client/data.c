@@ -170,6 +170,46 @@ static mn_units piece_units(const mn_task *task, const mn_lane *lane, uint64_t p
     return units;
 }
 
+/* Whether the rows of a piece go out from the caller's memory, which is the call's until it ends. A
+ * span costs more than copying a short row. */
+static bool may_lend(const mn_table *table, const mn_share *share, uint64_t width,
+                     const mn_units *units)
+{
+    uint64_t bytes = share->columns * width;
+    bool whole = share->columns == table->spec.dim && !units->order;
+    return (whole ? units->count * bytes : bytes) >= MN_SPAN_BYTES_MIN;
+}
+
+static uint64_t put_states(const mn_operation *operation, const mn_share *share,
+                           const mn_units *units, uint8_t *out)
+{
+    if (!operation->state_in)
+        return 0;
+    return mn_put_rows(out, operation->state_in, operation->table->state_row_bytes,
+                       share->state_first, share->state_bytes, units);
+}
+
+/* The rows stay where they are; the spans, and the states, take their place in the buffer. */
+static void lend_payload(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_units *units,
+                         uint64_t head_bytes)
+{
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    const mn_share *share = &table->shares[lane->shard];
+    uint64_t width = mn_dtype_bytes(operation->values.dtype);
+    mn_span *spans = (mn_span *)(slot->buffer + (head_bytes + 15) / 16 * 16);
+    spans[0] = (mn_span){slot->buffer, head_bytes};
+    uint32_t count = 1 + mn_lend_rows(spans + 1, operation->values.data, table->spec.dim * width,
+                                      share->column_first * width, share->columns * width, units);
+    uint8_t *states = (uint8_t *)(spans + count + 1);
+    uint64_t state_bytes = put_states(operation, share, units, states);
+    if (state_bytes)
+        spans[count++] = (mn_span){states, state_bytes};
+    assert(states + state_bytes <= slot->buffer + MN_CHUNK_BYTES);
+    mn_fill_spans(slot, spans, count);
+}
+
+/* Indices, weights, rows, states, one after another. */
 static void fill_payload(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_units *units)
 {
     const mn_operation *operation = task->operation;
@@ -184,12 +224,14 @@ static void fill_payload(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_u
     }
     if (is_change(operation)) {
         uint64_t width = mn_dtype_bytes(operation->values.dtype);
+        if (may_lend(table, share, width, units)) {
+            lend_payload(task, lane, slot, units, (uint64_t)(next - slot->buffer));
+            return;
+        }
         next += mn_put_rows(next, operation->values.data, table->spec.dim * width,
                             share->column_first * width, share->columns * width, units);
     }
-    if (operation->state_in)
-        next += mn_put_rows(next, operation->state_in, table->state_row_bytes, share->state_first,
-                            share->state_bytes, units);
+    next += put_states(operation, share, units, next);
     assert(next - slot->buffer <= MN_CHUNK_BYTES);
     mn_fill_payload(slot, slot->buffer, (uint64_t)(next - slot->buffer));
 }

@@ -181,11 +181,16 @@ static void lane_send(mn_lane *lane, mn_window *window)
 
 void mn_fill_payload(mn_slot *slot, const void *bytes, uint64_t count)
 {
-    slot->span.bytes = bytes;
-    slot->span.count = count;
-    slot->exchange.request.payload.spans = &slot->span;
-    slot->exchange.request.payload.span_count = 1;
-    slot->exchange.request.payload.bytes = count;
+    slot->span = (mn_span){bytes, count};
+    mn_fill_spans(slot, &slot->span, 1);
+}
+
+void mn_fill_spans(mn_slot *slot, const mn_span *spans, uint32_t count)
+{
+    mn_payload *payload = &slot->exchange.request.payload;
+    *payload = (mn_payload){spans, count, 0};
+    for (uint32_t i = 0; i < count; i++)
+        payload->bytes += spans[i].count;
 }
 
 static bool may_send(const mn_window *window, const mn_task *task)

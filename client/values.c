@@ -4,7 +4,11 @@
 
 #include <string.h>
 
-enum { BLOCK = 1024 }; /* indices; a multiple of 8, so that packed blocks end on a byte */
+enum {
+    BLOCK = 1024, /* indices; a multiple of 8, so that packed blocks end on a byte */
+    AHEAD = 8,    /* rows that are fetched into the cache before they are copied */
+    LINE = 64     /* bytes of a cache line */
+};
 
 static uint64_t unit_at(const mn_units *units, uint64_t i)
 {
@@ -53,9 +57,29 @@ uint64_t mn_put_rows(uint8_t *out, const void *rows, uint64_t stride_bytes, uint
         memcpy(out, from + units->first * stride_bytes, units->count * bytes);
         return units->count * bytes;
     }
-    for (uint64_t i = 0; i < units->count; i++)
+    for (uint64_t i = 0; i < units->count; i++) {
+        uint64_t ahead = i + AHEAD < units->count ? i + AHEAD : i;
+        for (uint64_t b = 0; b < bytes; b += LINE)
+            __builtin_prefetch(from + unit_at(units, ahead) * stride_bytes + b);
         memcpy(out + i * bytes, from + unit_at(units, i) * stride_bytes, bytes);
+    }
     return units->count * bytes;
+}
+
+uint32_t mn_lend_rows(mn_span *out_spans, const void *rows, uint64_t stride_bytes, uint64_t offset,
+                      uint64_t bytes, const mn_units *units)
+{
+    const uint8_t *from = (const uint8_t *)rows + offset;
+    uint32_t spans = 0;
+    for (uint64_t i = 0; i < units->count; i++) {
+        const uint8_t *row = from + unit_at(units, i) * stride_bytes;
+        mn_span *last = out_spans + spans - 1;
+        if (spans && last->bytes + last->count == row)
+            last->count += bytes;
+        else
+            out_spans[spans++] = (mn_span){row, bytes};
+    }
+    return spans;
 }
 
 void mn_take_rows(mn_cursor *cursor, void *rows, uint64_t stride_bytes, uint64_t offset,

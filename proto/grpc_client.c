@@ -34,7 +34,7 @@ struct tag {
 };
 
 /* One exchange in flight. start() fills it; then it is the draining thread's, save for what the
- * lock guards and `payload_held`, which any of gRPC's threads clears. */
+ * lock guards and `payload_held`, which any of gRPC's threads counts down. */
 struct client_call {
     mn_exchange *exchange;
     grpc_call *call;  /* guarded by the lock; NULL once both batches have ended */
@@ -51,7 +51,7 @@ struct client_call {
     grpc_metadata_array initial, trailing;
     grpc_status_code code;
     grpc_slice text;
-    _Atomic bool payload_held;
+    _Atomic uint32_t payload_held; /* spans that gRPC still points at */
 };
 
 struct channel {
@@ -140,7 +140,7 @@ static void open_channel(struct channel *channel, const char *address)
 static void drop_payload(void *user_data)
 {
     struct client_call *call = user_data;
-    atomic_store_explicit(&call->payload_held, false, memory_order_release);
+    (void)atomic_fetch_sub_explicit(&call->payload_held, 1, memory_order_release);
 }
 
 /* The message: encoded header, then the payload in place. MN_INVALID when it is too large. */
@@ -158,15 +158,14 @@ static enum mn_status make_request(struct client_call *call, mn_error *error)
         return mn_fail(error, MN_INVALID, "payload",
                        "%llu bytes do not fit a message of %d; send less at once",
                        (unsigned long long)payload->bytes, MN_MESSAGE_BYTES_MAX);
-    grpc_slice slices[2];
+    grpc_slice slices[1 + MN_SPANS_MAX];
     size_t count = 0;
     slices[count++] = grpc_slice_from_copied_buffer((const char *)header, header_bytes);
-    if (payload->bytes) {
-        assert(payload->span_count == 1);
-        atomic_store_explicit(&call->payload_held, true, memory_order_relaxed);
-        slices[count++] = grpc_slice_new_with_user_data((void *)payload->spans[0].bytes,
-                                                        payload->bytes, drop_payload, call);
-    }
+    assert(payload->span_count <= MN_SPANS_MAX);
+    atomic_store_explicit(&call->payload_held, payload->span_count, memory_order_relaxed);
+    for (uint32_t i = 0; i < payload->span_count; i++)
+        slices[count++] = grpc_slice_new_with_user_data(
+            (void *)payload->spans[i].bytes, payload->spans[i].count, drop_payload, call);
     call->request = grpc_raw_byte_buffer_create(slices, count);
     for (size_t i = 0; i < count; i++)
         grpc_slice_unref(slices[i]); /* the byte buffer holds its own reference */
@@ -432,7 +431,7 @@ static void leave_late(grpc_transport *transport, struct client_call *call)
 
 static bool payload_held(struct client_call *call)
 {
-    return atomic_load_explicit(&call->payload_held, memory_order_acquire);
+    return atomic_load_explicit(&call->payload_held, memory_order_acquire) != 0;
 }
 
 /* Both batches have ended. The call's metadata goes with it, so failures are read first; then gRPC

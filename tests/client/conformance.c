@@ -207,6 +207,7 @@ int main(void)
         cmocka_unit_test(a_change_made_again_counts_once),
         cmocka_unit_test(readers_look_on),
         cmocka_unit_test(reads_are_counted),
+        cmocka_unit_test(wide_rows_go_as_they_lie),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -19,5 +19,6 @@ void values_are_the_oracles(void **state);
 void a_change_made_again_counts_once(void **state);
 void readers_look_on(void **state);
 void reads_are_counted(void **state);
+void wide_rows_go_as_they_lie(void **state);
 
 #endif
