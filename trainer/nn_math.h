@@ -10,8 +10,9 @@
 /* e^x, relative error below 3e-7 for |x| <= 60; 0 below, above as at 60; NaN stays NaN. Beside the
  * 1 that softmax and sigmoid add it to, e^-60 is nothing; but were it kept down to e^-87, its
  * products with gradients would be subnormal, and a model that diverges would take 15 times as long
- * a step. x = n ln 2 + r with n whole and |r| <= ln 2 / 2, Taylor's series of e^r to the 7th power, times 2^n by exponent bits.
- * Adding 1.5 * 2^23 rounds to a whole number and leaves n in the low bits of the sum. */
+ * a step. x = n ln 2 + r with n whole and |r| <= ln 2 / 2, Taylor's series of e^r to the 7th power,
+ * times 2^n by exponent bits. Adding 1.5 * 2^23 rounds to a whole number and leaves n in the low
+ * bits of the sum. */
 static inline float real_exp(float x)
 {
     const float round_bias = 12582912.0f;
