@@ -27,7 +27,7 @@ static const char usage[] =
     "  --change-budget SIZE   gradients and rows staged until commit        [4GiB]\n"
     "  --reply-budget SIZE    answers on their way out; at least 8MiB       [256MiB]\n"
     "  --usage-budget SIZE    counters of how rows are read, 16 bytes a row;\n"
-    "                         for more rows than fit, a sample           [0: none]\n"
+    "                         for more rows than fit, a sample; 0: none     [64MiB]\n"
     "  --calls-max COUNT      reads held at once, waiting ones included,\n"
     "                         and as many changes and other calls           [4096]\n"
     "\n"
@@ -204,6 +204,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
                              .info_seconds = 60,
                              .read_bytes_max = UINT64_C(256) << 20,
                              .change_bytes_max = UINT64_C(4) << 30,
+                             .usage_bytes_max = UINT64_C(64) << 20,
                              .reply_bytes_max = UINT64_C(256) << 20,
                              .log_level = 1};
     opterr = 0; /* the caller words it */
