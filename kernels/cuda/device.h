@@ -199,7 +199,8 @@ static inline enum mn_status launched(cudaError_t result, mn_error *error)
         result = earlier;
     if (result == cudaSuccess)
         return MN_OK;
-    const bool no_device = result == cudaErrorNoDevice || result == cudaErrorInsufficientDriver;
+    const bool no_device = result == cudaErrorNoDevice || result == cudaErrorInsufficientDriver ||
+                           result == cudaErrorInvalidDevice; /* what CUB says without one */
     return mn_fail(error, MN_UNAVAILABLE, no_device ? "device" : "stream", "CUDA refused: %s",
                    cudaGetErrorString(result));
 }

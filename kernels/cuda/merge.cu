@@ -100,9 +100,9 @@ extern "C" enum mn_status mn_cuda_plan_reads(const uint64_t *offsets, uint64_t r
 {
     plan_layout layout;
     char *base = (char *)workspace;
-    const enum mn_status status = layout_of(reads, rows, &layout, error);
-    if (status)
-        return status;
+    const enum mn_status sized = layout_of(reads, rows, &layout, error);
+    if (sized)
+        return sized;
     if (workspace_bytes < layout.bytes)
         return mn_fail(error, MN_INVALID, "workspace_bytes", "%llu bytes, must be %llu",
                        (unsigned long long)workspace_bytes, (unsigned long long)layout.bytes);
@@ -134,8 +134,10 @@ extern "C" enum mn_status mn_cuda_plan_reads(const uint64_t *offsets, uint64_t r
             plan.starts, plan.runs, (int64_t)reads, (cudaStream_t)stream);
     if (result == cudaSuccess)
         result = cudaLaunchKernelEx(&one, end_runs, plan);
-    *out_plan = plan;
-    return launched(result, error);
+    const enum mn_status queued = launched(result, error);
+    if (queued == MN_OK)
+        *out_plan = plan;
+    return queued;
 }
 
 template <typename G, int V>

@@ -172,7 +172,7 @@ static uint64_t run_search(const search_case *c, uint64_t *rows, float *scores)
     return first_bad;
 }
 
-/* Sub-score of a query for a key of side s, in double precision, and the sum of its terms' sizes. */
+/* Sub-score of a query for a key of side s, exactly, and the sum of its terms' sizes. */
 static double sub_score(const search_case *c, uint64_t query, uint32_t s, uint32_t key,
                         double *out_size)
 {

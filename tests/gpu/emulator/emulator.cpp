@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <ucontext.h>
 
 uint3 threadIdx, blockIdx;
@@ -192,6 +193,10 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind)
 {
     return memcpy(to, from, bytes), cudaSuccess;
 }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t)
+{
+    return memcpy(to, from, bytes), cudaSuccess;
+}
 cudaError_t cudaMemset(void *memory, int value, size_t bytes)
 {
     return memset(memory, value, bytes), cudaSuccess;
@@ -202,6 +207,31 @@ cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t)
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+struct CUevent_st {
+    timespec at;
+};
+cudaError_t cudaEventCreate(cudaEvent_t *out_event)
+{
+    return *out_event = new CUevent_st(), cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    delete event;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t)
+{
+    clock_gettime(CLOCK_MONOTONIC, &event->at);
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *out_milliseconds, cudaEvent_t begin, cudaEvent_t end)
+{
+    *out_milliseconds = (float)(end->at.tv_sec - begin->at.tv_sec) * 1e3f +
+                        (float)(end->at.tv_nsec - begin->at.tv_nsec) * 1e-6f;
+    return cudaSuccess;
+}
 const char *cudaGetErrorString(cudaError_t) { return "emulated"; }
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t *out_handle)
