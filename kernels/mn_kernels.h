@@ -193,7 +193,8 @@ void mn_gemm_threads(uint32_t threads);
 
 /* Exact product-key search. queries [tokens][heads][2*half] f32; keys [heads][2][n][half] f32; per
  * (token, head) the k best rows and their scores (q1.K1 + q2.K2): out_rows, out_scores
- * [tokens][heads][k]. Cache-sized blocks of tokens go through mn_gemm and then select. scratch:
+ * [tokens][heads][k]. Blocks of tokens are scored into the second cache, by products of our own
+ * against keys packed once a call (mn_gemm when tokens are few), and then selected. scratch:
  * mn_search_scratch_bytes, 64-byte aligned. MN_INVALID "n"/"k"/"scores" (NaN: names token, head).
  */
 typedef struct mn_search {

@@ -7,7 +7,8 @@ const mn_isa_table *mn_isa_table_for(enum mn_isa isa)
     case MN_ISA_PLAIN:
         return &mn_isa_table_plain;
     case MN_ISA_AVX2:
-        return __builtin_cpu_supports("avx2") ? &mn_isa_table_avx2 : NULL;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &mn_isa_table_avx2
+                                                                               : NULL;
     case MN_ISA_AVX512:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")

@@ -10,9 +10,15 @@
 #define MN_ISA_JOIN(name, isa)  MN_ISA_JOIN_(name, isa)
 #define ISA(name)               MN_ISA_JOIN(name, MN_ISA_NAME)
 
+/* Keys are scored in wholes of MN_KEYS_PAD, queries by whole blocks of MN_SCORED_STEP. */
+enum { MN_KEYS_PAD = 32, MN_SCORED_STEP = 12, MN_SCORED_MAX = 48 };
+
 /* The public table, and what only kernels/ itself calls. */
 typedef struct mn_isa_table {
     mn_kernels kernels;
+    void (*pack_keys)(const float *keys, uint32_t n, uint32_t half, float *out_panels);
+    void (*score)(const float *panels, uint32_t n, uint32_t half, const float *queries,
+                  uint32_t query_stride, uint32_t count, float *out_scores);
     void (*search_grad)(const mn_search *search, uint32_t head, const float *queries,
                         const float *keys, const uint64_t *rows, const float *score_gradients,
                         float *query_gradients, float *key_gradients);
@@ -48,6 +54,12 @@ uint64_t ISA(store)(mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_
 bool ISA(stage)(const void *in, uint64_t bytes, enum mn_dtype dtype, void *out);
 bool ISA(select)(const float *scores1, const float *scores2, uint32_t n, uint32_t k,
                  uint64_t *out_rows, float *out_scores, void *scratch);
+/* Keys [n][half] as ISA(score) reads them: [n to the next MN_KEYS_PAD][half], in panels. */
+void ISA(pack_keys)(const float *keys, uint32_t n, uint32_t half, float *out_panels);
+/* out_scores [count to the next MN_SCORED_STEP][n to the next MN_KEYS_PAD]: the products of
+ * `count` <= MN_SCORED_MAX queries, query_stride floats apart, and the keys; beyond, anything. */
+void ISA(score)(const float *panels, uint32_t n, uint32_t half, const float *queries,
+                uint32_t query_stride, uint32_t count, float *out_scores);
 void ISA(softmax)(float *scores, uint64_t groups, uint32_t k);
 void ISA(softmax_grad)(const float *weights, const float *weight_gradients, uint64_t groups,
                        uint32_t k, float *out_score_gradients);

@@ -24,8 +24,6 @@ typedef struct ranking {
     uint32_t indices[RANKED_MAX];
 } ranking;
 
-INLINE vf splat(float x) { return x - (vf){0}; }
-
 /* Scores at `from`, at most LANES; -infinity beyond `count`. */
 INLINE vf load_scores(const float *from, uint32_t count)
 {

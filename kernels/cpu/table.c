@@ -16,5 +16,7 @@ const mn_isa_table ISA(isa_table) = {
                 .select = ISA(select),
                 .softmax = ISA(softmax),
                 .softmax_grad = ISA(softmax_grad)},
+    .pack_keys = ISA(pack_keys),
+    .score = ISA(score),
     .search_grad = ISA(search_grad),
 };

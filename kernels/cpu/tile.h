@@ -107,6 +107,8 @@ INLINE float lanes_tree(const float lane[SIXTEEN])
     return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
+INLINE vf splat(float x) { return x - (vf){0}; }
+
 INLINE vf load_f32(const void *from)
 {
     vf v;

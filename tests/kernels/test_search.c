@@ -212,6 +212,38 @@ static void test_search_equals_brute_force(void **state)
     }
 }
 
+/* One chain of multiply-adds a score, columns ascending, rounded once a term but in plain C; blocks
+ * and keys that do not fill their steps; more columns than are worked on at a time. */
+static void test_scores_are_chains(void **state)
+{
+    (void)state;
+    enum { N = 45, PADDED = 64, HALF = 133, STRIDE = HALF + 3, COUNT = 37 };
+    static float keys[N * HALF], queries[COUNT * STRIDE];
+    static _Alignas(64) float panels[PADDED * HALF], scores[MN_SCORED_MAX * PADDED];
+    uint64_t random = 3;
+    for (uint32_t i = 0; i < N * HALF; i++)
+        keys[i] = (float)fixture_random(&random) * 0x1p-63f - 1;
+    for (uint32_t i = 0; i < COUNT * STRIDE; i++)
+        queries[i] = (float)fixture_random(&random) * 0x1p-63f - 1;
+    for (enum mn_isa set = MN_ISA_PLAIN; set <= MN_ISA_AVX512; set++) {
+        const mn_isa_table *isa = mn_isa_table_for(set);
+        if (isa == NULL)
+            continue;
+        isa->pack_keys(keys, N, HALF, panels);
+        isa->score(panels, N, HALF, queries, STRIDE, COUNT, scores);
+        for (uint32_t q = 0; q < COUNT; q++)
+            for (uint32_t key = 0; key < N; key++) {
+                float chain = 0;
+                for (uint32_t c = 0; c < HALF; c++) {
+                    float query = queries[q * STRIDE + c], term = query * keys[key * HALF + c];
+                    chain = set == MN_ISA_PLAIN ? chain + term
+                                                : fmaf(query, keys[key * HALF + c], chain);
+                }
+                assert_memory_equal(&scores[q * PADDED + key], &chain, sizeof chain);
+            }
+    }
+}
+
 static void test_search_names_what_is_wrong(void **state)
 {
     (void)state;
@@ -366,15 +398,11 @@ static void test_softmax(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_select_equals_brute_force),
-        cmocka_unit_test(test_select_at_size),
-        cmocka_unit_test(test_select_refuses_nan),
-        cmocka_unit_test(test_candidate_counts),
-        cmocka_unit_test(test_search_equals_brute_force),
-        cmocka_unit_test(test_search_names_what_is_wrong),
-        cmocka_unit_test(test_search_gradient),
-        cmocka_unit_test(test_search_gradient_by_heads),
-        cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_select_equals_brute_force),  cmocka_unit_test(test_select_at_size),
+        cmocka_unit_test(test_select_refuses_nan),         cmocka_unit_test(test_candidate_counts),
+        cmocka_unit_test(test_search_equals_brute_force),  cmocka_unit_test(test_scores_are_chains),
+        cmocka_unit_test(test_search_names_what_is_wrong), cmocka_unit_test(test_search_gradient),
+        cmocka_unit_test(test_search_gradient_by_heads),   cmocka_unit_test(test_softmax),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,8 @@
 
 #define LANES     8
 #define LANES_ISA MN_ISA_AVX2
+/* Rows of two vectors that the registers hold beside the operands of a product. */
+#define LANES_ROWS 6
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, for f64 sums */
@@ -22,6 +24,12 @@ static inline void lanes_stream(void *to, vw bits)
 
 /* Products of the low 32 bits of each 64. */
 static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
+
+/* a * b + sum, rounded once; plain C rounds twice. */
+static inline vf lanes_fma(vf a, vf b, vf sum)
+{
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+}
 
 /* Eight bf16 as f32. */
 static inline vf lanes_widen(const void *from)

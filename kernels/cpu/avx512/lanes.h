@@ -8,6 +8,8 @@
 
 #define LANES     16
 #define LANES_ISA MN_ISA_AVX512
+/* Rows of two vectors that the registers hold beside the operands of a product. */
+#define LANES_ROWS 12
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, for f64 sums */
@@ -19,6 +21,12 @@ static inline void lanes_stream(void *to, vw bits) { _mm512_stream_si512(to, (__
 
 /* Products of the low 32 bits of each 64. */
 static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
+
+/* a * b + sum, rounded once; plain C rounds twice. */
+static inline vf lanes_fma(vf a, vf b, vf sum)
+{
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+}
 
 /* Sixteen bf16 as f32. */
 static inline vf lanes_widen(const void *from)

@@ -8,6 +8,8 @@
 
 #define LANES     4
 #define LANES_ISA MN_ISA_PLAIN
+/* Rows of two vectors that the registers hold beside the operands of a product. */
+#define LANES_ROWS 6
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef float vhalf __attribute__((vector_size(2 * LANES))); /* half as many, for f64 sums */
@@ -22,6 +24,9 @@ static inline void lanes_stream(void *to, vw bits)
 
 /* Products of the low 32 bits of each 64. */
 static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm_mul_epu32((__m128i)a, (__m128i)b); }
+
+/* a * b + sum: rounded twice, where the others round once. */
+static inline vf lanes_fma(vf a, vf b, vf sum) { return a * b + sum; }
 
 /* Four bf16 as f32. */
 static inline vf lanes_widen(const void *from)
