@@ -40,8 +40,9 @@ static void send_answer(struct server_call *call, grpc_status_code code, size_t 
 {
     grpc_op ops[OPS_MAX];
     size_t count = 0;
-    ops[count++] = op_of(GRPC_OP_SEND_INITIAL_METADATA);
-    if (call->answer) {
+    if (!call->told)
+        ops[count++] = op_of(GRPC_OP_SEND_INITIAL_METADATA);
+    if (call->answer && !call->told) {
         ops[count] = op_of(GRPC_OP_SEND_MESSAGE);
         ops[count++].data.send_message.send_message = call->answer;
     }
@@ -63,7 +64,10 @@ static void end_lending(struct server_call *call)
     mn_grpc_server *server = call->server;
     assert(!call->answered);
     call->answered = true;
-    server->held_by_kind[mn_verb_kind_of(call->method->verb)]--;
+    if (call->watching)
+        server->watches--;
+    else
+        server->held_by_kind[mn_verb_kind_of(call->method->verb)]--;
     atomic_fetch_sub_explicit(&server->held, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&server->calls, 1, memory_order_relaxed);
     if (call->message)

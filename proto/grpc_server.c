@@ -16,7 +16,7 @@ enum {
     ADMIT_BYTES_MAX = 4096,     /* of an authorization value */
     STOP_GRACE_NS = 1000000000, /* answers may still leave; then gRPC cuts them off */
     STOP_POLL_NS = 100000000,
-    HEALTH_REQUEST_BYTES_MAX = 64
+    WATCH_POLL_NS = 200000000 /* a change of health is told this late at most */
 };
 #define REPLY_BYTES_DEFAULT (UINT64_C(256) << 20)
 
@@ -182,35 +182,6 @@ static void serve_verb(struct server_call *call)
     server->options.handle(server->options.core, &call->base);
 }
 
-/* grpc.health.v1.Health/Check for "" and for our service. A request has one field, `service`, so
- * its bytes are compared whole. */
-static void serve_health(struct server_call *call)
-{
-    static const uint8_t serving[] = {0x08, 1}, not_serving[] = {0x08, 2};
-    static const char ours[] = "\x0a\x0f" MN_SERVICE; /* field 1, 15 bytes */
-    _Static_assert(sizeof MN_SERVICE - 1 == 15, "the length in `ours`");
-    mn_grpc_server *server = call->server;
-    mn_error error = {0};
-    uint8_t bytes[HEALTH_REQUEST_BYTES_MAX];
-    uint32_t span_count = 0;
-    size_t count = 0;
-    enum mn_status status = mn_grpc_spans(&call->message, server->spans, &span_count, &error);
-    for (uint32_t i = 0; i < span_count && !status; i++) {
-        if (server->spans[i].count > sizeof bytes - count) {
-            status = mn_fail(&error, MN_NOT_FOUND, "service", "no such service here");
-            break;
-        }
-        memcpy(bytes + count, server->spans[i].bytes, server->spans[i].count);
-        count += server->spans[i].count;
-    }
-    if (!status && count && (count != sizeof ours - 1 || memcmp(bytes, ours, count)))
-        status = mn_fail(&error, MN_NOT_FOUND, "service", "this server has %s only", MN_SERVICE);
-    if (status)
-        mn_server_refuse(call, &error);
-    else
-        mn_server_answer_bytes(call, atomic_load(&server->healthy) ? serving : not_serving, 2);
-}
-
 static void serve_unknown(struct server_call *call)
 {
     char name[96];
@@ -236,6 +207,8 @@ static void on_arrived(struct server_call *call, bool matched)
         post(server, call->method); /* first, so that the next call need not wait for this one */
     call->batches = 0;
     call->answered = call->end_watched = call->gone = call->reply_too_large = false;
+    call->watching = false;
+    call->told = 0;
     call->cancelled = 0;
     call->reply_buffer = NULL;
     call->answer = NULL;
@@ -274,6 +247,10 @@ static void on_batch_end(struct server_call *call)
 static void abandon(struct server_call *call)
 {
     mn_grpc_server *server = call->server;
+    if (call->watching) {
+        mn_server_watch_stop(call);
+        return;
+    }
     server->options.abandon(server->options.core, &call->base);
     assert(call->answered);
 }
@@ -298,6 +275,8 @@ static void on_event(mn_grpc_server *server, const grpc_event *event)
         on_ended(tag->call);
         break;
     case EVENT_SENT:
+        if (tag->call->watching)
+            mn_server_watch_sent(tag->call);
         on_batch_end(tag->call);
         break;
     case EVENT_STOPPED:
@@ -352,7 +331,12 @@ void mn_grpc_server_run(mn_grpc_server *server)
     while (!atomic_load(&server->stopping)) {
         uint64_t now = now_ns(server);
         uint64_t wake = options->tick(options->core, now);
-        grpc_event event = next_event(server, wake == never ? never : wake > now ? wake - now : 0);
+        uint64_t wait = wake == never ? never : wake > now ? wake - now : 0;
+        if (server->watches) {
+            mn_server_watches_tell(server);
+            wait = wait < WATCH_POLL_NS ? wait : WATCH_POLL_NS;
+        }
+        grpc_event event = next_event(server, wait);
         if (event.type == GRPC_OP_COMPLETE)
             on_event(server, &event);
     }
@@ -396,7 +380,8 @@ static grpc_server *create_grpc_server(const mn_grpc_server_options *options)
     grpc_arg args[] = {
         integer_arg(GRPC_ARG_ALLOW_REUSEPORT, 0), /* else a second server binds in silence */
         integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)options->message_bytes_max),
-        integer_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS, (int)(KINDS * options->calls_max)),
+        integer_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                    (int)(KINDS * options->calls_max + WATCHES_MAX)),
         integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
         integer_arg(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
         /* Clients ping each 10 s, calls or none; a vanished one is noticed by our own pings. */
@@ -422,12 +407,16 @@ static bool register_methods(mn_grpc_server *server)
         if (!server->methods[verb].registered)
             return false;
     }
-    server->methods[METHOD_HEALTH].serve = serve_health;
+    server->methods[METHOD_HEALTH].serve = mn_server_check;
     server->methods[METHOD_HEALTH].registered =
         grpc_server_register_method(server->server, "/grpc.health.v1.Health/Check", NULL,
                                     GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
+    server->methods[METHOD_WATCH].serve = mn_server_watch;
+    server->methods[METHOD_WATCH].registered =
+        grpc_server_register_method(server->server, "/grpc.health.v1.Health/Watch", NULL,
+                                    GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
     server->methods[METHOD_UNKNOWN].serve = serve_unknown;
-    return server->methods[METHOD_HEALTH].registered != NULL;
+    return server->methods[METHOD_HEALTH].registered && server->methods[METHOD_WATCH].registered;
 }
 
 static enum mn_status check_options(const mn_grpc_server_options *options, mn_error *error)
@@ -490,7 +479,8 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
     atomic_store(&server->healthy, true);
     mn_grpc_init();
     /* Twice the calls: as many again may be leaving while these are held. */
-    server->slots_max = 2 * KINDS * server->options.calls_max + METHOD_COUNT * POSTED_PER_METHOD;
+    server->slots_max =
+        2 * KINDS * server->options.calls_max + METHOD_COUNT * POSTED_PER_METHOD + 2 * WATCHES_MAX;
     server->slots = env->reserve(env->context, slots_bytes(server));
     server->pool = mn_reply_pool_create(env, server->options.reply_bytes_max);
     if (!server->slots || !server->pool) {

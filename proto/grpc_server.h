@@ -27,7 +27,8 @@ struct method {
     enum mn_verb verb; /* 0, a control verb, where there is none */
     uint32_t missing;
 };
-enum { METHOD_HEALTH = MN_VERB_COUNT, METHOD_UNKNOWN, METHOD_COUNT };
+enum { METHOD_HEALTH = MN_VERB_COUNT, METHOD_WATCH, METHOD_UNKNOWN, METHOD_COUNT };
+enum { WATCHES_MAX = 64 };
 enum { KINDS = MN_KIND_CONTROL + 1 }; /* of calls; methods without a verb are control */
 
 /* A slot: first a posted request, then the call that matched it, until gRPC is done with both. Only
@@ -51,6 +52,9 @@ struct server_call {
     bool end_watched;      /* a batch with RECV_CLOSE_ON_SERVER was started */
     bool gone;             /* the caller cannot be told any more */
     int cancelled;         /* gRPC's */
+    bool watching;         /* a Watch: never answered until its end */
+    bool service_known;    /* that it asks for */
+    uint8_t told;          /* to it last; 0: nothing, and no metadata */
     bool reply_too_large;  /* reserve was asked for more than a message holds */
     uint8_t *reply_buffer; /* from the pool, until it became a slice */
     mn_span reply_span;    /* over it, as reserved */
@@ -73,6 +77,7 @@ struct mn_grpc_server {
     /* Arrived and not answered: each kind has places of its own, so that reads that wait for a
      * commit cannot keep it out. */
     uint32_t held_by_kind[KINDS];
+    uint32_t watches; /* beside them */
 
     uint8_t header[MN_HEADER_BYTES_MAX]; /* scratch of one decode or encode */
     mn_span spans[MN_GRPC_SPANS_MAX];    /* scratch likewise: a message's pieces */
@@ -93,6 +98,12 @@ uint8_t *mn_server_reserve(mn_call *call, uint64_t bytes);
 void mn_server_answer_bytes(struct server_call *call, const void *bytes, uint32_t count);
 /* Answers with reply.status and reply.error. */
 void mn_server_refuse(struct server_call *call, const mn_error *error);
+/* grpc_watch.c: the health service. */
+void mn_server_check(struct server_call *call);
+void mn_server_watch(struct server_call *call);
+void mn_server_watch_sent(struct server_call *call); /* a message is on its way */
+void mn_server_watch_stop(struct server_call *call); /* the server goes, or the caller did */
+void mn_server_watches_tell(mn_grpc_server *server); /* what changed, to all */
 /* Watches for the end of a call that is parked. */
 void mn_server_watch_end(struct server_call *call);
 

@@ -510,8 +510,8 @@ typedef struct mn_grpc_server_stats {
 enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
                                      mn_grpc_server **out_server, int *out_port, mn_error *error);
 /* Serves on the calling thread until mn_grpc_server_stop (any thread), then answers UNAVAILABLE to
- * calls in flight and returns. grpc.health.v1.Health is answered by the adapter: SERVING while
- * healthy (see below). */
+ * calls in flight and returns. The adapter answers grpc.health.v1.Health, Check and Watch (64 at
+ * most): SERVING while healthy (see below). */
 void mn_grpc_server_run(mn_grpc_server *server);
 void mn_grpc_server_stop(mn_grpc_server *server); /* thread-safe */
 void mn_grpc_server_set_healthy(mn_grpc_server *server,
