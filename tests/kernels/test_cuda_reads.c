@@ -14,7 +14,8 @@ static void read_inputs_init(read_inputs *in, const fixture_options *options, si
 {
     uint64_t random = 12;
     in->tile = fixture_tile(options);
-    in->tile.table_rows = 211, in->tile.row_base = 13, in->tile.row_inverse = 77;
+    in->tile.table_rows = (UINT64_C(1) << 40) - 87; /* a row's number takes all of its bits */
+    in->tile.row_base = (UINT64_C(1) << 39) + 13, in->tile.row_inverse = 0x9e3779b97eull;
     for (uint32_t i = 0; i < READS; i++) {
         in->offsets[i] = i % 8 == 5 ? MN_NO_ROW : fixture_random(&random) % ROWS;
         in->weights[i] = fixture_uniform(&random);
