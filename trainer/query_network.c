@@ -59,24 +59,24 @@ static norm_place place_of(const mn_run *run, uint32_t memory, uint32_t number)
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
     const mn_memory_saved *saved = &run->workspace->memories[memory];
     if (number == hidden_count(options_of(run)))
-        return (norm_place){number,
-                            query_width(run),
-                            saved->linear,
-                            saved->norm_mean,
-                            saved->norm_inverse,
-                            saved->query,
-                            offsets->query_gain,
-                            offsets->query_shift,
-                            offsets->statistics};
-    return (norm_place){number,
-                        options_of(run)->query_hidden[number],
-                        saved->hidden_linear[number],
-                        saved->hidden_mean[number],
-                        saved->hidden_inverse[number],
-                        saved->hidden[number],
-                        offsets->hidden_gain[number],
-                        offsets->hidden_shift[number],
-                        offsets->hidden_statistics[number]};
+        return (norm_place){.number = number,
+                            .width = query_width(run),
+                            .x = saved->linear,
+                            .mean = saved->norm_mean,
+                            .inverse = saved->norm_inverse,
+                            .out = saved->query,
+                            .gain = offsets->query_gain,
+                            .shift = offsets->query_shift,
+                            .statistics = offsets->statistics};
+    return (norm_place){.number = number,
+                        .width = options_of(run)->query_hidden[number],
+                        .x = saved->hidden_linear[number],
+                        .mean = saved->hidden_mean[number],
+                        .inverse = saved->hidden_inverse[number],
+                        .out = saved->hidden[number],
+                        .gain = offsets->hidden_gain[number],
+                        .shift = offsets->hidden_shift[number],
+                        .statistics = offsets->hidden_statistics[number]};
 }
 
 static enum mn_status batch_statistics(const mn_run *run, uint32_t memory, const norm_place *place)
