@@ -44,6 +44,11 @@ DEVICE int order_of(float score)
     return bits ^ ((bits >> 31) & INT32_MAX);
 }
 
+DEVICE float score_of(int order)
+{
+    return float_of((uint32_t)(order ^ ((order >> 31) & INT32_MAX)));
+}
+
 /* How many bits below this lane's are set. */
 DEVICE uint32_t lanes_before(uint32_t bits)
 {
@@ -104,23 +109,27 @@ DEVICE bool threshold_of(const float *scores, uint32_t n, uint32_t k, int *out_e
     return true;
 }
 
-/* Keeps, in their order, the scores above `edge` and the first `equals` equal to it; those past
- * `room` are only counted. Returns their number. */
+/* Keeps, in their order, the scores that reach `edge`; of those equal to it, when ties count, only
+ * the first `equals`. Those past `room` are only counted. Returns their number. */
+template <bool TIES>
 DEVICE uint32_t keep_scores(const float *scores, uint32_t n, int edge, uint32_t equals,
                             uint32_t room, float *out_scores, uint32_t *out_indices)
 {
+    const float least = score_of(edge);
     uint32_t count = 0, equal = 0;
     for (uint32_t first = 0; first < n; first += WARP) {
         const uint32_t i = first + threadIdx.x % WARP;
         const float score = i < n ? scores[i] : -INFINITY;
-        const int order = order_of(score);
-        const uint32_t ties = __ballot_sync(ALL_LANES, i < n && order == edge);
-        const bool keeps =
-            i < n && (order > edge || (order == edge && equal + lanes_before(ties) < equals));
+        bool keeps = i < n && score >= least;
+        if (TIES) {
+            const uint32_t ties = __ballot_sync(ALL_LANES, i < n && score == least);
+            keeps = keeps && (score > least || equal + lanes_before(ties) < equals);
+            equal += (uint32_t)__popc(ties);
+        }
         const uint32_t kept = __ballot_sync(ALL_LANES, keeps), at = count + lanes_before(kept);
         if (keeps && at < room)
             out_scores[at] = score, out_indices[at] = i;
-        count += (uint32_t)__popc(kept), equal += (uint32_t)__popc(ties);
+        count += (uint32_t)__popc(kept);
     }
     return count;
 }
@@ -157,10 +166,10 @@ DEVICE void rank_kept(const float *scores, const uint32_t *indices, uint32_t cou
     for (uint32_t i = threadIdx.x % WARP; i < count; i += WARP) {
         const float mine = scores[i];
         uint32_t before = 0;
-        for (uint32_t j = 0; j < i; j++)
-            before += scores[j] >= mine;
-        for (uint32_t j = i + 1; j < count; j++)
-            before += scores[j] > mine;
+        for (uint32_t j = 0; j < count; j++) { /* all lanes read the same one */
+            const float other = scores[j];
+            before += other > mine || (other == mine && j < i);
+        }
         if (before < k)
             out_scores[before] = mine, out_indices[before] = indices[i];
     }
@@ -174,14 +183,14 @@ DEVICE bool best_of(const float *scores, uint32_t n, uint32_t k, select_place<G>
     int edge;
     if (!threshold_of<G>(scores, n, k, &edge))
         return false;
-    uint32_t count = keep_scores(scores, n, edge, UINT32_MAX, place->KEPT, place->kept_scores,
-                                 place->kept_indices);
+    uint32_t count = keep_scores<false>(scores, n, edge, 0, place->KEPT, place->kept_scores,
+                                        place->kept_indices);
     if (count > place->KEPT) {
         edge = exact_edge(scores, n, k);
         const uint32_t better = edge == INT32_MAX ? 0 : count_scores(scores, n, edge + 1);
         __syncwarp();
-        count = keep_scores(scores, n, edge, k - better, place->KEPT, place->kept_scores,
-                            place->kept_indices);
+        count = keep_scores<true>(scores, n, edge, k - better, place->KEPT, place->kept_scores,
+                                  place->kept_indices);
     }
     __syncwarp();
     rank_kept(place->kept_scores, place->kept_indices, count, k, place->best_scores[list],
