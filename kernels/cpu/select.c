@@ -8,7 +8,7 @@ enum {
     PAIRS_MAX = 645, /* pairs with (a+1)(b+1) <= 128 */
     GROUPS_MAX = 2 * MN_SELECT_MAX,
     RANKED_MAX = 4 * MN_SELECT_MAX, /* more candidates than this are thinned before ranking */
-    SEARCH_STEPS = 8
+    SEARCH_STEPS = 6
 };
 
 /* Candidates in their first order; padded by vectors that pack writes past the end. */

@@ -149,8 +149,7 @@ INLINE void add_squares(const float *merged, uint32_t count, double lane[SIXTEEN
         for (uint32_t v = 0; v < VECTORS; v++) {
             vhalf narrow;
             memcpy(&narrow, merged + c + v * WIDE, sizeof narrow);
-            vd wide = __builtin_convertvector(narrow, vd);
-            sums[v] = sums[v] + wide * wide;
+            sums[v] = lanes_add_square(sums[v], __builtin_convertvector(narrow, vd));
         }
     memcpy(lane, sums, sizeof sums);
     for (; c < count; c++)
@@ -283,10 +282,15 @@ static adam_step adam_step_of(const mn_optimizer *o, const mn_update *u, uint64_
     };
 }
 
-static void step_adam(const adam_step *step, uint32_t count, const float *restrict merged,
-                      float *restrict row, float *restrict m, float *restrict v)
+/* Where the columns worked on lie in a row to come: its value and both moments. */
+typedef struct adam_ahead {
+    const char *row, *m, *v;
+    uint32_t row_width, state_width; /* bytes of an element */
+} adam_ahead;
+
+INLINE void adam_columns(const adam_step s, uint32_t count, const float *restrict merged,
+                         float *restrict row, float *restrict m, float *restrict v)
 {
-    const adam_step s = *step;
     for (uint32_t c = 0; c < count; c++) {
         float value = s.keep * row[c];
         float g = s.factor * merged[c] + s.decay * value;
@@ -294,6 +298,24 @@ static void step_adam(const adam_step *step, uint32_t count, const float *restri
         v[c] = v[c] + s.beta2_rest * (g * g - v[c]);
         row[c] = value - s.rate * m[c] / (__builtin_sqrtf(v[c]) * s.unroot + s.eps);
     }
+}
+
+/* Asks for the row to come line by line, beside the divisions: at once, it would hold them up. */
+static void step_adam(const adam_step *step, const adam_ahead *ahead, uint32_t count,
+                      const float *merged, float *row, float *m, float *v)
+{
+    enum { COLUMNS = LINE / sizeof(float) };
+    uint32_t c = 0;
+    for (; c < count; c += COLUMNS) {
+        __builtin_prefetch(ahead->row + (size_t)c * ahead->row_width, 0, INTO_L2);
+        __builtin_prefetch(ahead->m + (size_t)c * ahead->state_width, 0, INTO_L2);
+        __builtin_prefetch(ahead->v + (size_t)c * ahead->state_width, 0, INTO_L2);
+        if (count - c < COLUMNS)
+            break;
+        adam_columns(*step, COLUMNS, merged + c, row + c, m + c, v + c);
+    }
+    if (c < count)
+        adam_columns(*step, count - c, merged + c, row + c, m + c, v + c);
 }
 
 /* Row-wise Adagrad: g replaces `merged`, and one sum serves the row. */
@@ -323,8 +345,8 @@ static void apply_rowwise(const row_update *u, enum mn_dtype dtype)
 }
 
 /* The other optimizers, on columns [c, c + count) of a row; merged [count]. */
-static void apply_columns(const row_update *u, const adam_step *adam, uint32_t c, uint32_t count,
-                          const float *merged)
+static void apply_columns(const row_update *u, const adam_step *adam, const adam_ahead *ahead,
+                          uint32_t c, uint32_t count, const float *merged)
 {
     const mn_optimizer *optimizer = &u->tile->optimizer;
     const enum mn_dtype dtype = u->tile->dtype, state_dtype = optimizer->state_dtype;
@@ -334,7 +356,7 @@ static void apply_columns(const row_update *u, const adam_step *adam, uint32_t c
     if (adam) {
         float *m = open_columns(u->state, c, count, state_dtype, first_buffer);
         float *v = open_columns(second_state, c, count, state_dtype, second_buffer);
-        step_adam(adam, count, merged, row, m, v);
+        step_adam(adam, ahead, count, merged, row, m, v);
         close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, m);
         close_columns(u, second_state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE2, v);
     } else if (optimizer->kind == MN_OPTIMIZER_ADAGRAD) {
@@ -410,6 +432,18 @@ INLINE row_update row_open(tile_step *step, uint64_t offset, bool begins)
     return u;
 }
 
+INLINE adam_ahead adam_ahead_of(const tile_step *step, uint64_t offset, uint32_t c)
+{
+    const mn_tile *tile = step->tile;
+    adam_ahead ahead = {.row_width = element_bytes(tile->dtype),
+                        .state_width = element_bytes(tile->optimizer.state_dtype)};
+    ahead.row = (const char *)row_values(tile, offset) + (size_t)c * ahead.row_width;
+    ahead.m = (const char *)tile->state + offset * step->state_bytes + c * ahead.state_width;
+    ahead.v = ahead.m + (size_t)tile->columns * ahead.state_width;
+    __builtin_prefetch(tile->updates + offset, 1, 3);
+    return ahead;
+}
+
 INLINE void apply_batches(tile_step *step, const mn_contribution *contributions, uint64_t n,
                           const mn_sources *sources, enum mn_dtype dtype)
 {
@@ -423,10 +457,15 @@ INLINE void apply_batches(tile_step *step, const mn_contribution *contributions,
             const uint32_t count = least(PIECE, columns - c);
             merge_batch(contributions, &now, n, sources, dtype, c, count, merged);
             for (uint32_t r = 0; r < now.rows; r++) {
-                if (r < next.rows)
-                    prefetch_update(step->tile, next.offsets[r], step->state_bytes, c, count);
+                const uint64_t to_come = r < next.rows ? next.offsets[r] : now.offsets[r];
                 row_update u = row_open(step, now.offsets[r], c == 0);
-                apply_columns(&u, step->is_adam ? &step->adam : NULL, c, count, merged[r]);
+                if (step->is_adam) {
+                    const adam_ahead ahead = adam_ahead_of(step, to_come, c);
+                    apply_columns(&u, &step->adam, &ahead, c, count, merged[r]);
+                } else {
+                    prefetch_update(step->tile, to_come, step->state_bytes, c, count);
+                    apply_columns(&u, NULL, NULL, c, count, merged[r]);
+                }
             }
         }
     }

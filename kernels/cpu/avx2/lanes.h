@@ -31,6 +31,13 @@ static inline vf lanes_fma(vf a, vf b, vf sum)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
 }
 
+/* sum + x * x of f32 values widened: their product is exact, so fused or not the bits are the
+ * same. */
+static inline vd lanes_add_square(vd sum, vd x)
+{
+    return (vd)_mm256_fmadd_pd((__m256d)x, (__m256d)x, (__m256d)sum);
+}
+
 /* Eight bf16 as f32. */
 static inline vf lanes_widen(const void *from)
 {

@@ -28,6 +28,13 @@ static inline vf lanes_fma(vf a, vf b, vf sum)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
 }
 
+/* sum + x * x of f32 values widened: their product is exact, so fused or not the bits are the
+ * same. */
+static inline vd lanes_add_square(vd sum, vd x)
+{
+    return (vd)_mm512_fmadd_pd((__m512d)x, (__m512d)x, (__m512d)sum);
+}
+
 /* Sixteen bf16 as f32. */
 static inline vf lanes_widen(const void *from)
 {

@@ -28,6 +28,10 @@ static inline vw lanes_multiply(vw a, vw b) { return (vw)_mm_mul_epu32((__m128i)
 /* a * b + sum: rounded twice, where the others round once. */
 static inline vf lanes_fma(vf a, vf b, vf sum) { return a * b + sum; }
 
+/* sum + x * x of f32 values widened: their product is exact, so fused or not the bits are the
+ * same. */
+static inline vd lanes_add_square(vd sum, vd x) { return sum + x * x; }
+
 /* Four bf16 as f32. */
 static inline vf lanes_widen(const void *from)
 {
