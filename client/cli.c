@@ -367,21 +367,22 @@ static int move_files(const cli_flags *flags, mn_client *client, bool saving)
 {
     const char *path = flags->words[1];
     mn_error error;
-    enum mn_status failed = saving ? mn_save(client, path, &error) : mn_load(client, path, &error);
+    uint64_t step = 0;
+    enum mn_status failed = saving ? mn_save(client, path, flags->bytes_per_second, &step, &error)
+                                   : mn_load(client, path, &error);
     if (failed)
         return cli_complain(flags, &error);
-    uint64_t step = mn_client_step(client);
+    if (!saving)
+        step = mn_client_step(client);
     if (!flags->json) {
-        (void)printf("%s group %s %s %s%s\n", saving ? "saved" : "loaded", flags->group,
-                     saving ? "to" : "from", path,
+        (void)printf("%s group %s at step %" PRIu64 " %s %s%s\n", saving ? "saved" : "loaded",
+                     flags->group, step, saving ? "to" : "from", path,
                      saving ? "" : ": start the trainers again, they go on after its step");
         return CLI_OK;
     }
     (void)printf("{\"%s\":", saving ? "saved" : "loaded");
     cli_json_text(path);
-    if (!saving)
-        (void)printf(",\"step\":%" PRIu64, step);
-    (void)puts("}");
+    (void)printf(",\"step\":%" PRIu64 "}\n", step);
     return CLI_OK;
 }
 

@@ -16,8 +16,9 @@ static const char help[] =
     "were\n"
     "                      read, if the shards count that (mneme-shard --usage-budget)\n"
     "  fetch NAME ROW ...  rows of the newest committed step; ROW is a number or FIRST-LAST\n"
-    "  save DIR            writes the group to DIR below the shards' --data folder; trainers go\n"
-    "                      on, their commits wait for the files\n"
+    "  save DIR            writes the group to DIR below the shards' --data folder, as it is at "
+    "one\n"
+    "                      step; trainers go on meanwhile. --rate bounds what that takes of disks\n"
     "  load DIR            replaces the group by the one saved in DIR, on however many shards\n"
     "                      there are; trainers of before are refused and have to start again\n"
     "  freeze DIR OUT [NAME ...]  writes the group saved in the folder DIR of this machine to the\n"
@@ -30,6 +31,7 @@ static const char help[] =
     "  --group G           default \"default\"\n"
     "  --json              one JSON object a line, for programs; bytes are exact\n"
     "  --deadline SECONDS  of each call (default 10; status 3, save, load and freeze 600)\n"
+    "  --rate MB           save: each shard writes this many megabytes a second at most\n"
     "  --dtype D           freeze: f32, bf16 or int8 (default: each table its own)\n"
     "  --token TOKEN       sent to the shards as \"Bearer TOKEN\"\n"
     "  --help, --version\n"
@@ -93,6 +95,16 @@ static int parse_deadline(const char *value, uint64_t *out_ms)
     return CLI_OK;
 }
 
+static int parse_rate(const char *value, uint64_t *out_bytes)
+{
+    char *end;
+    double megabytes = strtod(value, &end);
+    if (end == value || *end || !(megabytes >= 0.001 && megabytes <= 1e6))
+        return usage("--rate \"%s\" is not a number of megabytes, 0.001 to 1000000", value);
+    *out_bytes = (uint64_t)(megabytes * 1e6);
+    return CLI_OK;
+}
+
 /* A flag and its value; *out_used: arguments taken, 0 when it is no flag. */
 static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_used)
 {
@@ -116,7 +128,7 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
             return CLI_OK;
         }
     }
-    bool deadline = !strcmp(flag, "--deadline");
+    bool deadline = !strcmp(flag, "--deadline"), rate = !strcmp(flag, "--rate");
     *out_used = 2;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         if (!strcmp(flag, texts[i].name) && value) {
@@ -126,8 +138,12 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
         if (!strcmp(flag, texts[i].name))
             return usage("%s needs a value", flag);
     }
+    if ((deadline || rate) && !value)
+        return usage("%s needs a value", flag);
     if (deadline)
-        return value ? parse_deadline(value, &flags->deadline_ms) : usage("%s needs a value", flag);
+        return parse_deadline(value, &flags->deadline_ms);
+    if (rate)
+        return parse_rate(value, &flags->bytes_per_second);
     *out_used = 0;
     return flag[0] == '-' && flag[1] == '-' ? usage("%s is no flag", flag) : CLI_OK;
 }

@@ -47,6 +47,7 @@ typedef struct mn_operation {
     mn_proposal proposal;
     double *norms;            /* COMMIT: NULL or [sets] */
     char name[MN_PATH_BYTES]; /* REDUCE: name; SAVE, LOAD: path */
+    uint64_t rate;            /* SAVE: bytes a second of each shard, at most; 0: no limit */
     double *reduce_values;
     uint32_t shard; /* STATUS, LIST */
     mn_group_status *groups;

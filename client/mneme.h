@@ -203,10 +203,13 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
 
 /* ---- Operations ---- */
 
-/* Writes the group's tables at its committed step to the folder `path` at the shards (below each
- * shard's --data folder, which the shards share): tile files, then a manifest, atomically. Nothing
- * is left half. No step may commit meanwhile: they wait. Blocks. */
-enum mn_status mn_save(mn_client *client, const char *path, mn_error *error);
+/* Writes the group's tables to the folder `path` at the shards (below each shard's --data folder,
+ * which the shards share): tile files, then a manifest, atomically. Nothing is left half. It is the
+ * state of one step, though steps are committed while it is written; new tables, and drops, wait.
+ * Each shard writes `bytes_per_second` at most; 0: as fast as it can. out_step (may be NULL): the
+ * step that was saved. Blocks. */
+enum mn_status mn_save(mn_client *client, const char *path, uint64_t bytes_per_second,
+                       uint64_t *out_step, mn_error *error);
 /* Replaces the group by the one saved at `path`, on this number of shards; raises the map epoch, so
  * that nothing sent before can touch it; then joins again. Table handles opened before stay valid
  * for tables of the same name and spec. Of two loads at once one wins, the other ends MN_EPOCH.

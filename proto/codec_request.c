@@ -105,6 +105,7 @@ static const mn_record_field request_fields[] = {
     {.number = 26, MN_SHAPE_TEXT, AT(path), MN_PATH_BYTES},
     {.number = 27, MN_SHAPE_TEXT, AT(spec.name), MN_NAME_BYTES},
     {.number = 28, MN_SHAPE_ENUM, AT(durability), MN_DURABILITY_SYNC + 1},
+    {.number = 29, MN_SHAPE_U64, AT(rate)},
 };
 static const mn_record record_request = MN_RECORD(mn_request, request_fields);
 #undef OF

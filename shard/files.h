@@ -7,6 +7,7 @@
 #include "shard_core.h"
 
 enum {
+    NO_SAVE = UINT32_MAX,
     FILE_PATH_BYTES = MN_PATH_BYTES + FILE_NAME_BYTES,
     FILE_CHUNK_BYTES = 1 << 20, /* what a chunk's rows take at most, unless eight take more */
     JOB_PIECE_BYTES = 4 << 20,  /* of one tick */
@@ -16,8 +17,7 @@ enum {
 /* A file being written: under a temporary name until it is whole. */
 struct file_writer {
     mn_storage *storage;
-    mn_file *file;
-    char path[FILE_PATH_BYTES], temporary[FILE_PATH_BYTES];
+    mn_file *file; /* NULL: not begun, or finished */
     uint64_t bytes, chain, records, rows_written;
 };
 
@@ -29,17 +29,26 @@ struct file_reader {
     uint64_t offset, bytes, chain, records;
 };
 
-/* A tile on its way from or to a file. */
+/* A tile on its way from or to a file. The buffer takes any chunk of it, and stays for the next. */
 struct tile_transfer {
     bool active;
     struct table *table;
     uint32_t tile;
     mn_tile *plane;
     uint64_t row_first, rows; /* the tile's rows within the plane */
-    uint64_t next_row;        /* of the tile */
     struct file_tile_head head;
     uint8_t *buffer;
     uint64_t buffer_bytes;
+};
+
+/* A tile of a snapshot. Steps are committed while it is written: a row that one of them changes
+ * before its turn is put into the file first, as it was at the saved step. */
+struct tile_save {
+    struct file_writer writer; /* begun by the first such row, or when the tile's turn comes */
+    uint8_t *kept;             /* [rows / 8] a bit for each: its turn is over. NULL: none */
+    uint64_t kept_bytes;
+    uint64_t next_row; /* whose turn it is; those before it are in the file */
+    bool finished;
 };
 
 struct manifest {
@@ -53,12 +62,17 @@ struct manifest {
 struct files_job {
     mn_call *call;
     struct group *group; /* Snapshot: whose tables */
-    bool holds;          /* Commit waits: rows are being read */
     uint64_t step;
+    uint64_t start_ns, due_ns;  /* when it began, when it wants to run again */
     uint32_t table_place, tile; /* the next one to do */
-    struct file_writer writer;
+    struct file_writer writer;  /* of the manifest */
     struct file_reader reader;
     struct tile_transfer transfer;
+    struct tile_save *saves;     /* Snapshot WRITE: of the tiles held, table by table */
+    struct tile_transfer keeper; /* what commits put into them */
+    uint64_t save_count;
+    uint32_t first_save[MN_COMMIT_TABLES_MAX]; /* by place; NO_SAVE: not saved */
+    mn_error trouble;                          /* a row could not be kept: the snapshot fails */
     struct manifest manifest;
     struct group fresh; /* Restore: what the group becomes */
     bool fresh_stands;
@@ -73,17 +87,15 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
 enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error);
 
 void mn_shard_job_run(mn_shard *shard); /* the next piece; answers the call after the last */
-/* Whether the group's rows must stay as they are: a snapshot of it is being written. */
-bool mn_shard_job_holds(const mn_shard *shard, const struct group *group);
 void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns);
 bool mn_shard_job_forget(mn_shard *shard, mn_call *call); /* its caller gave up: ends it */
 void mn_shard_job_cancel(mn_shard *shard);                /* the shard goes away */
 
-/* Aims the transfer at a tile that this shard holds; its buffer takes any chunk of it. */
+/* Aims the transfer at a tile that this shard holds. */
 enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *transfer,
                                        const char *group, struct table *table, uint32_t tile,
                                        uint64_t step, mn_error *error);
-void mn_shard_transfer_stop(mn_shard *shard, struct tile_transfer *transfer);
+void mn_shard_transfer_deinit(mn_shard *shard, struct tile_transfer *transfer);
 /* A name says which state it holds: no other save writes under it anything else. */
 struct tile_name {
     uint64_t table, epoch, step; /* the group's when it was saved */
@@ -100,6 +112,14 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,
                                       mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);
+/* The group has come to the step that is saved: from now on its rows are kept. */
+enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
+/* Puts rows [first, first + rows) whose bits are set in the transfer's buffer into the tile's file,
+ * as a chunk of `written` rows. */
+enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                   const struct tile_transfer *transfer, uint64_t first,
+                                   uint32_t rows, uint32_t written, mn_error *error);
+void mn_shard_saves_deinit(mn_shard *shard, struct files_job *job);
 /* After the manifest (files_clean.c): removes what it does not name. */
 enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, bool *out_done,
                                      mn_error *error);

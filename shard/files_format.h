@@ -5,8 +5,9 @@
  *   tile file   tile_head, { chunk_head, body }*, end
  *   manifest    manifest_head, table_record [tables], tile_record [tiles], end
  *
- * A chunk's body holds the written rows among `rows` rows from `first` on: a bitmap [rows / 8,
- * rounded up], then update counts u32, values and states of the written rows, each array dense. */
+ * A chunk's body holds written rows among `rows` rows from `first` on: a bitmap [rows / 8, rounded
+ * up], then their update counts u32, values and states, each array dense. Chunks come in any order;
+ * each row is in one at most. */
 #ifndef MN_SHARD_FILES_FORMAT_H
 #define MN_SHARD_FILES_FORMAT_H
 

@@ -28,13 +28,25 @@ static uint32_t chunk_rows(uint64_t row_bytes, uint64_t rows)
     return (uint32_t)(fit < max ? fit : max);
 }
 
+static void buffer_release(mn_shard *shard, struct tile_transfer *transfer)
+{
+    shard->env.release(shard->env.context, transfer->buffer, transfer->buffer_bytes);
+    transfer->buffer = NULL;
+    transfer->buffer_bytes = 0;
+}
+
 enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *transfer,
                                        const char *group, struct table *table, uint32_t tile,
                                        uint64_t step, mn_error *error)
 {
+    const mn_env *env = &shard->env;
     bool rows = table->geometry.split == MN_ROWS;
     mn_tile *plane = &table->planes[rows ? 0 : tile - table->tile_first];
-    *transfer = (struct tile_transfer){.table = table, .tile = tile, .plane = plane};
+    *transfer = (struct tile_transfer){.table = table,
+                                       .tile = tile,
+                                       .plane = plane,
+                                       .buffer = transfer->buffer,
+                                       .buffer_bytes = transfer->buffer_bytes};
     transfer->rows = rows ? mn_tile_rows(&table->geometry, tile) : plane->rows;
     if (rows && transfer->rows)
         transfer->row_first = tile * table->geometry.rows_per_tile - table->position_first;
@@ -55,26 +67,28 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
     memcpy(head->group, group, strnlen(group, MN_NAME_BYTES - 1));
     head->chunk_rows_max =
         chunk_rows(sizeof(uint32_t) + (uint64_t)head->value_bytes + head->state_bytes, head->rows);
-    transfer->buffer_bytes = mn_shard_chunk_bytes(head, head->chunk_rows_max, head->chunk_rows_max);
-    transfer->buffer = shard->env.allocate(shard->env.context, transfer->buffer_bytes);
-    if (!transfer->buffer)
-        return mn_fail(error, MN_NO_MEMORY, "path", "no memory for a chunk of %" PRIu64 " bytes",
-                       transfer->buffer_bytes);
+    uint64_t bytes = mn_shard_chunk_bytes(head, head->chunk_rows_max, head->chunk_rows_max);
+    if (bytes > transfer->buffer_bytes) {
+        buffer_release(shard, transfer);
+        transfer->buffer = env->allocate(env->context, bytes);
+        if (!transfer->buffer)
+            return mn_fail(error, MN_NO_MEMORY, "path",
+                           "no memory for a chunk of %" PRIu64 " bytes", bytes);
+        transfer->buffer_bytes = bytes;
+    }
     transfer->active = true;
     return MN_OK;
 }
 
-void mn_shard_transfer_stop(mn_shard *shard, struct tile_transfer *transfer)
+void mn_shard_transfer_deinit(mn_shard *shard, struct tile_transfer *transfer)
 {
-    if (!transfer->active)
-        return;
-    shard->env.release(shard->env.context, transfer->buffer, transfer->buffer_bytes);
-    memset(transfer, 0, sizeof *transfer);
+    buffer_release(shard, transfer);
+    transfer->active = false;
 }
 
 /* ---- The job's life */
 
-static enum mn_status job_start(mn_shard *shard, mn_call *call, struct group *group, bool holds,
+static enum mn_status job_start(mn_shard *shard, mn_call *call, struct group *group,
                                 enum mn_status (*run)(mn_shard *, struct files_job *, bool *,
                                                       mn_error *),
                                 mn_error *error)
@@ -89,20 +103,12 @@ static enum mn_status job_start(mn_shard *shard, mn_call *call, struct group *gr
         return mn_fail(error, MN_NO_MEMORY, "path", "no memory for the job");
     job->call = call;
     job->group = group;
-    job->holds = holds;
     job->step = call->request.context.step;
+    job->start_ns = shard->env.now_ns(shard->env.context);
     job->run = run;
     shard->job = job;
     call->core = job;
     return MN_OK;
-}
-
-/* Commits may go on. */
-static void release(struct files_job *job)
-{
-    if (job->holds)
-        job->group->wake |= 1u << MN_VERB_COMMIT;
-    job->holds = false;
 }
 
 /* Frees the job; its call is free to be answered. */
@@ -111,11 +117,12 @@ static void job_end(mn_shard *shard)
     struct files_job *job = shard->job;
     mn_shard_writer_abort(&job->writer);
     mn_shard_reader_close(&job->reader);
-    mn_shard_transfer_stop(shard, &job->transfer);
+    mn_shard_saves_deinit(shard, job);
+    mn_shard_transfer_deinit(shard, &job->transfer);
+    mn_shard_transfer_deinit(shard, &job->keeper);
     mn_shard_manifest_deinit(shard, &job->manifest);
     if (job->fresh_stands)
         mn_shard_group_deinit(shard, &job->fresh);
-    release(job);
     job->call->core = NULL;
     shard->job = NULL;
     shard->env.release(shard->env.context, job, sizeof *job);
@@ -142,13 +149,6 @@ void mn_shard_job_run(mn_shard *shard)
     enum mn_status status = job->run(shard, job, &done, &error);
     if (status || done)
         job_answer(shard, status, &error);
-    else if (job->saved)
-        release(job);
-}
-
-bool mn_shard_job_holds(const mn_shard *shard, const struct group *group)
-{
-    return shard->job && shard->job->holds && shard->job->group == group;
 }
 
 static void job_fail(mn_shard *shard, enum mn_status status, const char *field, const char *message)
@@ -186,6 +186,20 @@ void mn_shard_job_cancel(mn_shard *shard)
 
 /* ---- The verbs */
 
+/* A save may ask for a step that is still to come: then all shards meet it, however fast steps are
+ * committed. The manifest is of a step that has been. */
+static enum mn_status check_save_step(const mn_shard *shard, const struct group *group,
+                                      const mn_request *request, mn_error *error)
+{
+    uint64_t step = request->context.step, now = group->committed;
+    uint64_t last = request->files == MN_FILES_WRITE ? now + shard->options.open_steps_max : now;
+    uint64_t first = request->files == MN_FILES_WRITE ? now : 0;
+    if (step >= first && step <= last)
+        return MN_OK;
+    return mn_fail(error, MN_STEP, "step",
+                   "%" PRIu64 " cannot be saved: step %" PRIu64 " is committed", step, now);
+}
+
 enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
@@ -202,12 +216,11 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
     if (manifest && !is_home(shard))
         return mn_fail(error, MN_INVALID, "files", "MANIFEST goes to the home shard (0), not to %u",
                        shard->options.shard);
-    if (request->context.step != group->committed)
-        return mn_fail(error, MN_STEP, "step",
-                       "%" PRIu64 " is not the committed step (%" PRIu64 ")", request->context.step,
-                       group->committed);
-    status = job_start(shard, call, group, true,
-                       manifest ? mn_shard_save_manifest : mn_shard_save_tiles, error);
+    status = check_save_step(shard, group, request, error);
+    if (status)
+        return status;
+    status = job_start(shard, call, group, manifest ? mn_shard_save_manifest : mn_shard_save_tiles,
+                       error);
     if (status)
         return status;
     mn_storage *storage = shard->env.storage;
@@ -252,7 +265,7 @@ enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error)
     if (status)
         return status;
     if (request->files == MN_FILES_CHECK)
-        return job_start(shard, call, NULL, false, mn_shard_load_check, error);
+        return job_start(shard, call, NULL, mn_shard_load_check, error);
     if (request->files != MN_FILES_LOAD)
         return mn_fail(error, MN_UNSUPPORTED, "files", "phase %u is not one of Restore's",
                        (unsigned)request->files);
@@ -260,5 +273,5 @@ enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error)
     status = check_load(shard, request, &repeat, error);
     if (status || repeat)
         return status;
-    return job_start(shard, call, NULL, false, mn_shard_load_tiles, error);
+    return job_start(shard, call, NULL, mn_shard_load_tiles, error);
 }

@@ -44,7 +44,8 @@ static uint32_t bits_of(const uint8_t *bitmap, uint32_t rows)
     return count;
 }
 
-/* Puts a verified chunk's rows where they belong; false if an update count is zero. */
+/* Puts a verified chunk's rows where they belong; false if an update count is zero, or a row has
+ * come before. */
 static bool unpack_chunk(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
 {
     mn_tile *plane = transfer->plane;
@@ -57,8 +58,9 @@ static bool unpack_chunk(const struct tile_transfer *transfer, const struct file
     for (uint32_t i = 0; i < chunk->rows; i++) {
         if (!(bitmap[i / 8] >> i % 8 & 1))
             continue;
+        bool before = plane->updates[base + i] != 0;
         memcpy(&plane->updates[base + i], updates + packed * sizeof(uint32_t), sizeof(uint32_t));
-        if (!plane->updates[base + i])
+        if (before || !plane->updates[base + i])
             return false;
         memcpy((uint8_t *)plane->values + (base + i) * head->value_bytes,
                values + packed * head->value_bytes, head->value_bytes);
@@ -81,7 +83,7 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     if (status)
         return status;
     if (!mn_shard_decode_chunk_head(bytes, &reader->chain, &chunk) ||
-        chunk.first < transfer->next_row || chunk.first >= transfer->rows || !chunk.rows ||
+        chunk.first >= transfer->rows || !chunk.rows ||
         chunk.rows > transfer->head.chunk_rows_max || chunk.rows > transfer->rows - chunk.first ||
         !chunk.written || chunk.written > chunk.rows)
         return mn_shard_damaged(reader->path, "chunk_head", error);
@@ -93,13 +95,12 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     if (mn_checksum(transfer->buffer, body, 0) != chunk.body_checksum ||
         bits_of(transfer->buffer, chunk.rows) != chunk.written || !unpack_chunk(transfer, &chunk))
         return mn_shard_damaged(reader->path, "chunk body", error);
-    transfer->next_row = chunk.first + chunk.rows;
     reader->records++;
     return MN_OK;
 }
 
-static enum mn_status finish_tile(mn_shard *shard, struct files_job *job,
-                                  const struct file_tile_record *record, mn_error *error)
+static enum mn_status finish_tile(struct files_job *job, const struct file_tile_record *record,
+                                  mn_error *error)
 {
     struct file_reader *reader = &job->reader;
     if (reader->bytes != record->bytes || reader->chain != record->checksum)
@@ -109,7 +110,7 @@ static enum mn_status finish_tile(mn_shard *shard, struct files_job *job,
         return status;
     job->bytes += reader->bytes;
     mn_shard_reader_close(reader);
-    mn_shard_transfer_stop(shard, &job->transfer);
+    job->transfer.active = false;
     return MN_OK;
 }
 
@@ -216,7 +217,7 @@ enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool 
         } else if (job->reader.offset + FILE_BYTES_end < job->reader.bytes) {
             status = load_chunk(job, error);
         } else {
-            status = finish_tile(shard, job, record, error);
+            status = finish_tile(job, record, error);
             job->tile++;
         }
         bytes += job->reader.offset - before;

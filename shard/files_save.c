@@ -1,19 +1,28 @@
 /* Snapshot: tile files, then the manifest. Each is written under a temporary name, synced, renamed:
- * under its own name a file is always whole. */
+ * under its own name a file is always whole. Steps are committed meanwhile (files_keep.c). */
 #include "files.h"
 
 #include <stdio.h>
 
+static const uint64_t SAVE_WAIT_NS = 2000000000; /* for the step to come */
+static const uint64_t SAVE_LOOK_NS = 1000000;    /* meanwhile, how often it is looked for */
+
 /* ---- A file being written */
+
+enum { TEMPORARY_BYTES = FILE_PATH_BYTES + 4 };
+
+static void temporary_of(const char *path, char out_path[TEMPORARY_BYTES])
+{
+    (void)snprintf(out_path, TEMPORARY_BYTES, "%s.new", path); /* it fits */
+}
 
 static enum mn_status writer_open(struct file_writer *writer, mn_storage *storage, const char *path,
                                   mn_error *error)
 {
-    memset(writer, 0, sizeof *writer);
-    writer->storage = storage;
-    memcpy(writer->path, path, strlen(path) + 1);
-    (void)snprintf(writer->temporary, sizeof writer->temporary, "%s.new", path); /* it fits */
-    return storage->create(storage, writer->temporary, &writer->file, error);
+    char temporary[TEMPORARY_BYTES];
+    temporary_of(path, temporary);
+    *writer = (struct file_writer){.storage = storage};
+    return storage->create(storage, temporary, &writer->file, error);
 }
 
 static enum mn_status writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
@@ -25,7 +34,7 @@ static enum mn_status writer_append(struct file_writer *writer, const void *byte
     return status;
 }
 
-static enum mn_status writer_finish(struct file_writer *writer, mn_error *error)
+static enum mn_status writer_finish(struct file_writer *writer, const char *path, mn_error *error)
 {
     mn_storage *storage = writer->storage;
     struct file_end end = {
@@ -36,14 +45,16 @@ static enum mn_status writer_finish(struct file_writer *writer, mn_error *error)
         .chain = writer->chain,
     };
     uint8_t bytes[FILE_BYTES_end];
+    char temporary[TEMPORARY_BYTES];
     uint64_t chain = 0;
     mn_shard_encode_end(&end, &chain, bytes);
     enum mn_status status = writer_append(writer, bytes, sizeof bytes, error);
     if (!status)
         status = storage->sync(writer->file, error);
     mn_shard_writer_abort(writer);
+    temporary_of(path, temporary);
     if (!status)
-        status = storage->rename(storage, writer->temporary, writer->path, error);
+        status = storage->rename(storage, temporary, path, error);
     return status;
 }
 
@@ -56,49 +67,67 @@ void mn_shard_writer_abort(struct file_writer *writer)
 
 /* ---- Tiles */
 
-/* Copies the written rows of [first, first + rows) into the buffer as a chunk's body; returns their
- * number. */
-static uint32_t pack_chunk(const struct tile_transfer *transfer, uint64_t first, uint32_t rows,
-                           uint64_t *out_bytes)
+static struct tile_name name_of(const struct files_job *job, const struct table *table,
+                                uint32_t tile)
 {
-    const mn_tile *plane = transfer->plane;
-    const struct file_tile_head *head = &transfer->head;
-    const uint32_t *updates = plane->updates + transfer->row_first + first;
-    uint8_t *bitmap = transfer->buffer, *at = bitmap + (rows + 7) / 8;
-    uint32_t written = 0;
-    memset(bitmap, 0, (rows + 7) / 8);
-    for (uint32_t i = 0; i < rows; i++) {
-        if (!updates[i])
-            continue;
-        bitmap[i / 8] |= (uint8_t)(1u << i % 8);
-        memcpy(at, &updates[i], sizeof(uint32_t));
-        at += sizeof(uint32_t);
-        written++;
-    }
-    const uint8_t *arrays[2] = {plane->values, plane->state};
-    const uint64_t row_bytes[2] = {head->value_bytes, head->state_bytes};
-    for (int array = 0; array < 2 && written; array++) {
-        for (uint32_t i = 0; row_bytes[array] && i < rows; i++) {
-            if (!updates[i])
-                continue;
-            memcpy(at, arrays[array] + (transfer->row_first + first + i) * row_bytes[array],
-                   row_bytes[array]);
-            at += row_bytes[array];
-        }
-    }
-    *out_bytes = (uint64_t)(at - transfer->buffer);
-    return written;
+    return (struct tile_name){table->id, job->group->map_epoch, job->step, tile};
 }
 
-static enum mn_status save_chunk(struct files_job *job, mn_error *error)
+static void path_of(const struct files_job *job, const struct tile_transfer *transfer,
+                    char out_path[FILE_PATH_BYTES])
 {
-    struct tile_transfer *transfer = &job->transfer;
-    uint64_t first = transfer->next_row, left = transfer->rows - first, bytes;
-    uint32_t max = transfer->head.chunk_rows_max, rows = left < max ? (uint32_t)left : max;
-    uint32_t written = pack_chunk(transfer, first, rows, &bytes);
-    transfer->next_row += rows;
-    if (!written)
-        return MN_OK;
+    mn_shard_tile_path(job->call->request.path, name_of(job, transfer->table, transfer->tile),
+                       out_path);
+}
+
+/* Appends the rows whose bits are set to the bitmap in the buffer, as a chunk has them; returns the
+ * body's bytes. */
+static uint64_t pack_rows(const struct tile_transfer *transfer, uint64_t first, uint32_t rows)
+{
+    const mn_tile *plane = transfer->plane;
+    const uint64_t base = transfer->row_first + first;
+    const uint8_t *arrays[] = {(const uint8_t *)plane->updates, plane->values, plane->state};
+    const uint64_t row_bytes[] = {sizeof(uint32_t), transfer->head.value_bytes,
+                                  transfer->head.state_bytes};
+    const uint8_t *bitmap = transfer->buffer;
+    uint8_t *at = transfer->buffer + (rows + 7) / 8;
+    for (int array = 0; array < 3; array++) {
+        const uint64_t bytes = row_bytes[array];
+        for (uint32_t i = 0; bytes && i < rows; i++) {
+            if (!(bitmap[i / 8] >> i % 8 & 1))
+                continue;
+            memcpy(at, arrays[array] + (base + i) * bytes, bytes);
+            at += bytes;
+        }
+    }
+    return (uint64_t)(at - transfer->buffer);
+}
+
+static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                 const struct tile_transfer *transfer, mn_error *error)
+{
+    char path[FILE_PATH_BYTES];
+    uint8_t record[FILE_BYTES_tile_head];
+    path_of(job, transfer, path);
+    enum mn_status status = writer_open(&save->writer, shard->env.storage, path, error);
+    if (status)
+        return status;
+    mn_shard_encode_tile_head(&transfer->head, &save->writer.chain, record);
+    job->bytes += sizeof record;
+    return writer_append(&save->writer, record, sizeof record, error);
+}
+
+enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                   const struct tile_transfer *transfer, uint64_t first,
+                                   uint32_t rows, uint32_t written, mn_error *error)
+{
+    struct file_writer *writer = &save->writer;
+    enum mn_status status = MN_OK;
+    if (!writer->file)
+        status = begin_tile(shard, job, save, transfer, error);
+    if (status)
+        return status;
+    uint64_t bytes = pack_rows(transfer, first, rows);
     struct file_chunk_head head = {
         .first = first,
         .rows = rows,
@@ -106,35 +135,53 @@ static enum mn_status save_chunk(struct files_job *job, mn_error *error)
         .body_checksum = mn_checksum(transfer->buffer, bytes, 0),
     };
     uint8_t record[FILE_BYTES_chunk_head];
-    mn_shard_encode_chunk_head(&head, &job->writer.chain, record);
-    job->writer.records++;
-    job->writer.rows_written += written;
-    enum mn_status status = writer_append(&job->writer, record, sizeof record, error);
+    mn_shard_encode_chunk_head(&head, &writer->chain, record);
+    writer->records++;
+    writer->rows_written += written;
+    job->bytes += sizeof record + bytes;
+    status = writer_append(writer, record, sizeof record, error);
     if (!status)
-        status = writer_append(&job->writer, transfer->buffer, bytes, error);
+        status = writer_append(writer, transfer->buffer, bytes, error);
     return status;
 }
 
-static struct tile_name name_of(const struct files_job *job, const struct table *table,
-                                uint32_t tile)
+/* The tile's next rows: those written that no commit has put into the file already. */
+static enum mn_status save_next(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                mn_error *error)
 {
-    return (struct tile_name){table->id, job->group->map_epoch, job->step, tile};
+    const struct tile_transfer *transfer = &job->transfer;
+    uint64_t first = save->next_row, left = transfer->rows - first;
+    uint32_t max = transfer->head.chunk_rows_max, rows = left < max ? (uint32_t)left : max;
+    const uint32_t *updates = transfer->plane->updates + transfer->row_first + first;
+    uint8_t *bitmap = transfer->buffer;
+    uint32_t written = 0;
+    memset(bitmap, 0, (rows + 7) / 8);
+    for (uint32_t i = 0; i < rows; i++) {
+        bool kept = save->kept && save->kept[(first + i) / 8] >> (first + i) % 8 & 1;
+        bool due = updates[i] && !kept;
+        bitmap[i / 8] |= (uint8_t)(due << i % 8);
+        written += due;
+    }
+    save->next_row += rows;
+    if (!written)
+        return MN_OK;
+    return mn_shard_save_chunk(shard, job, save, transfer, first, rows, written, error);
 }
 
-static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct table *table,
-                                 uint32_t tile, mn_error *error)
+static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                  mn_error *error)
 {
     char path[FILE_PATH_BYTES];
-    uint8_t record[FILE_BYTES_tile_head];
-    mn_shard_tile_path(job->call->request.path, name_of(job, table, tile), path);
-    enum mn_status status = mn_shard_transfer_start(shard, &job->transfer, job->group->name, table,
-                                                    tile, job->step, error);
-    if (!status)
-        status = writer_open(&job->writer, shard->env.storage, path, error);
+    enum mn_status status = MN_OK;
+    if (!save->writer.file) /* no row of it was ever written */
+        status = begin_tile(shard, job, save, &job->transfer, error);
     if (status)
         return status;
-    mn_shard_encode_tile_head(&job->transfer.head, &job->writer.chain, record);
-    return writer_append(&job->writer, record, sizeof record, error);
+    path_of(job, &job->transfer, path);
+    job->transfer.active = false;
+    save->finished = true;
+    job->bytes += FILE_BYTES_end;
+    return writer_finish(&save->writer, path, error);
 }
 
 /* The next tile held here, or false when all are done. */
@@ -143,7 +190,7 @@ static bool next_tile(mn_shard *shard, struct files_job *job, struct table **out
 {
     for (; job->table_place < shard->options.tables_max; job->table_place++, job->tile = 0) {
         struct table *table = &job->group->tables[job->table_place];
-        if (!table->id || job->tile >= table->tile_count)
+        if (job->first_save[job->table_place] == NO_SAVE || job->tile >= table->tile_count)
             continue;
         *out_table = table;
         *out_tile = table->tile_first + job->tile++;
@@ -152,14 +199,15 @@ static bool next_tile(mn_shard *shard, struct files_job *job, struct table **out
     return false;
 }
 
-enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool *out_done,
-                                   mn_error *error)
+/* A piece of the work, of bounded size. */
+static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *out_done,
+                                 mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
-    uint64_t bytes_before = job->bytes + job->writer.bytes, rows = 0;
+    uint64_t bytes_before = job->bytes, rows = 0, rate = job->call->request.rate;
+    uint64_t most = rate && rate / 64 < JOB_PIECE_BYTES ? rate / 64 : JOB_PIECE_BYTES;
     enum mn_status status = MN_OK;
-    while (!status && rows < JOB_PIECE_ROWS &&
-           job->bytes + job->writer.bytes - bytes_before < JOB_PIECE_BYTES) {
+    while (!status && rows < JOB_PIECE_ROWS && job->bytes - bytes_before <= most) {
         struct table *table;
         uint32_t tile;
         if (!transfer->active) {
@@ -167,17 +215,45 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
                 *out_done = true;
                 return MN_OK;
             }
-            status = start_tile(shard, job, table, tile, error);
-        } else if (transfer->next_row < transfer->rows) {
+            status = mn_shard_transfer_start(shard, transfer, job->group->name, table, tile,
+                                             job->step, error);
+            continue;
+        }
+        struct tile_save *save =
+            &job->saves[job->first_save[job->table_place] + job->tile - 1]; /* begun above */
+        if (save->next_row < transfer->rows) {
             rows += transfer->head.chunk_rows_max;
-            status = save_chunk(job, error);
+            status = save_next(shard, job, save, error);
         } else {
-            mn_shard_transfer_stop(shard, transfer);
-            status = writer_finish(&job->writer, error);
-            job->bytes += job->writer.bytes;
-            job->writer.bytes = 0;
+            status = finish_tile(shard, job, save, error);
         }
     }
+    return status;
+}
+
+enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool *out_done,
+                                   mn_error *error)
+{
+    uint64_t now = shard->env.now_ns(shard->env.context), rate = job->call->request.rate;
+    if (job->group->committed < job->step) {
+        if (now - job->start_ns > SAVE_WAIT_NS)
+            return mn_fail(error, MN_STEP, "step", "%" PRIu64 " is not committed yet", job->step);
+        job->due_ns = now + SAVE_LOOK_NS;
+        return MN_OK;
+    }
+    enum mn_status status = MN_OK;
+    if (job->trouble.status) {
+        *error = job->trouble;
+        return job->trouble.status;
+    }
+    if (!job->saves) {
+        status = mn_shard_save_begin(shard, job, error);
+        job->start_ns = now;
+    }
+    if (!status)
+        status = save_piece(shard, job, out_done, error);
+    if (!status && rate)
+        job->due_ns = job->start_ns + (uint64_t)((double)job->bytes / (double)rate * 1e9);
     return status;
 }
 
@@ -273,7 +349,9 @@ enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bo
         status = start_manifest(shard, job, error);
     for (uint32_t done = 0; !status && done < TILES_A_TICK;) {
         if (job->table_place == shard->options.tables_max) {
-            status = writer_finish(&job->writer, error);
+            char path[FILE_PATH_BYTES];
+            mn_shard_manifest_path(job->call->request.path, path);
+            status = writer_finish(&job->writer, path, error);
             job->bytes = job->writer.bytes;
             job->saved = !status;
             job->run = mn_shard_clean_folder;

@@ -254,8 +254,10 @@ static void apply_store(mn_shard *shard, struct group *group, struct table *tabl
     assert(!status); /* checked at arrival */
     uint32_t element = mn_dtype_bytes(piece->value_dtype);
     uint64_t state_stride = piece->layout.states_bytes / piece->count, state = 0, column = 0;
+    const struct row_list changed = {shard->scratch.offsets, sizeof(uint64_t), piece->count};
     for (uint32_t i = 0; i < table->plane_count; i++) {
         mn_tile *plane = &table->planes[i];
+        mn_shard_keep_rows(shard, group, table, i, &changed);
         const void *states = piece->layout.states_bytes ? piece->states + state : NULL;
         plane->rows_written +=
             shard->kernels->store(plane, shard->scratch.offsets, piece->count, piece->value_dtype,
@@ -266,11 +268,14 @@ static void apply_store(mn_shard *shard, struct group *group, struct table *tabl
     }
 }
 
-static void apply_gradients(mn_shard *shard, struct table *table, const struct table_stage *stage,
-                            const mn_update *update)
+static void apply_gradients(mn_shard *shard, struct group *group, struct table *table,
+                            const struct table_stage *stage, const mn_update *update)
 {
+    const struct row_list changed = {&stage->contributions->offset, sizeof *stage->contributions,
+                                     stage->contribution_count};
     for (uint32_t i = 0; i < table->plane_count; i++) {
         mn_tile *plane = &table->planes[i];
+        mn_shard_keep_rows(shard, group, table, i, &changed);
         mn_sources sources = sources_of(table, stage, plane);
         plane->rows_written +=
             shard->kernels->merge_apply(plane, stage->contributions, stage->contribution_count,
@@ -298,7 +303,7 @@ void mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *ste
                 .factor = factors[set],
                 .step = step->number,
             };
-            apply_gradients(shard, table, stage, &update);
+            apply_gradients(shard, group, table, stage, &update);
         }
         mn_shard_table_promote(shard, table);
     }

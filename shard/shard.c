@@ -286,9 +286,10 @@ uint64_t mn_shard_tick(mn_shard *shard, uint64_t now_ns)
     shard->running = true;
     uint64_t next_ns = mn_shard_expire(shard, now_ns);
     if (shard->job) {
-        mn_shard_job_run(shard);
-        if (shard->job)
-            next_ns = now_ns;
+        if (shard->job->due_ns <= now_ns)
+            mn_shard_job_run(shard);
+        if (shard->job && shard->job->due_ns < next_ns)
+            next_ns = shard->job->due_ns;
     }
     if (shard->recovery) {
         mn_shard_recover_run(shard);

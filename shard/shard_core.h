@@ -352,4 +352,13 @@ enum mn_status mn_shard_list(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error *error);
 
+/* ---- Rows about to change: a snapshot that has not come to them keeps them (files_keep.c) */
+
+struct row_list {
+    const void *offsets; /* u64 within the plane, every stride_bytes; MN_NO_ROW is none */
+    uint64_t stride_bytes, count;
+};
+void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *table, uint32_t plane,
+                        const struct row_list *list);
+
 #endif

@@ -264,8 +264,6 @@ enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
     status = check_commit(group, step, request, error);
     if (status)
         return status;
-    if (mn_shard_job_holds(shard, group))
-        return mn_shard_park(shard, group, call, 0, error);
     status = mn_shard_log_append(shard, group, request, error);
     if (status)
         return status;

@@ -268,6 +268,8 @@ static enum mn_status create(mn_shard *shard, struct group *group, const mn_requ
                              mn_error *error)
 {
     uint64_t id = 0;
+    if (shard->job)
+        return mn_fail(error, MN_BUSY, "table", "a snapshot or restore runs");
     enum mn_status status = new_id(shard, group, request, &id, error);
     if (status)
         return status;

@@ -24,7 +24,7 @@ static enum mn_status save(mn_training *training, mn_error *error)
         return mn_fail(error, MN_INVALID, "save", "--save is longer than %d bytes", MN_PATH_BYTES);
     if (options->rank != 0)
         return MN_OK; /* the step stays: others cannot commit without rank 0 */
-    enum mn_status status = mn_save(training->client, path, error);
+    enum mn_status status = mn_save(training->client, path, 0, NULL, error);
     if (!status && !options->quiet)
         fprintf(stderr, "\nsaved   go on with --resume %s\n", path);
     return status;

@@ -208,9 +208,9 @@ static void refuse_operations(mn_client *client)
     memset(path, 'a', sizeof path - 1);
     path[sizeof path - 1] = 0;
     refuse(MN_INVALID, "shard", mn_shard_status(client, 77, groups, &count, &error));
-    refuse(MN_INVALID, "path", mn_save(client, path, &error));
-    refuse(MN_INVALID, "path", mn_save(client, "", &error));
-    refuse(MN_INVALID, "path", mn_save(client, "../elsewhere", &error));
+    refuse(MN_INVALID, "path", mn_save(client, path, 0, NULL, &error));
+    refuse(MN_INVALID, "path", mn_save(client, "", 0, NULL, &error));
+    refuse(MN_INVALID, "path", mn_save(client, "../elsewhere", 0, NULL, &error));
     refuse(MN_NOT_FOUND, "path", mn_load(client, "never-saved", &error));
 }
 

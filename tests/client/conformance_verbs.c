@@ -283,7 +283,7 @@ void saved_and_loaded(void **state)
     mn_table *table = open_table(client);
     train_step(client, table, 1);
     train_step(client, table, 2);
-    must(mn_save(client, "runs/a", &error));
+    must(mn_save(client, "runs/a", 0, NULL, &error));
     train_step(client, table, 3);
     fetch_all(table, 4, straight);
     must(mn_load(client, "runs/a", &error)); /* back to step 2, the handle stays valid */

@@ -17,7 +17,7 @@ static void train_and_save(uint32_t shards)
     mn_error error;
     mn_client *client = case_open(shards, NULL);
     case_train(client);
-    must(mn_save(client, "saved", &error));
+    must(mn_save(client, "saved", 0, NULL, &error));
     mn_client_close(client);
 }
 

@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+/* Bytes a second: a tile takes as long as some steps. */
+enum { BUSY_SAVE_RATE = 200000 };
+
 static void read_again(void *argument)
 {
     sim_life *life = argument;
@@ -141,6 +144,8 @@ static void serve(sim_life *life)
     op->succeeded = served;
     op->refused = life->serves == MN_OP_LOAD ? load_refused : NULL;
     (void)snprintf(op->base.name, sizeof op->base.name, "snapshot");
+    if (life->world->config.busy_save)
+        op->base.rate = BUSY_SAVE_RATE;
     sim_op_submit(op);
 }
 
