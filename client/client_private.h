@@ -191,6 +191,7 @@ struct mn_core {
     mn_transport *transport;
     uint32_t shards;
     uint64_t epoch, incarnation, step;
+    uint64_t load_epoch; /* of the last load begun: parts of one that failed may arrive late */
     bool joined;
     uint64_t due_ns;
     mn_client_counters counters;

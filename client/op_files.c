@@ -171,7 +171,10 @@ static bool refused_map(mn_task *task, mn_lane *lane, const mn_reply *reply)
 static void complete_map(mn_task *task)
 {
     mn_core *core = task->core;
+    if (task->epoch < core->load_epoch)
+        task->epoch = core->load_epoch;
     task->epoch = mn_epoch_above(task->epoch, core->env.random(core->env.context));
+    core->load_epoch = task->epoch;
     mn_phase_all(task, &load_phase);
 }
 

@@ -44,6 +44,15 @@ static void encode_head(const struct group_log *log, struct log_record *record)
     mn_shard_encode_log_record(&record->head, &chain, record->bytes);
 }
 
+static struct log_record *new_record(mn_shard *shard, uint64_t body_bytes)
+{
+    uint64_t block_bytes = sizeof(struct log_record) + FILE_BYTES_log_record + body_bytes;
+    struct log_record *record = mn_shard_block_take(&shard->pool, block_bytes);
+    if (record)
+        *record = (struct log_record){.block_bytes = block_bytes};
+    return record;
+}
+
 static struct log_record *make_record(mn_shard *shard, const struct group_log *log,
                                       const mn_request *request, enum mn_status *out_status,
                                       mn_error *error)
@@ -54,8 +63,7 @@ static struct log_record *make_record(mn_shard *shard, const struct group_log *l
     if (*out_status)
         return NULL;
     uint64_t body_bytes = header_bytes + request->payload.bytes;
-    uint64_t block_bytes = sizeof(struct log_record) + FILE_BYTES_log_record + body_bytes;
-    struct log_record *record = mn_shard_block_take(&shard->pool, block_bytes);
+    struct log_record *record = new_record(shard, body_bytes);
     if (!record) {
         *out_status = mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
         return NULL;
@@ -67,8 +75,6 @@ static struct log_record *make_record(mn_shard *shard, const struct group_log *l
         mn_cursor_init(&cursor, &request->payload, 0);
         mn_cursor_read(&cursor, body + header_bytes, request->payload.bytes);
     }
-    record->next = NULL;
-    record->block_bytes = block_bytes;
     record->head = (struct file_log_record){.magic = LOG_RECORD_MAGIC,
                                             .verb = request->verb,
                                             .sequence = log->written + 1,
@@ -80,6 +86,59 @@ static struct log_record *make_record(mn_shard *shard, const struct group_log *l
 static void free_record(mn_shard *shard, struct log_record *record)
 {
     mn_shard_block_give(&shard->pool, record, record->block_bytes);
+}
+
+/* ---- What has become durable */
+
+static void detach(mn_call *call)
+{
+    struct group_log *log = &((struct group *)call->core)->log;
+    *(call->previous ? &call->previous->next : &log->held_first) = call->next;
+    *(call->next ? &call->next->previous : &log->held_last) = call->previous;
+    call->next = call->previous = NULL;
+    call->core = NULL;
+    call->held = 0;
+}
+
+/* The arrays that keep_arrays has copied. */
+static void release_arrays(mn_shard *shard, const mn_reply *reply)
+{
+    const mn_env *env = &shard->env;
+    if (reply->table_count)
+        env->release(env->context, reply->tables, reply->table_count * sizeof *reply->tables);
+    if (reply->group_count)
+        env->release(env->context, reply->groups, reply->group_count * sizeof *reply->groups);
+}
+
+static void release_held(mn_shard *shard, struct group *group)
+{
+    for (mn_call *call = group->log.held_first, *next; call; call = next) {
+        next = call->next;
+        if (call->held > group->log.promised)
+            continue;
+        const mn_reply arrays = {.tables = call->reply.tables,
+                                 .table_count = call->reply.table_count,
+                                 .groups = call->reply.groups,
+                                 .group_count = call->reply.group_count};
+        detach(call);
+        call->finish(call);
+        release_arrays(shard, &arrays);
+    }
+}
+
+static void promise(mn_shard *shard, struct group *group, uint64_t sequence)
+{
+    struct group_log *log = &group->log;
+    log->promised = sequence;
+    while (log->first && log->first->head.sequence <= sequence) {
+        struct log_record *record = log->first;
+        log->first = record->next;
+        log->unsynced_bytes -= record->block_bytes;
+        free_record(shard, record);
+    }
+    if (!log->first)
+        log->last = NULL;
+    release_held(shard, group);
 }
 
 /* ---- Files */
@@ -132,28 +191,39 @@ static enum mn_status write_head(mn_shard *shard, struct group *group, mn_error 
     return shard->env.storage->append(log->file, bytes, sizeof bytes, error);
 }
 
-/* A new file under a temporary name until its head is there: under its own it is never without. */
-static enum mn_status begin_file(mn_shard *shard, struct group *group, mn_error *error)
+/* A new file, under a temporary name until its head and what must be written again are there, and
+ * at level sync durable: under its own name it replaces what earlier files hold from `first` on.
+ * This one sync is waited for: a file begins with the group, after trouble, or after recovery. */
+static enum mn_status write_file(mn_shard *shard, struct group *group, const char *path,
+                                 mn_error *error)
 {
     mn_storage *storage = shard->env.storage;
     struct group_log *log = &group->log;
-    struct log_name name = {.epoch = group->map_epoch, .number = ++log->number};
-    char folder[LOG_FOLDER_BYTES], path[LOG_PATH_BYTES], temporary[LOG_PATH_BYTES + 4];
-    memcpy(name.group, group->name, sizeof name.group);
+    char folder[LOG_FOLDER_BYTES], temporary[LOG_PATH_BYTES + 4];
     mn_shard_log_folder(shard, folder);
-    mn_shard_log_path(shard, &name, path);
     (void)snprintf(temporary, sizeof temporary, "%s.new", path); /* it fits */
     enum mn_status status = storage->make_folder(storage, folder, error);
     if (!status)
         status = storage->create(storage, temporary, &log->file, error);
     if (!status)
         status = write_head(shard, group, error);
-    if (!status && log->level == MN_DURABILITY_SYNC)
-        status = storage->sync(log->file, error);
-    if (!status)
-        status = storage->rename(storage, temporary, path, error);
     for (struct log_record *record = log->first; !status && record; record = record->next)
         status = write_record(shard, log, record, error);
+    if (!status && log->level == MN_DURABILITY_SYNC)
+        status = storage->sync(log->file, error);
+    return status ? status : storage->rename(storage, temporary, path, error);
+}
+
+static enum mn_status begin_file(mn_shard *shard, struct group *group, mn_error *error)
+{
+    struct group_log *log = &group->log;
+    struct log_name name = {.epoch = group->map_epoch, .number = ++log->number};
+    char path[LOG_PATH_BYTES];
+    memcpy(name.group, group->name, sizeof name.group);
+    mn_shard_log_path(shard, &name, path);
+    enum mn_status status = write_file(shard, group, path, error);
+    if (!status && log->last)
+        promise(shard, group, log->last->head.sequence);
     return status;
 }
 
@@ -197,6 +267,14 @@ static enum mn_status unsynced_room(const mn_shard *shard, const struct group_lo
                    log->unsynced_bytes, max);
 }
 
+static void keep_unsynced(mn_shard *shard, struct group_log *log, struct log_record *record)
+{
+    *(log->last ? &log->last->next : &log->first) = record;
+    log->last = record;
+    log->unsynced_bytes += record->block_bytes;
+    shard->log_busy = true;
+}
+
 enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const mn_request *request,
                                    mn_error *error)
 {
@@ -227,58 +305,36 @@ enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const m
         free_record(shard, record);
         return MN_OK;
     }
-    *(log->last ? &log->last->next : &log->first) = record;
-    log->last = record;
-    log->unsynced_bytes += record->block_bytes;
-    shard->log_busy = true;
+    keep_unsynced(shard, log, record);
     return MN_OK;
 }
 
 /* ---- Syncing */
 
-static void detach(mn_call *call)
-{
-    struct group_log *log = &((struct group *)call->core)->log;
-    *(call->previous ? &call->previous->next : &log->held_first) = call->next;
-    *(call->next ? &call->next->previous : &log->held_last) = call->previous;
-    call->next = call->previous = NULL;
-    call->core = NULL;
-    call->held = 0;
-}
-
-static void release_tables(mn_shard *shard, mn_table_info *tables, uint32_t count)
-{
-    if (count)
-        shard->env.release(shard->env.context, tables, count * sizeof *tables);
-}
-
-static void release_held(mn_shard *shard, struct group *group)
-{
-    for (mn_call *call = group->log.held_first, *next; call; call = next) {
-        next = call->next;
-        if (call->held > group->log.promised)
-            continue;
-        mn_table_info *tables = call->reply.tables;
-        uint32_t count = call->reply.table_count;
-        detach(call);
-        call->finish(call);
-        release_tables(shard, tables, count);
-    }
-}
-
-static void promise(mn_shard *shard, struct group *group, uint64_t sequence)
+enum mn_status mn_shard_log_replayed(mn_shard *shard, struct group *group,
+                                     const struct file_log_record *head, const void *body,
+                                     mn_error *error)
 {
     struct group_log *log = &group->log;
-    log->promised = sequence;
-    while (log->first && log->first->head.sequence <= sequence) {
-        struct log_record *record = log->first;
-        log->first = record->next;
-        log->unsynced_bytes -= record->block_bytes;
-        free_record(shard, record);
-    }
-    if (!log->first)
-        log->last = NULL;
-    release_held(shard, group);
+    bool synced = log->level == MN_DURABILITY_SYNC;
+    struct log_record *record = synced ? new_record(shard, head->body_bytes) : NULL;
+    if (synced && !record)
+        return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
+    log->written = log->state = head->sequence;
+    promise(shard, group, synced ? head->promised : head->sequence);
+    if (!synced)
+        return MN_OK;
+    record->head = *head;
+    memcpy(record->bytes + FILE_BYTES_log_record, body, head->body_bytes);
+    keep_unsynced(shard, log, record);
+    return MN_OK;
+}
+
+void mn_shard_log_proven(mn_shard *shard, const char *name, uint64_t sequence)
+{
+    struct group *group = mn_shard_group_find(shard, name);
+    if (group && group->log.promised < sequence)
+        promise(shard, group, sequence);
 }
 
 /* One move of the group's log towards durability; false: there is none to make now. */
@@ -301,6 +357,8 @@ static bool move(mn_shard *shard, struct group *group)
     }
     if (!log->first || ensure_file(shard, group, NULL))
         return false;
+    if (!log->first)
+        return true; /* the new file holds it all, synced */
     storage->sync_start(log->file);
     log->syncing = log->written;
     return true;
@@ -309,7 +367,7 @@ static bool move(mn_shard *shard, struct group *group)
 uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns)
 {
     uint64_t next_ns = UINT64_MAX;
-    if (!shard->log_busy)
+    if (!shard->log_busy || shard->recovery)
         return next_ns;
     shard->log_busy = false;
     for (uint32_t i = 0; i < shard->options.groups_max; i++) {
@@ -354,36 +412,44 @@ static bool tells(const mn_call *call)
     case MN_STORAGE:
         return false;
     default:
-        return call->request.verb != MN_VERB_STATUS && call->request.verb != MN_VERB_MAP;
+        return call->request.verb != MN_VERB_STATUS;
     }
 }
 
-/* The reply's tables are the shard's own, filled anew by the next call. */
-static bool keep_tables(mn_shard *shard, mn_call *call)
+/* The reply's arrays are the shard's own, filled anew by the next call. */
+static bool keep_arrays(mn_shard *shard, mn_reply *reply)
 {
-    mn_reply *reply = &call->reply;
-    if (!reply->table_count)
-        return true;
-    uint64_t bytes = reply->table_count * sizeof *reply->tables;
-    mn_table_info *tables = shard->env.allocate(shard->env.context, bytes);
-    if (!tables)
+    const mn_env *env = &shard->env;
+    mn_reply kept = {.table_count = reply->table_count, .group_count = reply->group_count};
+    uint64_t table_bytes = kept.table_count * sizeof *kept.tables;
+    uint64_t group_bytes = kept.group_count * sizeof *kept.groups;
+    if (table_bytes && !(kept.tables = env->allocate(env->context, table_bytes)))
         return false;
-    memcpy(tables, reply->tables, bytes);
-    reply->tables = tables;
+    if (group_bytes && !(kept.groups = env->allocate(env->context, group_bytes))) {
+        env->release(env->context, kept.tables, table_bytes);
+        return false;
+    }
+    if (table_bytes)
+        memcpy(kept.tables, reply->tables, table_bytes);
+    if (group_bytes)
+        memcpy(kept.groups, reply->groups, group_bytes);
+    reply->tables = kept.tables;
+    reply->groups = kept.groups;
     return true;
 }
 
 bool mn_shard_log_hold(mn_shard *shard, struct group *group, mn_call *call)
 {
     struct group_log *log = &group->log;
-    if (log->promised == log->written || !tells(call) || planted(shard, MN_PLANT_ACK_UNSYNCED))
+    if (log->promised == log->written || shard->recovery || !tells(call) ||
+        planted(shard, MN_PLANT_ACK_UNSYNCED))
         return false;
     bool read = mn_verb_kind_of(call->request.verb) == MN_KIND_READ && !call->reply.status;
     uint64_t sequence = read ? log->state : log->written;
     if (sequence <= log->promised)
         return false;
-    if (!keep_tables(shard, call)) {
-        call->reply.table_count = 0;
+    if (!keep_arrays(shard, &call->reply)) {
+        call->reply.table_count = call->reply.group_count = 0;
         call->reply.status = mn_fail(&call->reply.error, MN_NO_MEMORY, "log",
                                      "no memory to keep the answer until the log is synced");
         return false;
@@ -401,8 +467,7 @@ bool mn_shard_log_hold(mn_shard *shard, struct group *group, mn_call *call)
 
 void mn_shard_log_unhold(mn_shard *shard, mn_call *call)
 {
-    release_tables(shard, call->reply.tables, call->reply.table_count);
-    call->reply.tables = NULL;
-    call->reply.table_count = 0;
+    release_arrays(shard, &call->reply);
+    call->reply.table_count = call->reply.group_count = 0;
     detach(call);
 }

@@ -42,6 +42,13 @@ enum mn_status mn_shard_log_level(const mn_shard *shard, enum mn_durability aske
  * may change. Without a log, and while the log is replayed, it does nothing. */
 enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const mn_request *request,
                                    mn_error *error);
+/* A record was read and took effect again. At level sync, what may not have been synced before the
+ * crash is kept, to be written to a new file. */
+enum mn_status mn_shard_log_replayed(mn_shard *shard, struct group *group,
+                                     const struct file_log_record *head, const void *body,
+                                     mn_error *error);
+/* A later file says that all to here was durable when it was begun. */
+void mn_shard_log_proven(mn_shard *shard, const char *group, uint64_t sequence);
 /* Starts and ends syncs, lets answers go. Returns when it wants to run again. */
 uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns);
 void mn_shard_log_close(mn_shard *shard, struct group *group); /* no answer may be held */

@@ -153,7 +153,7 @@ void mn_shard_answer_parked(mn_shard *shard, struct group *group, enum mn_status
         if (call->held)
             mn_shard_log_unhold(shard, call);
         mn_shard_unpark(shard, call);
-        mn_shard_answer(shard, call, status, &error);
+        mn_shard_answer_now(shard, call, status, &error);
     }
 }
 

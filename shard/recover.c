@@ -50,12 +50,16 @@ static bool parse_name(const char *text, struct log_name *out_name)
     return mn_name_valid(name.group);
 }
 
-static bool before(const struct log_name *a, const struct log_name *b)
+/* A restore begins a new epoch with a log of its own: the last epoch comes first, and others count
+ * only when it holds nothing. */
+static bool before(const mn_shard *shard, const struct log_name *a, const struct log_name *b)
 {
     int order = strcmp(a->group, b->group);
     if (order)
         return order < 0;
-    return a->epoch != b->epoch ? a->epoch < b->epoch : a->number < b->number;
+    if (a->epoch != b->epoch)
+        return planted(shard, MN_PLANT_OLD_EPOCH) ? a->epoch < b->epoch : a->epoch > b->epoch;
+    return a->number < b->number;
 }
 
 static bool insert_name(void *context, const char *text)
@@ -69,35 +73,15 @@ static bool insert_name(void *context, const char *text)
     if (listing->full)
         return false;
     uint32_t at = recovery->count++;
-    for (; at > 0 && before(&name, &recovery->names[at - 1]); at--)
+    for (; at > 0 && before(recovery->shard, &name, &recovery->names[at - 1]); at--)
         recovery->names[at] = recovery->names[at - 1];
     recovery->names[at] = name;
     return true;
 }
 
-static bool same_group(const struct log_name *a, const struct log_name *b)
+static bool same_log(const struct log_name *a, const struct log_name *b)
 {
-    return !strcmp(a->group, b->group);
-}
-
-/* A restore begins a new epoch with a log of its own: of each group only the last one counts. */
-static void keep_last_epochs(const mn_shard *shard, struct recovery *recovery)
-{
-    uint32_t kept = 0;
-    bool first = planted(shard, MN_PLANT_OLD_EPOCH);
-    for (uint32_t i = 0; i < recovery->count; i++) {
-        const struct log_name *name = &recovery->names[i];
-        bool counts = true;
-        for (uint32_t j = 0; j < recovery->count; j++) {
-            const struct log_name *other = &recovery->names[j];
-            if (same_group(name, other) &&
-                (first ? other->epoch < name->epoch : other->epoch > name->epoch))
-                counts = false;
-        }
-        if (counts)
-            recovery->names[kept++] = *name;
-    }
-    recovery->count = kept;
+    return !strcmp(a->group, b->group) && a->epoch == b->epoch;
 }
 
 static enum mn_status measure(mn_shard *shard, struct recovery *recovery, mn_error *error)
@@ -165,10 +149,8 @@ enum mn_status mn_shard_recover_start(mn_shard *shard, mn_error *error)
     else if (!status && listing.full)
         status = mn_fail(error, MN_STORAGE, "log", "%s holds more than %d files", folder,
                          (int)NAMES_MAX);
-    if (!status) {
-        keep_last_epochs(shard, recovery);
+    if (!status)
         status = measure(shard, recovery, error);
-    }
     if (status || !recovery->count)
         mn_shard_recover_stop(shard);
     return status;
@@ -246,9 +228,9 @@ static enum mn_status replay(mn_shard *shard, const struct file_log_record *reco
                        mn_verb_name(call->request.verb), call->reply.error.message);
     struct group *group = mn_shard_group_find(shard, call->request.context.group);
     assert(group); /* the request has succeeded */
-    group->log.written = group->log.promised = group->log.state = record->sequence;
+    group->log.level = (enum mn_durability)recovery->file.head.durability;
     recovery->records++;
-    return MN_OK;
+    return mn_shard_log_replayed(shard, group, record, recovery->body, error);
 }
 
 /* ---- One file */
@@ -294,13 +276,19 @@ static enum mn_status begin_file(mn_shard *shard, mn_error *error)
     struct recovery *recovery = shard->recovery;
     const struct log_name *name = &recovery->names[recovery->next];
     struct log_file *file = &recovery->file;
+    const struct group *group = mn_shard_group_find(shard, name->group);
+    if (group && group->map_epoch != name->epoch) {
+        recovery->next++; /* a later epoch's log has been replayed */
+        return MN_OK;
+    }
     enum mn_status status = open_log(shard, name, file, error);
     if (status)
         return status;
     if (file->head.first != expected_sequence(shard, name))
         return damaged(recovery, "records before it are missing", error);
+    mn_shard_log_proven(shard, name->group, file->head.first - 1);
     file->end = UINT64_MAX;
-    if (recovery->next + 1 < recovery->count && same_group(name, name + 1)) {
+    if (recovery->next + 1 < recovery->count && same_log(name, name + 1)) {
         struct log_file later = {0};
         status = open_log(shard, name + 1, &later, error);
         file->end = later.head.first;
@@ -389,20 +377,18 @@ static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *er
     return MN_OK;
 }
 
-/* What was written and not synced before the crash is told to nobody before it is synced now. */
+/* A log without a record promises nothing. It goes: the group may be made anew in another epoch. */
 static enum mn_status end_file(mn_shard *shard, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
     struct log_file *file = &recovery->file;
     struct group *group = mn_shard_group_find(shard, file->head.group);
     enum mn_status status = MN_OK;
-    if (group) {
-        group->log.level = (enum mn_durability)file->head.durability;
-        group->log.number = file->head.number;
-    }
-    if (file->end == UINT64_MAX && file->head.durability == MN_DURABILITY_SYNC)
-        status = shard->env.storage->sync(file->reader.file, error);
     mn_shard_reader_close(&file->reader);
+    if (group)
+        group->log.number = file->head.number;
+    else
+        status = shard->env.storage->remove(shard->env.storage, file->reader.path, error);
     recovery->next++;
     return status;
 }

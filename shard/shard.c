@@ -188,7 +188,8 @@ void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *
 
 /* ---- A call's way */
 
-void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, const mn_error *error)
+static struct group *fill_reply(mn_shard *shard, mn_call *call, enum mn_status status,
+                                const mn_error *error)
 {
     assert(!call->core);
     mn_reply *reply = &call->reply;
@@ -211,8 +212,21 @@ void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, cons
     }
     reply->shards = shard->options.shards;
     reply->shard = shard->options.shard;
+    return group;
+}
+
+void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, const mn_error *error)
+{
+    struct group *group = fill_reply(shard, call, status, error);
     if (!group || !mn_shard_log_hold(shard, group, call))
         call->finish(call);
+}
+
+void mn_shard_answer_now(mn_shard *shard, mn_call *call, enum mn_status status,
+                         const mn_error *error)
+{
+    (void)fill_reply(shard, call, status, error); /* its group does not matter */
+    call->finish(call);
 }
 
 void mn_shard_run(mn_shard *shard, mn_call *call)

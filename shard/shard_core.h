@@ -193,6 +193,9 @@ typedef enum mn_status (*verb_function)(mn_shard *shard, mn_call *call, mn_error
 
 /* Answers the call; it is gone afterwards. */
 void mn_shard_answer(mn_shard *shard, mn_call *call, enum mn_status status, const mn_error *error);
+/* Likewise, whatever the log waits for. */
+void mn_shard_answer_now(mn_shard *shard, mn_call *call, enum mn_status status,
+                         const mn_error *error);
 /* Runs the call's verb and answers, unless it was parked. */
 void mn_shard_run(mn_shard *shard, mn_call *call);
 

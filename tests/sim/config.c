@@ -8,6 +8,14 @@ static const sim_weather weathers[] = {
     {0, 300, 300, 0},  /* nothing is lost, much comes twice and late */
 };
 
+static const sim_disk_weather disk_weathers[] = {
+    {30, 0, 0},   /* shards die */
+    {10, 5, 20},  /* and disks fill up, and syncs fail */
+    {10, 0, 150}, /* a dying disk */
+    {100, 0, 0},  /* at nearly every operation */
+    {3, 0, 0},    /* now and then, also after a restore */
+};
+
 /* The largest payload of a read in the scripts: four queries of six indices and weights. The vector
  * of the last rank to reduce comes and goes within one event, unseen. */
 enum { READ_BYTES = 4 * 6 * 8, VECTOR_BYTES = 512 };
@@ -21,6 +29,8 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
     calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = calm.rival =
         false;
     calm.weather = weathers[0];
+    calm.durability = MN_DURABILITY_NONE;
+    calm.shard_deaths = 0;
     calm.deadline_ms = 20000;
     calm.shard_plants = calm.core_plants = 0;
     calm.trace = NULL;
@@ -70,5 +80,14 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     if (!config.fickle && sim_chance(&random, 200)) /* a fickle step has no fixed size */
         sim_config_tighten(&config);
     config.rival = config.shards_after && sim_chance(&random, 400);
+    sim_random disks = {seed * 31337 + 5};
+    config.durability = MN_DURABILITY_NONE;
+    if (sim_chance(&disks, 600)) {
+        config.durability = sim_chance(&disks, 300) ? MN_DURABILITY_PROCESS : MN_DURABILITY_SYNC;
+        config.shard_deaths = (uint32_t)sim_below(&disks, 8);
+        config.disk =
+            disk_weathers[sim_below(&disks, sizeof disk_weathers / sizeof *disk_weathers)];
+        config.unsynced_bytes_max = sim_chance(&disks, 300) ? 4096 : 0;
+    }
     *out_config = config;
 }

@@ -260,7 +260,9 @@ static void send_answer(served *s)
               mn_verb_name(f->verb), (unsigned long long)s->call.request.context.step,
               mn_status_name(s->call.reply.status),
               s->call.reply.status ? s->call.reply.error.message : "");
-    if (is_lost(world, f)) {
+    if (!sim_world_answers(world, s->shard, &s->call)) {
+        break_off_after(f, sim_below(&world->faults, 100 * SIM_MS), MN_UNAVAILABLE);
+    } else if (is_lost(world, f)) {
         break_off_after(f, sim_below(&world->faults, 3 * SIM_S), MN_UNAVAILABLE);
     } else {
         f->references++;

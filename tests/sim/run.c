@@ -16,7 +16,8 @@ static const char usage[] =
 static void describe(const sim_config *c)
 {
     printf("  shards %u then %u, ranks %u, steps %u, staleness %u, deaths %u, chunk %u, window %u,"
-           " deadline %llu ms, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s weather %u/%u/%u/%u\n",
+           " deadline %llu ms, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s weather %u/%u/%u/%u, log %s,"
+           " disk %u/%u/%u, shard deaths %u\n",
            c->shards, c->shards_after, c->ranks, c->steps, c->staleness, c->deaths, c->chunk_bytes,
            c->exchanges_max, (unsigned long long)c->deadline_ms,
            (unsigned long long)c->change_bytes_max, c->packed ? " packed" : "",
@@ -24,7 +25,8 @@ static void describe(const sim_config *c)
            c->reader ? " reader" : "", c->clip ? " clip" : "", c->prefetch ? " prefetch" : "",
            c->roll_back ? " roll_back" : "", c->busy_save ? " busy_save" : "",
            c->rival ? " rival" : "", c->weather.lost, c->weather.doubled, c->weather.slow,
-           c->weather.cut);
+           c->weather.cut, mn_durability_name(c->durability), c->disk.death, c->disk.full,
+           c->disk.unsynced, c->shard_deaths);
 }
 
 int main(int count, char **arguments)

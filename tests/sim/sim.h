@@ -1,13 +1,9 @@
 /* The simulator: many shards and clients, one thread, virtual time, one seed. Real shard cores and
  * real client cores talk through the real codec over a network that loses, doubles, delays and
- * reorders; trainers die and come back; after every event the promises that hold without a log are
- * checked against a naive model. Private to tests/sim.
+ * reorders; trainers die and come back, and so do shards that keep a log; after every event the
+ * promises are checked against a naive model. Private to tests/sim.
  *
- * Files: engine.c time and chance; env.c what a core sees; net.c the network; script.c what
- * trainers intend; model.c what the tables must then hold; life.c, play.c and reader.c one life of
- * a trainer, reader or operator; world.c faults and checks; config.c the worlds that seeds choose;
- * run.c the program. */
-#ifndef MN_SIM_H
+ * Files: engine.c time and chance; env.c what a core sees; disk.c its files; net.c the network;
 #define MN_SIM_H
 
 #include "client_core.h"
@@ -70,9 +66,33 @@ typedef struct sim_env {
 } sim_env;
 void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *storage);
 
-/* Files in memory, shared by all shards, as they share a folder. */
-mn_storage *sim_storage_create(void);
-void sim_storage_destroy(mn_storage *storage);
+/* ---- disk.c: files in memory, shared by all shards, as they share a folder ---- */
+
+/* How bad a disk is, per mille of operations. */
+typedef struct sim_disk_weather {
+    uint32_t death, full, unsynced; /* the shard dies there; the disk is full for a while; a sync
+                                       fails */
+} sim_disk_weather;
+
+typedef struct sim_files sim_files;
+/* One shard's way to the files. */
+typedef struct sim_disk {
+    mn_storage base; /* first */
+    sim_files *files;
+    sim_clock *clock;
+    sim_random *random;
+    sim_disk_weather weather;
+    bool faulty; /* the weather counts now */
+    bool dead;   /* nothing works: the shard must be gone, and come back */
+    uint64_t full_until_ns, operations;
+} sim_disk;
+
+sim_files *sim_files_create(void);
+void sim_files_destroy(sim_files *files);
+void sim_disk_init(sim_disk *disk, sim_files *files, sim_clock *clock, sim_random *random);
+/* The dead shard's files as its next life finds them; without power, what was not synced is lost in
+ * part. */
+void sim_disk_restart(sim_disk *disk, bool power);
 
 /* ---- The world, as all files see it ---- */
 
@@ -92,6 +112,10 @@ typedef struct sim_config {
     bool busy_save; /* save and restore while everyone trains, not at a step where all rest */
     bool rival;     /* two restore at the same time */
     sim_weather weather;
+    enum mn_durability durability;
+    sim_disk_weather disk;
+    uint32_t shard_deaths; /* at most; by the disk's weather */
+    uint64_t unsynced_bytes_max;
     uint64_t read_bytes_max, change_bytes_max, change_reserve_bytes; /* 0: the default */
     uint64_t deadline_ms;                                            /* of one call */
     uint64_t calm_ns;                                                /* when faults stop */
@@ -222,8 +246,12 @@ void sim_life_destroy(sim_life *life);
 typedef struct sim_shard {
     mn_shard *core;
     sim_env env;
-    uint64_t epoch, step; /* as last seen */
+    sim_disk disk;
+    uint64_t epoch, step;           /* as last seen */
+    uint64_t told_epoch, told_step; /* in answers that it has sent: they must outlive it */
     uint64_t due_ns;
+    uint32_t lives;
+    bool away; /* dead, and will return */
 } sim_shard;
 
 enum sim_stage {
@@ -237,8 +265,8 @@ enum sim_stage {
 struct sim_world {
     sim_config config;
     sim_clock clock;
-    sim_random faults, deaths;
-    mn_storage *storage;
+    sim_random faults, deaths, disks;
+    sim_files *files;
     sim_shard shards[SIM_SHARDS_MAX];
     uint32_t shard_count;
     uint64_t cut_until_ns[SIM_CLIENTS_MAX][SIM_SHARDS_MAX];
@@ -251,7 +279,7 @@ struct sim_world {
     uint64_t saved_step, epoch;
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
-    uint32_t deaths_left;
+    uint32_t deaths_left, shard_deaths_left, shard_deaths;
     bool finished, failed;
     char violation[512];
     uint64_t messages, deliveries, events, change_bytes_seen, read_bytes_seen;
@@ -264,12 +292,15 @@ void sim_world_served(sim_life *life, enum mn_operation_kind kind);
 void sim_world_outdone(sim_life *life); /* its load lost against its rival's */
 void sim_world_joined(sim_life *life);
 bool sim_world_stormy(const sim_world *world); /* faults still happen */
+/* The shard sends this answer; false: it is dead, nothing leaves it. */
+bool sim_world_answers(sim_world *world, uint32_t shard, const mn_call *call);
 
 typedef struct sim_result {
     bool passed;
     char violation[512];
     uint64_t tables_hash; /* of all final values */
     uint64_t ended_ns, messages, events, change_bytes, read_bytes;
+    uint32_t shard_deaths;
 } sim_result;
 void sim_run(const sim_config *config, sim_result *out_result);
 void sim_config_of_seed(uint64_t seed, sim_config *out_config);

@@ -38,41 +38,134 @@ bool sim_world_stormy(const sim_world *world)
 
 /* ---- Shards */
 
-static void create_shards(sim_world *world, uint32_t count)
+static void start_shard(sim_world *world, uint32_t i)
 {
     const sim_config *config = &world->config;
+    sim_shard *shard = &world->shards[i];
+    mn_shard_options options = {.shard = i,
+                                .shards = world->shard_count,
+                                .read_bytes_max = config->read_bytes_max,
+                                .change_bytes_max = config->change_bytes_max,
+                                .change_reserve_bytes = config->change_reserve_bytes,
+                                .groups_max = 2,
+                                .tables_max = 4,
+                                .reduces_max = 16,
+                                .durability = config->durability,
+                                .log_unsynced_bytes_max = config->unsynced_bytes_max,
+                                .plants = config->shard_plants};
+    mn_error error = {0};
+    uint64_t seed = config->seed + i + UINT64_C(1000003) * shard->lives++;
+    shard->due_ns = 0;
+    shard->disk.weather = config->disk;
+    sim_env_init(&shard->env, &world->clock, seed, &shard->disk.base);
+    if (mn_shard_create(&options, &shard->env.env, &shard->core, &error) && !shard->disk.dead)
+        sim_violation(world, "shard %u was not created: %s %s", i, error.field, error.message);
+}
+
+static void create_shards(sim_world *world, uint32_t count)
+{
     world->shard_count = count;
     for (uint32_t i = 0; i < count; i++) {
-        sim_shard *shard = &world->shards[i];
-        mn_shard_options options = {.shard = i,
-                                    .shards = count,
-                                    .read_bytes_max = config->read_bytes_max,
-                                    .change_bytes_max = config->change_bytes_max,
-                                    .change_reserve_bytes = config->change_reserve_bytes,
-                                    .groups_max = 2,
-                                    .tables_max = 4,
-                                    .reduces_max = 16,
-                                    .plants = config->shard_plants};
-        mn_error error = {0};
-        *shard = (sim_shard){.due_ns = 0};
-        sim_env_init(&shard->env, &world->clock, config->seed + i, world->storage);
-        if (mn_shard_create(&options, &shard->env.env, &shard->core, &error))
-            sim_violation(world, "shard %u was not created: %s %s", i, error.field, error.message);
+        world->shards[i] = (sim_shard){.due_ns = 0};
+        sim_disk_init(&world->shards[i].disk, world->files, &world->clock, &world->disks);
+        start_shard(world, i);
     }
+}
+
+static void destroy_shard(sim_world *world, uint32_t i)
+{
+    sim_shard *shard = &world->shards[i];
+    mn_shard *core = shard->core;
+    shard->core = NULL;
+    mn_shard_destroy(core);
+    if (shard->env.allocated_bytes || shard->env.reserved_bytes)
+        sim_violation(world, "shard %u: %llu bytes are still allocated, %llu reserved", i,
+                      (unsigned long long)shard->env.allocated_bytes,
+                      (unsigned long long)shard->env.reserved_bytes);
 }
 
 static void destroy_shards(sim_world *world)
 {
+    for (uint32_t i = 0; i < world->shard_count; i++)
+        destroy_shard(world, i);
+}
+
+/* ---- A shard's death and return */
+
+typedef struct shard_return {
+    sim_world *world;
+    uint32_t shard, count; /* of the map that it belongs to */
+} shard_return;
+
+static void return_shard(void *argument)
+{
+    shard_return *r = argument;
+    sim_world *world = r->world;
+    sim_shard *shard = &world->shards[r->shard];
+    if (r->count == world->shard_count && !shard->core && !world->finished) {
+        bool power =
+            world->config.durability != MN_DURABILITY_SYNC || sim_chance(&world->disks, 400);
+        sim_trace(world, "shard %u returns, %s", r->shard, power ? "killed" : "power was lost");
+        sim_disk_restart(&shard->disk, power);
+        shard->away = false;
+        start_shard(world, r->shard);
+    }
+    free(r);
+}
+
+/* Its disk says that it is dead: what it still does in this event was never seen. */
+static void bury_shard(sim_world *world, uint32_t i)
+{
+    sim_shard *shard = &world->shards[i];
+    sim_trace(world, "shard %u dies", i);
+    shard->away = true;
+    destroy_shard(world, i);
+    if (world->shard_deaths_left)
+        world->shard_deaths_left--;
+    world->shard_deaths++;
+    if (i == 0 && !shard->told_epoch)
+        world->epoch = 0; /* it may draw another */
+    shard->epoch = shard->told_epoch;
+    shard->step = shard->told_step;
+    shard_return *r = malloc(sizeof *r);
+    assert(r);
+    *r = (shard_return){world, i, world->shard_count};
+    sim_after(&world->clock, sim_below(&world->disks, SIM_S), return_shard, r);
+}
+
+static void mind_disks(sim_world *world)
+{
     for (uint32_t i = 0; i < world->shard_count; i++) {
         sim_shard *shard = &world->shards[i];
-        mn_shard *core = shard->core;
-        shard->core = NULL;
-        mn_shard_destroy(core);
-        if (shard->env.allocated_bytes || shard->env.reserved_bytes)
-            sim_violation(world, "shard %u: %llu bytes are still allocated, %llu reserved", i,
-                          (unsigned long long)shard->env.allocated_bytes,
-                          (unsigned long long)shard->env.reserved_bytes);
+        shard->disk.faulty = sim_world_stormy(world) && !world->finished;
+        shard->disk.weather.death = world->shard_deaths_left ? world->config.disk.death : 0;
+        if (shard->disk.dead && !shard->away)
+            bury_shard(world, i);
+        mn_error error = {0};
+        enum mn_status state = shard->core ? mn_shard_state(shard->core, &error) : MN_OK;
+        if (state && state != MN_UNAVAILABLE && !shard->disk.dead)
+            sim_violation(world, "shard %u cannot recover: %s", i, error.message);
     }
+}
+
+bool sim_world_answers(sim_world *world, uint32_t i, const mn_call *call)
+{
+    sim_shard *shard = &world->shards[i];
+    if (shard->disk.dead || !shard->core)
+        return false;
+    enum mn_status status = call->reply.status;
+    enum mn_verb verb = call->request.verb;
+    bool foretold = verb == MN_VERB_RESTORE && call->request.files == MN_FILES_CHECK;
+    if ((status && mn_status_retryable(status)) || status == MN_CANCELLED || foretold ||
+        verb == MN_VERB_STATUS ||
+        call->reply.map_epoch < shard->told_epoch)
+        return true;
+    if (call->reply.map_epoch > shard->told_epoch)
+        shard->told_step = 0;
+    shard->told_epoch = call->reply.map_epoch;
+    if (call->reply.step > shard->told_step)
+        shard->told_step = call->reply.step;
+    return true;
 }
 
 /* ---- What must hold after every event */
@@ -135,9 +228,16 @@ typedef struct join_look {
     bool discarded;
 } join_look;
 
-static void joined_look(mn_call *call)
+static void joined_look(mn_call *call) { (void)call; /* read where it was asked */ }
+
+/* The answer counts even if it must wait for the log. FENCED is none. */
+static void ask_join(mn_shard *core, join_look *l)
 {
-    ((join_look *)call)->discarded = !call->reply.status && call->reply.proposal.discard;
+    memset(&l->call.reply, 0, sizeof l->call.reply);
+    mn_shard_handle(core, &l->call);
+    l->discarded = !l->call.reply.status && l->call.reply.proposal.discard;
+    if (l->call.core)
+        mn_shard_abandon(core, &l->call);
 }
 
 /* Whether the shard's last commit discards: Join FENCE with the newest incarnation tells, and
@@ -160,7 +260,7 @@ static bool last_discards(sim_world *world, uint32_t i)
         l.call.request.context.rank = life->rank;
         l.call.request.context.incarnation = incarnation;
         if (incarnation && !life->reader && (!life->stale || world->stage == SIM_LOADING))
-            mn_shard_handle(world->shards[i].core, &l.call); /* FENCED is no answer */
+            ask_join(world->shards[i].core, &l);
         if (l.discarded)
             return true;
     }
@@ -257,7 +357,8 @@ typedef struct revival {
 static void revive(void *argument)
 {
     revival *r = argument;
-    if (r->world->stage == SIM_TRAINING || r->world->stage == SIM_TRAINING_ON)
+    if (!r->world->finished &&
+        (r->world->stage == SIM_TRAINING || r->world->stage == SIM_TRAINING_ON))
         start_rank(r->world, r->rank);
     free(r);
 }
@@ -414,6 +515,7 @@ static bool step(sim_world *world)
         world->clock.now_ns = next;
     if (sim_clock_next_ns(&world->clock) <= world->clock.now_ns)
         sim_clock_run_one(&world->clock);
+    mind_disks(world);
     for (uint32_t i = 0; i < world->shard_count; i++) {
         sim_shard *shard = &world->shards[i];
         if (shard->core)
@@ -421,6 +523,7 @@ static bool step(sim_world *world)
         if (shard->due_ns <= world->clock.now_ns)
             shard->due_ns = world->clock.now_ns + 1; /* more work at once: a chunk per tick */
     }
+    mind_disks(world);
     for (uint32_t i = 0; i < world->life_count; i++) {
         if (world->lives[i]->core)
             (void)mn_core_tick(world->lives[i]->core, world->clock.now_ns);
@@ -467,7 +570,7 @@ static void wind_up(sim_world *world)
 {
     for (uint32_t i = 0; i < world->shard_count && !world->failed; i++) {
         mn_group_info group;
-        if (look_at(&world->shards[i], &group) && group.change_bytes)
+        if (world->shards[i].core && look_at(&world->shards[i], &group) && group.change_bytes)
             sim_violation(world, "shard %u: %llu staged bytes are left", i,
                           (unsigned long long)group.change_bytes);
     }
@@ -490,7 +593,7 @@ static void wind_up(sim_world *world)
         else
             sim_life_destroy(world->lives[i]);
     }
-    sim_storage_destroy(world->storage);
+    sim_files_destroy(world->files);
     sim_clock_deinit(&world->clock);
     sim_model_deinit(&world->model);
 }
@@ -502,7 +605,9 @@ void sim_run(const sim_config *config, sim_result *out_result)
     world->config = *config;
     world->faults.state = config->seed ^ 0xfa017;
     world->deaths.state = config->seed ^ 0xdea7;
-    world->storage = sim_storage_create();
+    world->files = sim_files_create();
+    world->disks.state = config->seed ^ 0xd15c;
+    world->shard_deaths_left = config->shard_deaths;
     world->deaths_left = config->deaths;
     world->pause_step =
         config->shards_after && !config->busy_save ? config->steps / 2 : config->steps;
@@ -521,7 +626,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
                                .messages = world->messages,
                                .events = world->events,
                                .change_bytes = world->change_bytes_seen,
-                               .read_bytes = world->read_bytes_seen};
+                               .read_bytes = world->read_bytes_seen,
+                               .shard_deaths = world->shard_deaths};
     memcpy(out_result->violation, world->violation, sizeof out_result->violation);
     free(world);
 }

@@ -1,0 +1,309 @@
+/* Disks. The fault model (shard/LOG.md): a shard dies at any operation, which is then done, half done
+ * or not at all. Killed, it leaves all that it wrote; without power, what was not synced is lost in
+ * blocks, any of them. A full disk takes the beginning of a write. A sync that fails loses what it
+ * should have made durable, and later ones of that file succeed in vain, as on Linux. */
+#include "sim.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BLOCK_BYTES = 64 };
+
+typedef struct stored {
+    struct stored *next;
+    char path[MN_PATH_BYTES];
+    uint8_t *bytes;
+    uint64_t count, capacity, synced;
+    bool rotten; /* a sync failed: what is not synced never will be */
+    uint32_t handles;
+    bool gone; /* removed or replaced; freed with its last handle */
+    const sim_disk *writer;
+} stored;
+
+struct sim_files {
+    stored *first;
+};
+
+struct mn_file {
+    stored *stored;
+    sim_disk *disk;
+    uint64_t sync_ends_ns, sync_count;
+};
+
+static stored *find(const sim_disk *disk, const char *path)
+{
+    for (stored *file = disk->files->first; file; file = file->next)
+        if (!strcmp(file->path, path))
+            return file;
+    return NULL;
+}
+
+static void free_stored(stored *file)
+{
+    free(file->bytes);
+    free(file);
+}
+
+static void remove_file(sim_files *files, const char *path)
+{
+    for (stored **link = &files->first; *link; link = &(*link)->next) {
+        stored *file = *link;
+        if (strcmp(file->path, path) != 0)
+            continue;
+        *link = file->next;
+        file->gone = true;
+        if (!file->handles)
+            free_stored(file);
+        return;
+    }
+}
+
+/* ---- Faults */
+
+static bool chance(sim_disk *disk, uint32_t per_mille)
+{
+    return disk->faulty && per_mille && sim_chance(disk->random, per_mille);
+}
+
+/* Whether the operation fails; it may be the shard's last. */
+static enum mn_status begin(sim_disk *disk, const char *what, mn_error *error)
+{
+    disk->operations++;
+    if (!disk->dead && chance(disk, disk->weather.death))
+        disk->dead = true;
+    if (disk->dead)
+        return mn_fail(error, MN_STORAGE, "disk", "%s: the shard is dead", what);
+    return MN_OK;
+}
+
+static bool is_full(sim_disk *disk)
+{
+    if (chance(disk, disk->weather.full))
+        disk->full_until_ns = disk->clock->now_ns + sim_below(disk->random, SIM_S);
+    return disk->faulty && disk->clock->now_ns < disk->full_until_ns;
+}
+
+static void lose_blocks(sim_disk *disk, stored *file)
+{
+    uint64_t kept = file->synced + sim_below(disk->random, file->count - file->synced + 1);
+    for (uint64_t at = file->synced; at < kept; at += BLOCK_BYTES) {
+        uint64_t left = kept - at;
+        if (sim_chance(disk->random, 300))
+            memset(file->bytes + at, 0, left < BLOCK_BYTES ? left : BLOCK_BYTES);
+    }
+    file->count = kept;
+}
+
+void sim_disk_restart(sim_disk *disk, bool power)
+{
+    for (stored *file = disk->files->first; file; file = file->next) {
+        if (file->writer != disk)
+            continue;
+        if (!power && file->synced < file->count)
+            lose_blocks(disk, file);
+        file->synced = power ? file->synced : file->count;
+    }
+    disk->dead = false;
+    disk->full_until_ns = 0;
+}
+
+/* ---- The interface */
+
+static mn_file *handle_of(sim_disk *disk, stored *file)
+{
+    mn_file *handle = calloc(1, sizeof *handle);
+    assert(handle);
+    *handle = (mn_file){.stored = file, .disk = disk};
+    file->handles++;
+    return handle;
+}
+
+static enum mn_status create_file(mn_storage *storage, const char *path, mn_file **out_file,
+                                  mn_error *error)
+{
+    sim_disk *disk = (sim_disk *)storage;
+    enum mn_status status = begin(disk, "create", error);
+    if (!status && strlen(path) >= MN_PATH_BYTES)
+        status = mn_fail(error, MN_STORAGE, "path", "too long");
+    if (status)
+        return status;
+    remove_file(disk->files, path);
+    stored *file = calloc(1, sizeof *file);
+    assert(file);
+    memcpy(file->path, path, strlen(path));
+    file->writer = disk;
+    file->next = disk->files->first;
+    disk->files->first = file;
+    *out_file = handle_of(disk, file);
+    return MN_OK;
+}
+
+static enum mn_status open_file(mn_storage *storage, const char *path, mn_file **out_file,
+                                mn_error *error)
+{
+    sim_disk *disk = (sim_disk *)storage;
+    enum mn_status status = begin(disk, "open", error);
+    stored *file = find(disk, path);
+    if (!status && !file)
+        status = mn_fail(error, MN_NOT_FOUND, "path", "%.200s", path);
+    if (!status)
+        *out_file = handle_of(disk, file);
+    return status;
+}
+
+static void add_bytes(stored *file, const void *bytes, uint64_t count)
+{
+    if (file->count + count > file->capacity) {
+        file->capacity = 2 * (file->count + count);
+        file->bytes = realloc(file->bytes, file->capacity);
+        assert(file->bytes);
+    }
+    if (count)
+        memcpy(file->bytes + file->count, bytes, count);
+    file->count += count;
+}
+
+static enum mn_status append_file(mn_file *handle, const void *bytes, uint64_t count,
+                                  mn_error *error)
+{
+    sim_disk *disk = handle->disk;
+    bool dead = disk->dead;
+    enum mn_status status = begin(disk, "append", error);
+    if (!status && is_full(disk))
+        status = mn_fail(error, MN_STORAGE, "disk", "no space left");
+    if (!dead) /* what fails now may be done in part, and what kills may be done whole */
+        add_bytes(handle->stored, bytes, !status ? count : sim_below(disk->random, count + 1));
+    return status;
+}
+
+static enum mn_status read_file(mn_file *handle, uint64_t offset, void *out_bytes, uint64_t count,
+                                mn_error *error)
+{
+    stored *file = handle->stored;
+    enum mn_status status = begin(handle->disk, "read", error);
+    if (!status && (offset > file->count || count > file->count - offset))
+        status = mn_fail(error, MN_STORAGE, "path", "%.200s ends early", file->path);
+    if (!status && count)
+        memcpy(out_bytes, file->bytes + offset, count);
+    return status;
+}
+
+static enum mn_status size_file(mn_file *handle, uint64_t *out_bytes, mn_error *error)
+{
+    enum mn_status status = begin(handle->disk, "size", error);
+    if (!status)
+        *out_bytes = handle->stored->count;
+    return status;
+}
+
+static enum mn_status sync_to(mn_file *handle, uint64_t count, mn_error *error)
+{
+    stored *file = handle->stored;
+    sim_disk *disk = handle->disk;
+    enum mn_status status = begin(disk, "sync", error);
+    if (!status && chance(disk, disk->weather.unsynced)) {
+        file->rotten = true;
+        status = mn_fail(error, MN_STORAGE, "disk", "input/output error");
+    }
+    if (!status && !file->rotten && file->synced < count)
+        file->synced = count;
+    return status;
+}
+
+static enum mn_status sync_file(mn_file *handle, mn_error *error)
+{
+    return sync_to(handle, handle->stored->count, error);
+}
+
+static void sync_start(mn_file *handle)
+{
+    sim_disk *disk = handle->disk;
+    handle->sync_count = handle->stored->count;
+    handle->sync_ends_ns = disk->clock->now_ns + 1 + sim_below(disk->random, 8 * SIM_MS);
+}
+
+static bool sync_ended(mn_file *handle, enum mn_status *out_status, mn_error *error)
+{
+    if (handle->disk->clock->now_ns < handle->sync_ends_ns)
+        return false;
+    *out_status = sync_to(handle, handle->sync_count, error);
+    return true;
+}
+
+static void close_file(mn_file *handle)
+{
+    if (!handle)
+        return;
+    stored *file = handle->stored;
+    if (--file->handles == 0 && file->gone)
+        free_stored(file);
+    free(handle);
+}
+
+static enum mn_status rename_file(mn_storage *storage, const char *from, const char *to,
+                                  mn_error *error)
+{
+    sim_disk *disk = (sim_disk *)storage;
+    enum mn_status status = begin(disk, "rename", error);
+    stored *file = find(disk, from);
+    if (status)
+        return status;
+    if (!file || strlen(to) >= MN_PATH_BYTES)
+        return mn_fail(error, MN_STORAGE, "path", "%.200s", from);
+    remove_file(disk->files, to);
+    memset(file->path, 0, sizeof file->path);
+    memcpy(file->path, to, strlen(to));
+    return MN_OK;
+}
+
+static enum mn_status make_folder(mn_storage *storage, const char *path, mn_error *error)
+{
+    (void)path; /* paths need no folders here */
+    return begin((sim_disk *)storage, "make folder", error);
+}
+
+static enum mn_status list_folder(mn_storage *storage, const char *path,
+                                  bool (*visit)(void *context, const char *name), void *context,
+                                  mn_error *error)
+{
+    sim_disk *disk = (sim_disk *)storage;
+    size_t length = strlen(path);
+    enum mn_status status = begin(disk, "list", error);
+    bool more = !status;
+    for (stored *file = disk->files->first; file && more; file = file->next)
+        if (!strncmp(file->path, path, length) && file->path[length] == '/')
+            more = visit(context, file->path + length + 1);
+    return status;
+}
+
+static enum mn_status remove_one(mn_storage *storage, const char *path, mn_error *error)
+{
+    sim_disk *disk = (sim_disk *)storage;
+    enum mn_status status = begin(disk, "remove", error);
+    if (!status)
+        remove_file(disk->files, path);
+    return status;
+}
+
+void sim_disk_init(sim_disk *disk, sim_files *files, sim_clock *clock, sim_random *random)
+{
+    *disk = (sim_disk){.files = files, .clock = clock, .random = random};
+    disk->base = (mn_storage){create_file, open_file,  append_file, read_file,   size_file,
+                              sync_file,   close_file, rename_file, make_folder, list_folder,
+                              remove_one,  sync_start, sync_ended};
+}
+
+sim_files *sim_files_create(void)
+{
+    sim_files *files = calloc(1, sizeof *files);
+    assert(files);
+    return files;
+}
+
+void sim_files_destroy(sim_files *files)
+{
+    while (files && files->first)
+        remove_file(files, files->first->path);
+    free(files);
+}
