@@ -4,6 +4,10 @@
  * promises are checked against a naive model. Private to tests/sim.
  *
  * Files: engine.c time and chance; env.c what a core sees; disk.c its files; net.c the network;
+ * script.c what trainers intend; model.c what the tables must then hold; life.c, play.c, reader.c
+ * one life of a trainer, reader or operator; world.c faults and checks; config.c the worlds that
+ * seeds choose; run.c the program. */
+#ifndef MN_SIM_H
 #define MN_SIM_H
 
 #include "client_core.h"
