@@ -1,7 +1,7 @@
-/* Disks. The fault model (shard/LOG.md): a shard dies at any operation, which is then done, half done
- * or not at all. Killed, it leaves all that it wrote; without power, what was not synced is lost in
- * blocks, any of them. A full disk takes the beginning of a write. A sync that fails loses what it
- * should have made durable, and later ones of that file succeed in vain, as on Linux. */
+/* Disks. The fault model (shard/LOG.md): a shard dies at any operation, which is then done, half
+ * done or not at all. Killed, it leaves all that it wrote; without power, what was not synced is
+ * lost in blocks, any of them. A full disk takes the beginning of a write. A sync that fails loses
+ * what it should have made durable, and later ones of that file succeed in vain, as on Linux. */
 #include "sim.h"
 
 #include <assert.h>

@@ -1,0 +1,246 @@
+/* A shard that comes back from its log: the same bits as one that never died, at every record; and
+ * no byte of the log can be cut off or changed unseen. */
+#include "fixture.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { ROWS = 40, DIM = 8, RANKS = 2, STEPS = 4, LOG_BYTES_MAX = 1 << 16 };
+enum { HEAD_BYTES = 128, RECORD_BYTES = 48 }; /* files_format.h */
+
+static const mn_shard_options logged = {.durability = MN_DURABILITY_PROCESS};
+
+/* The shard's next life, as far as it comes. */
+static enum mn_status come_back(struct fixture *fixture, const mn_shard_options *options,
+                                mn_error *out_error)
+{
+    mn_shard_options own = *options;
+    own.message_bytes_max = 1 << 20;
+    mn_shard_destroy(fixture->shards[0]);
+    fixture->shards[0] = NULL;
+    enum mn_status status =
+        mn_shard_create(&own, &fixture->world.env, &fixture->shards[0], out_error);
+    while (!status && mn_shard_state(fixture->shards[0], NULL) == MN_UNAVAILABLE)
+        (void)mn_shard_tick(fixture->shards[0], fixture->world.now_ns);
+    return status ? status : mn_shard_state(fixture->shards[0], out_error);
+}
+
+static uint64_t committed(struct fixture *fixture)
+{
+    mn_request request = fixture_request(fixture, MN_VERB_STATUS, 0, 0);
+    struct answer *answer = fixture_send(fixture, 0, &request, NULL, 0);
+    uint64_t step = answer->call.reply.status ? 0 : answer->groups[0].committed_step;
+    fixture_free(answer);
+    return step;
+}
+
+/* ---- The same bits */
+
+struct script {
+    struct fixture fixture;
+    struct fixture_table table;
+    bool dies; /* after every request */
+};
+
+static void maybe_die(struct script *script)
+{
+    if (script->dies)
+        assert_int_equal(come_back(&script->fixture, &logged, NULL), MN_OK);
+}
+
+static void push(struct script *script, uint32_t rank, uint64_t step, uint64_t *pieces)
+{
+    uint64_t indices[6];
+    float gradients[6 * DIM];
+    for (uint32_t i = 0; i < 6; i++)
+        indices[i] = (rank * 7 + step * 5 + i * 3) % ROWS;
+    for (uint32_t i = 0; i < 6 * DIM; i++)
+        gradients[i] = (float)(rank + 1) / (float)(step * 6 + i + 1);
+    struct fixture_piece piece = {.rank = rank, .step = step};
+    assert_int_equal(
+        fixture_push(&script->fixture, &script->table, &piece, indices, 6, gradients, pieces),
+        MN_OK);
+    maybe_die(script);
+    uint64_t again[FIXTURE_SHARDS_MAX] = {0}; /* a repeat finds it there */
+    assert_int_equal(
+        fixture_push(&script->fixture, &script->table, &piece, indices, 6, gradients, again),
+        MN_OK);
+}
+
+static void play(struct script *script, bool dies, float out_rows[ROWS * DIM])
+{
+    uint64_t indices[ROWS];
+    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
+    mn_proposal proposal = fixture_proposal(0.5f);
+    memset(script, 0, sizeof *script);
+    fixture_init(&script->fixture, 1, &logged);
+    script->dies = dies;
+    fixture_join(&script->fixture, RANKS);
+    maybe_die(script);
+    script->table = fixture_table(&script->fixture, &spec);
+    maybe_die(script);
+    for (uint64_t step = 1; step <= STEPS; step++) {
+        uint64_t pieces[RANKS][FIXTURE_SHARDS_MAX] = {{0}};
+        for (uint32_t rank = 0; rank < RANKS; rank++)
+            push(script, rank, step, pieces[rank]);
+        fixture_commit(&script->fixture, step, &proposal, 1.0f, pieces);
+        maybe_die(script);
+        assert_int_equal(committed(&script->fixture), step);
+    }
+    for (uint64_t i = 0; i < ROWS; i++)
+        indices[i] = i;
+    assert_int_equal(
+        fixture_fetch(&script->fixture, &script->table, STEPS + 1, indices, ROWS, out_rows), MN_OK);
+}
+
+static void same_bits_after_every_death(void **state)
+{
+    static struct script lives, dies;
+    static float lived[ROWS * DIM], died[ROWS * DIM];
+    (void)state;
+    play(&lives, false, lived);
+    play(&dies, true, died);
+    assert_memory_equal(lived, died, sizeof lived);
+    assert_true(lived[0] != lived[1]); /* something was trained */
+    fixture_deinit(&lives.fixture);
+    fixture_deinit(&dies.fixture);
+}
+
+static void without_a_log_all_is_lost(void **state)
+{
+    struct fixture fixture;
+    const mn_shard_options none = {.durability = MN_DURABILITY_NONE};
+    (void)state;
+    fixture_init(&fixture, 1, &none);
+    fixture_join(&fixture, 1);
+    assert_int_equal(come_back(&fixture, &none, NULL), MN_OK);
+    mn_request request = fixture_request(&fixture, MN_VERB_LIST, 0, 0);
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_LOST);
+    fixture_deinit(&fixture);
+}
+
+/* ---- Damage */
+
+/* A log's only file, and its bytes. */
+static const char *log_of(struct script *script, uint8_t *out_bytes, uint64_t *out_count)
+{
+    static char path[2 * MN_PATH_BYTES];
+    (void)snprintf(path, sizeof path, "%s", mem_storage_path(script->fixture.storage, 0));
+    const uint8_t *bytes = mem_storage_bytes(script->fixture.storage, path, out_count);
+    assert_non_null(bytes);
+    assert_null(mem_storage_path(script->fixture.storage, 1));
+    assert_true(*out_count < LOG_BYTES_MAX);
+    memcpy(out_bytes, bytes, *out_count);
+    return path;
+}
+
+static void cuts_are_found(void **state)
+{
+    static struct script script;
+    static float rows[ROWS * DIM];
+    static uint8_t log[LOG_BYTES_MAX];
+    uint64_t count, before = 0;
+    (void)state;
+    play(&script, false, rows);
+    const char *path = log_of(&script, log, &count);
+    uint64_t first_body;
+    memcpy(&first_body, log + HEAD_BYTES + 24, sizeof first_body);
+    for (uint64_t cut = HEAD_BYTES + RECORD_BYTES + first_body; cut <= count; cut++) {
+        mem_storage_restore(script.fixture.storage, path, log, count);
+        mem_storage_truncate(script.fixture.storage, path, cut);
+        assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_OK);
+        uint64_t step = committed(&script.fixture);
+        assert_true(step == before || step == before + 1);
+        before = step;
+    }
+    assert_int_equal(before, STEPS);
+    mem_storage_truncate(script.fixture.storage, path, HEAD_BYTES - 1);
+    assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_CORRUPT);
+    fixture_deinit(&script.fixture);
+}
+
+/* Every record but the last is known to have been promised by the next one. */
+static void changed_bytes_are_found(void **state)
+{
+    static struct script script;
+    static float rows[ROWS * DIM];
+    static uint8_t log[LOG_BYTES_MAX];
+    uint64_t count, found = 0, cut = 0;
+    (void)state;
+    play(&script, false, rows);
+    const char *path = log_of(&script, log, &count);
+    for (uint64_t at = 0; at < count; at += 3) {
+        mn_error error = {0};
+        mem_storage_restore(script.fixture.storage, path, log, count);
+        uint64_t bytes;
+        mem_storage_bytes(script.fixture.storage, path, &bytes)[at] ^= 0x10;
+        enum mn_status status = come_back(&script.fixture, &logged, &error);
+        if (status) {
+            assert_true(status == MN_CORRUPT || status == MN_UNSUPPORTED);
+            assert_non_null(strstr(error.message, ".log"));
+            found++;
+        } else {
+            assert_int_equal(committed(&script.fixture), STEPS - 1); /* the last one was cut */
+            cut++;
+        }
+    }
+    assert_true(found > 10 * cut && cut > 0);
+    mem_storage_restore(script.fixture.storage, path, log, count);
+    assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_OK);
+    assert_int_equal(committed(&script.fixture), STEPS);
+    fixture_deinit(&script.fixture);
+}
+
+/* ---- Trouble with the disk */
+
+static void a_failed_write_changes_nothing(void **state)
+{
+    struct fixture fixture;
+    mn_error error = {0};
+    (void)state;
+    fixture_init(&fixture, 1, &logged);
+    fixture_join(&fixture, 1);
+    mn_request request = fixture_request(&fixture, MN_VERB_CREATE_TABLE, 0, 0);
+    request.spec = fixture_spec("t", ROWS, DIM);
+    mem_storage_fail_at(fixture.storage, 1);
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, &error), MN_STORAGE);
+    assert_string_equal(error.field, "log");
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, &error), MN_STORAGE); /* a while */
+    fixture.world.now_ns += UINT64_C(1000000000);
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_OK);
+    assert_int_equal(come_back(&fixture, &logged, NULL), MN_OK);
+    request = fixture_request(&fixture, MN_VERB_DESCRIBE, 0, 0);
+    memcpy(request.spec.name, "t", 2);
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_OK);
+    fixture_deinit(&fixture);
+}
+
+static void a_level_is_chosen_once(void **state)
+{
+    struct fixture fixture;
+    mn_error error = {0};
+    (void)state;
+    fixture_init(&fixture, 1, &logged);
+    fixture_join(&fixture, 1);
+    mn_request request = fixture_request(&fixture, MN_VERB_JOIN, 0, 0);
+    request.join = MN_JOIN_FENCE;
+    request.durability = MN_DURABILITY_SYNC;
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, &error), MN_CONFLICT);
+    assert_string_equal(error.field, "durability");
+    request.durability = MN_DURABILITY_PROCESS;
+    assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_OK);
+    fixture_deinit(&fixture);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_bits_after_every_death),
+        cmocka_unit_test(without_a_log_all_is_lost),
+        cmocka_unit_test(cuts_are_found),
+        cmocka_unit_test(changed_bytes_are_found),
+        cmocka_unit_test(a_failed_write_changes_nothing),
+        cmocka_unit_test(a_level_is_chosen_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
