@@ -5,7 +5,14 @@
 /* How far to prefetch: about this many bytes ahead, and at least this many rows; update counts (one
  * line for each) further. Into L2: it waits for three times as many lines at once as L1 (gathers of
  * 512-byte rows ran at 5 GB/s with 8 KiB into L1, at 9 with 24 into L2). */
-enum { AHEAD_BYTES = 24576, AHEAD_ROWS = 4, AHEAD_UPDATES = 32, INTO_L2 = 2 };
+enum {
+    AHEAD_BYTES = 24576,
+    AHEAD_ROWS = 4,
+    COPY_AHEAD_BYTES = 12288, /* where the reads of a row are spread over the copying of another */
+    COPY_AHEAD_ROWS = 2,
+    AHEAD_UPDATES = 32,
+    INTO_L2 = 2
+};
 
 typedef struct reader {
     const mn_tile *tile;
@@ -45,12 +52,58 @@ INLINE void prefetch_ahead(const reader *r, uint64_t i, uint32_t skip, uint32_t 
         __builtin_prefetch(row + b, 0, INTO_L2);
 }
 
+/* Copies a row, and asks for a line of the row to come beside each line copied: asked for in one
+ * burst, they wait for each other (512-byte rows: 5.8 GB/s so, 6.7 line by line). */
+INLINE void copy_asking(const char *row, const char *ahead, uint32_t bytes, char *out)
+{
+    uint32_t b = 0;
+    for (; b + LINE <= bytes; b += LINE) {
+        __builtin_prefetch(ahead + b, 0, INTO_L2);
+        memcpy(out + b, row + b, LINE);
+    }
+    if (b < bytes) {
+        __builtin_prefetch(ahead + b, 0, INTO_L2);
+        memcpy(out + b, row + b, bytes - b);
+    }
+}
+
+/* Rows that are copied as they are. */
+INLINE void gather_same(const reader *r, char *out_rows, uint64_t out_stride_bytes)
+{
+    const mn_tile *tile = r->tile;
+    _Alignas(LINE) float made[CHUNK];
+    const uint32_t most = (uint32_t)sizeof made / element_bytes(tile->dtype);
+    for (uint64_t i = 0; i < r->n; i++) {
+        char *out = out_rows + i * out_stride_bytes;
+        const char *ahead =
+            (const char *)tile->values + offset_ahead(r, i + r->ahead) * r->row_bytes;
+        prefetch_ahead(r, i, 0, 0);
+        if (r->offsets[i] == MN_NO_ROW)
+            continue;
+        if (__builtin_expect(row_written(tile, r->offsets[i]), 1)) {
+            copy_asking(row_values(tile, r->offsets[i]), ahead, r->row_bytes, out);
+            continue;
+        }
+        for (uint32_t c = 0; c < tile->columns; c += most) {
+            uint32_t count = least(most, tile->columns - c);
+            const void *row = row_columns(tile, r->offsets[i], c, count, made);
+            copy_bytes(row, count * element_bytes(tile->dtype),
+                       out + (size_t)c * element_bytes(tile->dtype));
+        }
+    }
+}
+
 void ISA(gather)(const mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_dtype out_dtype,
                  void *out_rows, uint64_t out_stride_bytes)
 {
-    const reader r = reader_of(tile, offsets, n);
+    reader r = reader_of(tile, offsets, n);
     const uint32_t out_bytes = element_bytes(out_dtype);
     _Alignas(LINE) float made[CHUNK];
+    if (tile->dtype == out_dtype) {
+        r.ahead = COPY_AHEAD_ROWS + COPY_AHEAD_BYTES / (r.row_bytes + 1);
+        gather_same(&r, out_rows, out_stride_bytes);
+        return;
+    }
     for (uint64_t i = 0; i < n; i++) {
         prefetch_ahead(&r, i, 0, r.row_bytes);
         char *out = (char *)out_rows + i * out_stride_bytes;

@@ -1,5 +1,5 @@
-/* A snapshot written while steps are committed: it holds the state of its step, whatever they change
- * before, between and after its pieces. */
+/* A snapshot written while steps are committed: it holds the state of its step, whatever they
+ * change before, between and after its pieces. */
 #include "fixture.h"
 
 #include <stdio.h>
@@ -111,9 +111,9 @@ static void restore(struct fixture *f, struct fixture *old, uint32_t shards)
     fixture_join(f, 1);
 }
 
-/* Saves step `cut` of a service of three shards while STEPS_MORE steps are committed, `ticks` pieces
- * between two of them; restores it on two. Returns whether both the rows and the states, seen by the
- * step that follows, are those of the cut. */
+/* Saves step `cut` of a service of three shards while STEPS_MORE steps are committed, `ticks`
+ * pieces between two of them; restores it on two. Returns whether both the rows and the states,
+ * seen by the step that follows, are those of the cut. */
 static bool cut_is_whole(uint64_t cut, uint64_t asked_at, uint32_t ticks, uint32_t plants)
 {
     struct fixture f, again;
