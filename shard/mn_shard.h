@@ -54,8 +54,7 @@ enum mn_plant {
     MN_PLANT_TORN_RECORD = 1 << 10,   /* a record's body is taken without its checksum */
     MN_PLANT_OLD_EPOCH = 1 << 11,     /* recovery replays the group's first epoch, not its last */
     MN_PLANT_LOG_NO_JOIN = 1 << 12,   /* Joins are not logged */
-    MN_PLANT_LOG_NO_REDUCE = 1 << 13, /* Reduces are not logged */
-    MN_PLANT_LOG_NO_SEAL = 1 << 14,   /* Seals are not logged */
+    MN_PLANT_LOG_NO_SEAL = 1 << 13,   /* Seals are not logged */
     MN_PLANT_LOG_LATE = 1 << 15,      /* a change is acknowledged though its log write failed */
     MN_PLANT_NO_KEEP = 1 << 16        /* a snapshot does not keep what commits change meanwhile */
 };

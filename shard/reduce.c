@@ -167,8 +167,7 @@ static enum mn_status contribute(mn_shard *shard, struct group *group, struct re
         values = take(shard, group, reduce->step, bytes, &status, error);
     if (!values)
         return status;
-    if (!planted(shard, MN_PLANT_LOG_NO_REDUCE))
-        status = mn_shard_log_append(shard, group, request, error);
+    status = mn_shard_log_append(shard, group, request, error);
     if (status) {
         if (!entry->values)
             give(shard, group, reduce->step, values, bytes);

@@ -57,7 +57,6 @@ static void test_plants_are_found(void **state)
         {"TORN_RECORD", MN_PLANT_TORN_RECORD, 0},
         {"OLD_EPOCH", MN_PLANT_OLD_EPOCH, 0},
         {"LOG_NO_JOIN", MN_PLANT_LOG_NO_JOIN, 0},
-        {"LOG_NO_REDUCE", MN_PLANT_LOG_NO_REDUCE, 0},
         {"LOG_NO_SEAL", MN_PLANT_LOG_NO_SEAL, 0},
         {"LOG_LATE", MN_PLANT_LOG_LATE, 0},
         {"NO_KEEP", MN_PLANT_NO_KEEP, 0},
