@@ -69,9 +69,13 @@ void bench_receive(int socket, void *out_bytes, size_t count);
 typedef struct bench_service {
     bench_child shards[BENCH_SHARDS_MAX];
     uint32_t count;
+    char target[64 * BENCH_SHARDS_MAX];
     mn_client *client;
 } bench_service;
 void bench_service_start(bench_service *service, uint32_t shards);
+/* The same with a folder, and changes acknowledged at this level ("none", "process", "sync"). */
+void bench_service_start_at(bench_service *service, uint32_t shards, const char *folder,
+                            const char *level);
 void bench_service_stop(bench_service *service);
 /* Opens a table and writes every row by Store: column c of row r is bench_value(r, c), exact in
  * bf16. */
@@ -92,5 +96,9 @@ void bench_search(void);
 void bench_kernel_bag(void);
 void bench_kernel_bag_grad(void);
 void bench_adamw(void);
+void bench_durable_push(void);
+void bench_durable_bag_grad(void);
+void bench_snapshot(void);
+void bench_recovery(void);
 
 #endif

@@ -18,7 +18,11 @@ static const struct {
                {"search", bench_search},
                {"kernel-bag", bench_kernel_bag},
                {"kernel-bag-grad", bench_kernel_bag_grad},
-               {"adamw", bench_adamw}};
+               {"adamw", bench_adamw},
+               {"durable-push", bench_durable_push},
+               {"durable-bag-grad", bench_durable_bag_grad},
+               {"snapshot", bench_snapshot},
+               {"recovery", bench_recovery}};
 
 enum { BENCHES = sizeof benches / sizeof *benches };
 
@@ -41,6 +45,7 @@ int main(int argc, char **argv)
     }
     if (known < named)
         bench_die("no such bench; there are fetch push bag bag-grad bag-latency layer-step scale "
-                  "frozen search kernel-bag kernel-bag-grad adamw");
+                  "frozen search kernel-bag kernel-bag-grad adamw durable-push durable-bag-grad "
+                  "snapshot recovery");
     return 0;
 }

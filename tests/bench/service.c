@@ -13,24 +13,40 @@ float bench_value(uint64_t row, uint32_t column)
     return (float)((row * 31 + column * 7) % 251) - 125; /* small integers: exact in bf16 too */
 }
 
-void bench_service_start(bench_service *service, uint32_t shards)
+static bench_child start_shard(uint32_t shard, uint32_t shards, const char *folder,
+                               const char *level)
 {
-    char target[64 * BENCH_SHARDS_MAX] = "static:", index[16], count[16];
+    char index[16], count[16];
+    (void)snprintf(index, sizeof index, "%u", shard);
+    (void)snprintf(count, sizeof count, "%u", shards);
+    const char *arguments[] = {
+        MN_BENCH_SHARD, "--listen",     "127.0.0.1:0", "--shard", index,
+        "--shards",     count,          "--log-level", "warning", folder ? "--data" : NULL,
+        folder,         "--durability", level,         NULL};
+    return bench_start(arguments, true, false);
+}
+
+void bench_service_start_at(bench_service *service, uint32_t shards, const char *folder,
+                            const char *level)
+{
+    char *target = service->target;
     memset(service, 0, sizeof *service);
     service->count = shards;
-    (void)snprintf(count, sizeof count, "%u", shards);
+    (void)snprintf(target, sizeof service->target, "static:");
     for (uint32_t shard = 0; shard < shards; shard++) {
-        (void)snprintf(index, sizeof index, "%u", shard);
-        const char *arguments[] = {MN_BENCH_SHARD, "--listen", "127.0.0.1:0", "--shard", index,
-                                   "--shards",     count,      "--log-level", "warning", NULL};
-        service->shards[shard] = bench_start(arguments, true, false);
+        service->shards[shard] = start_shard(shard, shards, folder, level);
         size_t used = strlen(target);
-        (void)snprintf(target + used, sizeof target - used, "%s127.0.0.1:%d", shard ? "," : "",
-                       service->shards[shard].port);
+        (void)snprintf(target + used, sizeof service->target - used, "%s127.0.0.1:%d",
+                       shard ? "," : "", service->shards[shard].port);
     }
     mn_error error;
-    mn_client_options options = {.target = target, .group = "bench"};
+    mn_client_options options = {.target = target, .group = "bench", .deadline_ms = 600000};
     bench_check(mn_client_open(&options, &service->client, &error), &error, "open");
+}
+
+void bench_service_start(bench_service *service, uint32_t shards)
+{
+    bench_service_start_at(service, shards, NULL, NULL);
 }
 
 void bench_service_stop(bench_service *service)

@@ -1,0 +1,397 @@
+/* What safety costs: pushes and bag gradients with a log (`durable-push`, `durable-bag-grad`),
+ * commits while a snapshot is written, a snapshot's own rate, and how fast a log is played again. */
+#include "peers/peers.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+enum { PUSH_ROWS = 65536, DIM = 1024, WRITE_BYTES = 4 << 20, SECONDS_MAX = 60 };
+static const double PUSH_BYTES = (double)PUSH_ROWS * DIM * 4, SPARE_BYTES = 4e9;
+
+/* ---- The disk: a folder of our own below TMPDIR, and its sequential rates */
+
+static void folder_make(char out_folder[256])
+{
+    const char *base = getenv("TMPDIR");
+    (void)snprintf(out_folder, 256, "%.200s/mneme-bench-XXXXXX", base ? base : "/tmp");
+    if (!mkdtemp(out_folder))
+        bench_die("cannot make %s", out_folder);
+}
+
+static void folder_remove(const char *folder)
+{
+    char command[300];
+    (void)snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    if (system(command) != 0)
+        bench_die("cannot remove %s", folder);
+}
+
+static double free_bytes(const char *folder)
+{
+    struct statvfs disk;
+    if (statvfs(folder, &disk))
+        bench_die("no room can be told of %s", folder);
+    return (double)disk.f_bavail * (double)disk.f_frsize;
+}
+
+/* Twice what the kernel lets stand unwritten (vm.dirty_ratio of the memory), at most what the disk
+ * has to spare. */
+static double bytes_due(const char *folder)
+{
+    FILE *file = fopen("/proc/sys/vm/dirty_ratio", "r");
+    int percent = 20;
+    if (file) {
+        if (fscanf(file, "%d", &percent) != 1)
+            percent = 20;
+        (void)fclose(file);
+    }
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    double due = bench_quick ? 1e9 : 2 * memory * percent / 100;
+    double spare = free_bytes(folder) - SPARE_BYTES;
+    if (spare < 1e9)
+        bench_die("%s has less than %.0f bytes to spare", folder, SPARE_BYTES + 1e9);
+    return due < spare ? due : spare;
+}
+
+/* Bytes a second of one process that writes a file front to back in WRITE_BYTES, synced after each
+ * or not at all. */
+static double disk_rate(const char *folder, double bytes, bool synced)
+{
+    char path[300];
+    (void)snprintf(path, sizeof path, "%s/sequential", folder);
+    int file = open(path, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0600);
+    char *block = bench_huge(WRITE_BYTES);
+    memset(block, 0x5a, WRITE_BYTES);
+    double done = 0, start = bench_now();
+    for (; done < bytes && bench_now() - start < SECONDS_MAX; done += WRITE_BYTES)
+        if (write(file, block, WRITE_BYTES) != WRITE_BYTES || (synced && fdatasync(file)))
+            bench_die("cannot write %s", path);
+    double seconds = bench_now() - start;
+    (void)close(file);
+    (void)unlink(path);
+    return done / seconds;
+}
+
+/* ---- A service at a level */
+
+typedef struct durable {
+    char folder[256];
+    bench_service service;
+    mn_table *table;
+    uint32_t *indices; /* [PUSH_ROWS], distinct */
+    float *gradients;
+} durable;
+
+static void durable_start(durable *it, const char *level)
+{
+    memset(it, 0, sizeof *it);
+    folder_make(it->folder);
+    bench_service_start_at(&it->service, 1, it->folder, level);
+    it->indices = malloc(PUSH_ROWS * sizeof *it->indices);
+    it->gradients = bench_huge((uint64_t)PUSH_ROWS * DIM * sizeof *it->gradients);
+    if (!it->indices)
+        bench_die("no memory");
+    for (uint64_t i = 0; i < (uint64_t)PUSH_ROWS * DIM; i++)
+        it->gradients[i] = (float)(i % 17 + 1) * 0.125f;
+    mn_table_spec spec = {.name = "rows",
+                          .rows = 2 * PUSH_ROWS,
+                          .dim = DIM,
+                          .split = MN_ROWS,
+                          .optimizer = mn_adagrad(1e-10f)};
+    mn_error error;
+    bench_check(mn_table_open(it->service.client, &spec, &it->table, &error), &error, "table");
+}
+
+static void durable_stop(durable *it)
+{
+    bench_service_stop(&it->service);
+    free(it->indices);
+    (void)munmap(it->gradients, (uint64_t)PUSH_ROWS * DIM * sizeof *it->gradients);
+    folder_remove(it->folder);
+}
+
+/* One step: `count` rows pushed and committed. Returns its seconds. */
+static double push_step(durable *it, uint32_t count)
+{
+    mn_error error;
+    uint64_t step = mn_client_step(it->service.client) + 1;
+    for (uint64_t i = 0; i < count; i++)
+        it->indices[i] = (uint32_t)((i * 40503) % PUSH_ROWS * 2 + step % 2);
+    mn_rows which = {count, mn_u32(it->indices)};
+    mn_commit_options commit = {.learning_rate = 0.01f};
+    double start = bench_now();
+    mn_future *push = mn_push(it->table, step, 0, &which, mn_f32(it->gradients));
+    bench_check(mn_wait(push, &error), &error, "push");
+    bench_check(mn_commit(it->service.client, step, &commit, NULL, &error), &error, "commit");
+    return bench_now() - start;
+}
+
+/* ---- durable-push: bytes of gradients a second, over what the kernel cannot hold back */
+
+static double push_rate(const char *level, double bytes)
+{
+    durable it;
+    durable_start(&it, level);
+    (void)push_step(&it, PUSH_ROWS);
+    (void)push_step(&it, PUSH_ROWS); /* all rows stand */
+    double done = 0, start = bench_now();
+    for (; done < bytes && bench_now() - start < SECONDS_MAX; done += PUSH_BYTES)
+        (void)push_step(&it, PUSH_ROWS);
+    double rate = done / (bench_now() - start);
+    durable_stop(&it);
+    return rate;
+}
+
+void bench_durable_push(void)
+{
+    char folder[256], name[128];
+    folder_make(folder);
+    double bytes = bytes_due(folder);
+    double none = push_rate("none", bytes / 4);
+    double process = push_rate("process", bytes), sync = push_rate("sync", bytes);
+    double disk = disk_rate(folder, bytes, false), synced = disk_rate(folder, bytes, true);
+    folder_remove(folder);
+    double bounds[] = {0.7 * none < 0.6 * disk ? 0.7 * none : 0.6 * disk,
+                       0.5 * none < 0.6 * synced ? 0.5 * none : 0.6 * synced};
+    (void)snprintf(name, sizeof name, "process dim=%d rows=%d gigabytes=%.1f disk=%.2fGB/s", DIM,
+                   PUSH_ROWS, bytes * 1e-9, disk * 1e-9);
+    bench_report("durable-push", name, process, "bytes/s", "none", process / none, 0, 0);
+    bench_report("durable-push", name, process, "bytes/s", "bound", process / bounds[0], 1, 0);
+    (void)snprintf(name, sizeof name, "sync dim=%d rows=%d gigabytes=%.1f disk=%.2fGB/s", DIM,
+                   PUSH_ROWS, bytes * 1e-9, synced * 1e-9);
+    bench_report("durable-push", name, sync, "bytes/s", "none", sync / none, 0, 0);
+    bench_report("durable-push", name, sync, "bytes/s", "bound", sync / bounds[1], 1, 0);
+}
+
+/* ---- durable-bag-grad: the levels take turns */
+
+enum { QUERIES = 4096, READS = 128, BAG_DIM = 512, BAG_ROWS = 1 << 18 };
+
+typedef struct grads {
+    durable base;
+    float *weights, *outputs, *dots;
+} grads;
+
+static void grads_start(grads *it, const char *level)
+{
+    memset(it, 0, sizeof *it);
+    folder_make(it->base.folder);
+    bench_service_start_at(&it->base.service, 2, it->base.folder, level);
+    it->base.indices = malloc(QUERIES * READS * sizeof *it->base.indices);
+    it->weights = malloc(QUERIES * READS * sizeof *it->weights);
+    it->dots = malloc(QUERIES * READS * sizeof *it->dots);
+    it->outputs = malloc(QUERIES * BAG_DIM * sizeof *it->outputs);
+    if (!it->base.indices || !it->weights || !it->dots || !it->outputs)
+        bench_die("no memory");
+    for (uint32_t i = 0; i < QUERIES * READS; i++)
+        it->weights[i] = 0.125f;
+    for (uint32_t i = 0; i < QUERIES * BAG_DIM; i++)
+        it->outputs[i] = (float)(i % 13) - 6;
+    mn_table_spec spec = {
+        .name = "bags", .rows = BAG_ROWS, .dim = BAG_DIM, .optimizer = mn_adagrad(1e-10f)};
+    mn_error error;
+    bench_check(mn_table_open(it->base.service.client, &spec, &it->base.table, &error), &error,
+                "table");
+}
+
+static double grads_step(void *opaque, uint64_t round)
+{
+    grads *it = opaque;
+    mn_error error;
+    uint64_t seed = round + 3, step = mn_client_step(it->base.service.client) + 1;
+    for (uint32_t i = 0; i < QUERIES * READS; i++)
+        it->base.indices[i] = (uint32_t)(bench_random(&seed) % BAG_ROWS);
+    mn_queries queries = {QUERIES, READS, mn_u32(it->base.indices), mn_f32(it->weights)};
+    mn_commit_options commit = {.learning_rate = 0.001f};
+    double start = bench_now();
+    mn_future *call =
+        mn_bag_grad(it->base.table, step, 0, &queries, mn_f32(it->outputs), mn_f32(it->dots));
+    bench_check(mn_wait(call, &error), &error, "bag-grad");
+    bench_check(mn_commit(it->base.service.client, step, &commit, NULL, &error), &error, "commit");
+    return bench_now() - start;
+}
+
+static void grads_stop(grads *it)
+{
+    bench_service_stop(&it->base.service);
+    folder_remove(it->base.folder);
+    free(it->base.indices);
+    free(it->weights);
+    free(it->dots);
+    free(it->outputs);
+}
+
+void bench_durable_bag_grad(void)
+{
+    static const char *const levels[] = {"process", "sync"};
+    static const double least[] = {0.9, 0.7};
+    for (int level = 0; level < 2; level++) {
+        grads with, without;
+        char name[96];
+        grads_start(&with, levels[level]);
+        grads_start(&without, "none");
+        (void)snprintf(name, sizeof name, "%s dim=%d queries=%d reads=%d shards=2", levels[level],
+                       BAG_DIM, QUERIES, READS);
+        bench_case grad = {.bench = "durable-bag-grad",
+                           .name = name,
+                           .unit = "queries/s",
+                           .work = QUERIES,
+                           .mneme = {"mneme", grads_step, &with, 0, 0},
+                           .peers = {{"none", grads_step, &without, least[level], 0}},
+                           .peer_count = 1};
+        bench_run(&grad);
+        grads_stop(&with);
+        grads_stop(&without);
+    }
+}
+
+/* ---- snapshot: commits before one and while one is written; what it writes and reads idle */
+
+enum { SMALL_ROWS = 4096, BEFORE_SECONDS = 6 };
+
+typedef struct saver {
+    mn_client *client;
+    double rate, bytes, seconds;
+    _Atomic bool over;
+} saver;
+
+static void *save_throttled(void *opaque)
+{
+    saver *it = opaque;
+    mn_error error;
+    double start = bench_now();
+    bench_check(mn_save(it->client, "while", (uint64_t)it->rate, NULL, &error), &error, "save");
+    it->seconds = bench_now() - start;
+    it->over = true;
+    return NULL;
+}
+
+static double steps_a_second(durable *it, const saver *saving, double seconds)
+{
+    uint64_t steps = 0;
+    double start = bench_now();
+    while (saving ? !saving->over : bench_now() - start < seconds) {
+        (void)push_step(it, SMALL_ROWS);
+        steps++;
+    }
+    return (double)steps / (bench_now() - start);
+}
+
+static double saved_bytes(const char *folder, const char *path)
+{
+    char command[600];
+    double bytes = 0;
+    (void)snprintf(command, sizeof command, "du -sb %s/%s", folder, path);
+    FILE *pipe = popen(command, "r");
+    if (!pipe || fscanf(pipe, "%lf", &bytes) != 1)
+        bench_die("%s fails", command);
+    (void)pclose(pipe);
+    return bytes;
+}
+
+static void snapshot_while_training(durable *it)
+{
+    mn_error error;
+    mn_client_options options = {
+        .target = it->service.target, .group = "bench", .reader = true, .deadline_ms = 600000};
+    saver saving = {.rate = 150e6};
+    bench_check(mn_client_open(&options, &saving.client, &error), &error, "open");
+    (void)steps_a_second(it, NULL, 1);
+    double before = steps_a_second(it, NULL, BEFORE_SECONDS);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, save_throttled, &saving))
+        bench_die("no thread");
+    double during = steps_a_second(it, &saving, 0);
+    (void)pthread_join(thread, NULL); /* ours, joined once */
+    double bytes = saved_bytes(it->folder, "while");
+    char name[128];
+    (void)snprintf(name, sizeof name, "training rate=%.0fMB/s seconds=%.1f gigabytes=%.2f",
+                   saving.rate * 1e-6, saving.seconds, bytes * 1e-9);
+    bench_report("snapshot", name, during, "steps/s", "before", during / before, 0.9, 0);
+    mn_client_close(saving.client);
+}
+
+/* Forgets what the kernel holds of the files, so that they are read from the disk. */
+static double read_rate(const char *folder, const char *path)
+{
+    char command[700];
+    (void)snprintf(command, sizeof command,
+                   "find %s/%s -type f -exec dd if={} iflag=nocache count=0 status=none \\;",
+                   folder, path);
+    if (system(command) != 0)
+        bench_die("%s fails", command);
+    double bytes = saved_bytes(folder, path), start = bench_now();
+    (void)snprintf(command, sizeof command, "cat %s/%s/*.tile | dd of=/dev/null bs=4M status=none",
+                   folder, path);
+    if (system(command) != 0)
+        bench_die("%s fails", command);
+    return bytes / (bench_now() - start);
+}
+
+static void snapshot_idle(durable *it)
+{
+    mn_error error;
+    double start = bench_now();
+    bench_check(mn_save(it->service.client, "idle", 0, NULL, &error), &error, "save");
+    double seconds = bench_now() - start, bytes = saved_bytes(it->folder, "idle");
+    double disk = disk_rate(it->folder, bytes, true);
+    char name[96];
+    (void)snprintf(name, sizeof name, "write idle gigabytes=%.2f disk=%.2fGB/s", bytes * 1e-9,
+                   disk * 1e-9);
+    bench_report("snapshot", name, bytes / seconds, "bytes/s", "disk", bytes / seconds / disk, 0.7,
+                 0);
+    disk = read_rate(it->folder, "idle");
+    (void)read_rate(it->folder, "while"); /* so that `idle` is not what was read last */
+    start = bench_now();
+    bench_check(mn_load(it->service.client, "idle", &error), &error, "load");
+    seconds = bench_now() - start;
+    (void)snprintf(name, sizeof name, "restore idle gigabytes=%.2f disk=%.2fGB/s", bytes * 1e-9,
+                   disk * 1e-9);
+    bench_report("snapshot", name, bytes / seconds, "bytes/s", "disk", bytes / seconds / disk, 0.7,
+                 0);
+}
+
+void bench_snapshot(void)
+{
+    durable it;
+    durable_start(&it, "none");
+    (void)push_step(&it, PUSH_ROWS);
+    (void)push_step(&it, PUSH_ROWS); /* a gigabyte of rows and state */
+    snapshot_while_training(&it);
+    snapshot_idle(&it);
+    durable_stop(&it);
+}
+
+/* ---- recovery: a log played again, against the rate of the steps that wrote it */
+
+void bench_recovery(void)
+{
+    enum { STEPS = 12 };
+    durable it;
+    bench_service again;
+    durable_start(&it, "process");
+    double start = bench_now();
+    for (int step = 0; step < STEPS; step++)
+        (void)push_step(&it, PUSH_ROWS);
+    double live = STEPS / (bench_now() - start);
+    (void)kill(it.service.shards[0].process, SIGKILL);
+    start = bench_now(); /* the client is served when the log has been played */
+    bench_service_start_at(&again, 1, it.folder, "process");
+    double rate = STEPS / (bench_now() - start);
+    if (mn_client_step(again.client) != STEPS)
+        bench_die("recovery: step %llu is committed, not %d",
+                  (unsigned long long)mn_client_step(again.client), STEPS);
+    char name[96];
+    (void)snprintf(name, sizeof name, "log replay steps=%d dim=%d rows=%d gigabytes=%.2f", STEPS,
+                   DIM, PUSH_ROWS, STEPS * PUSH_BYTES * 1e-9);
+    bench_report("recovery", name, rate, "steps/s", "live", rate / live, 1, 0);
+    bench_service_stop(&again);
+    durable_stop(&it);
+}
