@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 """Rounds of seeded faults against real shards and trainers; see `run`."""
 import argparse
-import os
 import random
 import signal
 import sys
 import time
 
+from self_test import self_test
 from stage import RANKS, SHARDS, Failure, Stage
 
 LAST_STEPS = 20  # played after the last round
@@ -95,18 +95,20 @@ FAULTS = {"kill-shard": KillShard, "stop-shard": StopShard, "kill-trainer": Kill
           "cut-link": CutLink, "hold-link": HoldLink, "fill-disk": FillDisk}
 
 
-def choose(stage, dice, names):
-    """One fault, at times two of different kinds."""
-    count = 2 if len(names) > 1 and dice.random() < 0.25 else 1
-    return [FAULTS[name](stage, dice) for name in dice.sample(names, count)]
+def deal(stage, dice, names):
+    """For each round one fault, at times two at once; every kind comes once before any again."""
+    deck = []
+    while True:
+        count = 2 if dice.random() < 0.25 else 1
+        while len(deck) < count:
+            deck += dice.sample(names, len(names))
+        yield [FAULTS[deck.pop(0)](stage, dice) for _ in range(count)]
 
 
 # ---- Rounds
 
-def play_round(stage, dice, names, number):
+def play_round(stage, faults, number):
     """Seconds until training went on."""
-    time.sleep(dice.uniform(0, 0.4))
-    faults = choose(stage, dice, names)
     step = max(stage.step_of(rank) for rank in range(RANKS))
     for fault in faults:
         fault.begin()
@@ -123,7 +125,7 @@ def play_round(stage, dice, names, number):
     lasted = " and ".join(f"{fault} for {fault.seconds:.2f} s" for fault in faults)
     print(f"round {number}: after step {step}: {lasted}; training went on after {waited:.2f} s",
           flush=True)
-    return faults, waited
+    return waited
 
 
 def undisturbed(programs, seed, last):
@@ -139,18 +141,20 @@ def play(programs, rounds, seed, names):
             print("fill-disk is skipped: no small disk can be mounted here")
             names = [name for name in names if name != "fill-disk"]
         stage.wait_for_step(2)
+        dealt = deal(stage, dice, names)
         for number in range(1, rounds + 1):
-            faults, waited = play_round(stage, dice, names, number)
-            waits.append(waited)
+            faults = next(dealt)
+            time.sleep(dice.uniform(0, 0.4))
+            waits.append(play_round(stage, faults, number))
             for fault in faults:
                 name = type(fault).__name__
                 counts[name] = counts.get(name, 0) + 1
         last = max(stage.step_of(rank) for rank in range(RANKS)) + LAST_STEPS
         stage.set_last(last)
         disturbed, retries = stage.finish(), stage.retries()
-    expected = undisturbed(programs, seed, last)
-    if disturbed != expected:
-        raise Failure(f"the tables differ: {disturbed}, undisturbed {expected}")
+        expected = undisturbed(programs, seed, last)
+        if disturbed != expected:
+            raise Failure(f"the tables differ: {disturbed}, undisturbed {expected}")
     waits.sort()
     print(f"calls made again: {retries}")
     print(f"{rounds} rounds, {last} steps, tables equal: {counts}, training went on after "
@@ -172,7 +176,10 @@ def main():
     if flags.rounds < 1 or not set(names) <= set(FAULTS):
         parser.error(f"rounds are 1 or more, faults of {', '.join(FAULTS)}")
     try:
-        play(programs, flags.rounds, flags.seed, names)
+        if flags.self_test:
+            self_test(programs, undisturbed)
+        else:
+            play(programs, flags.rounds, flags.seed, names)
     except Failure as failure:
         print(f"FAILED, seed {flags.seed}: {failure}")
         return 1

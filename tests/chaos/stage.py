@@ -100,6 +100,7 @@ class Stage:
         return self
 
     def __exit__(self, kind, *_):
+        """After a failure the folder stays."""
         for child in self.shards + self.trainers:
             if child:
                 child.kill()
@@ -136,7 +137,8 @@ class Stage:
                     pass
 
     def free_disk(self, i):
-        os.remove(os.path.join(self.disk(i), "filler"))
+        if os.path.exists(os.path.join(self.disk(i), "filler")):
+            os.remove(os.path.join(self.disk(i), "filler"))
 
     # ---- Processes
 
@@ -175,8 +177,8 @@ class Stage:
             child.reader.join()
             raise Failure(f"{name} ended with {child.process.returncode}: {child.lines[-3:]}")
 
-    def wait_for_step(self, step):
-        end = time.monotonic() + PATIENCE_S
+    def wait_for_step(self, step, patience_s=PATIENCE_S):
+        end = time.monotonic() + patience_s
         while min(self.step_of(rank) for rank in range(RANKS)) < step:
             self.check_alive()
             if time.monotonic() > end:
@@ -226,3 +228,4 @@ class Stage:
             if self.disk(i) in self.mounted:
                 shutil.copytree(self.disk(i), os.path.join(self.folder, f"kept-disk{i}"),
                                 ignore=shutil.ignore_patterns("filler"))
+        print(f"what every process said, and the disks: {self.folder}")
