@@ -259,6 +259,9 @@ static bool worth_retrying(const mn_core *core, const mn_slot *slot, const mn_re
     case MN_UNAVAILABLE:
     case MN_BUSY:
         return true;
+    case MN_STORAGE: /* a log that cannot be written now; not the files of a save or load */
+        return slot->exchange.request.verb != MN_VERB_SNAPSHOT &&
+               slot->exchange.request.verb != MN_VERB_RESTORE;
     case MN_DEADLINE:
         return deadline_ns > now && deadline_ns - now > DEADLINE_RETRY_MIN_MS * ns_per_ms;
     case MN_EPOCH: /* a lower one than that of a restore: this shard has not loaded yet */

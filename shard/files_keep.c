@@ -1,6 +1,6 @@
-/* One cut while training goes on: before a commit changes rows that a snapshot has not come to, they
- * go into their tile's file as they are, and their turn is over. So the saved state is that of one
- * step, no commit waits for the disk to end, and what it takes in memory is a bit a row. */
+/* One cut while training goes on: before a commit changes rows that a snapshot has not come to,
+ * they go into their tile's file as they are, and their turn is over. So the saved state is that of
+ * one step, no commit waits for the save to end, and what it takes in memory is a bit a row. */
 #include "files.h"
 
 /* ---- Beginning and end */
