@@ -151,12 +151,12 @@ def play(programs, rounds, seed, names):
                 counts[name] = counts.get(name, 0) + 1
         last = max(stage.step_of(rank) for rank in range(RANKS)) + LAST_STEPS
         stage.set_last(last)
-        disturbed, retries = stage.finish(), stage.retries()
+        disturbed, told = stage.finish(), stage.told()
         expected = undisturbed(programs, seed, last)
         if disturbed != expected:
             raise Failure(f"the tables differ: {disturbed}, undisturbed {expected}")
     waits.sort()
-    print(f"calls made again: {retries}")
+    print(f"calls made again, troubles of logs: {told}")
     print(f"{rounds} rounds, {last} steps, tables equal: {counts}, training went on after "
           f"{waits[len(waits) // 2]:.2f} s (median), {waits[-1]:.2f} s (most), "
           f"{time.monotonic() - began:.0f} s, seed {seed}")

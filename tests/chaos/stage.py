@@ -209,13 +209,15 @@ class Stage:
             raise Failure(f"the trainers see different tables: {ends}")
         return ends.pop()
 
-    def retries(self):
-        """How often a trainer made a call again, by status."""
+    def told(self):
+        """How often a trainer made a call again, by status, and a shard told of its log, by event:
+        so it shows that the faults were felt."""
         counts = {}
         for _, child in self.history:
             for line in child.lines:
-                if line.startswith("retry "):
-                    counts[line.split()[2]] = counts.get(line.split()[2], 0) + 1
+                match = re.match(r"retry \S+ (\w+)$", line) or re.search(r"event=(log_\w+)", line)
+                if match:
+                    counts[match.group(1)] = counts.get(match.group(1), 0) + 1
         return counts
 
     def _keep(self):
