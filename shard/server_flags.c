@@ -18,7 +18,8 @@ static const char usage[] =
     "  --data DIR             holds the logs and snapshots                  [nothing is kept]\n"
     "  --durability LEVEL     when changes of groups that ask for no level are acknowledged:\n"
     "                         none: at once; process: once in the log, kill -9 loses nothing;\n"
-    "                         sync: once on disk, power loss loses nothing  [process with --data]\n"
+    "                         sync: once on disk, power loss loses nothing. The log is not cut:\n"
+    "                         it takes what is pushed, on disk              [none]\n"
     "  --token TOKEN          admit only calls with the metadata\n"
     "                         \"authorization: Bearer TOKEN\"                 [admit all]\n"
     "\n"
@@ -225,7 +226,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
         return mn_fail(error, MN_INVALID, "--durability", "%s needs --data",
                        mn_durability_name(flags.durability));
     if (!flags.durability)
-        flags.durability = flags.data ? MN_DURABILITY_PROCESS : MN_DURABILITY_NONE;
+        flags.durability = MN_DURABILITY_NONE;
     *out_flags = flags;
     return MN_OK;
 }

@@ -1,5 +1,6 @@
 /* What safety costs: pushes and bag gradients with a log (`durable-push`, `durable-bag-grad`),
- * commits while a snapshot is written, a snapshot's own rate, and how fast a log is played again. */
+ * commits while a snapshot is written, a snapshot's own rate, and how fast a log is played
+ * again. */
 #include "peers/peers.h"
 
 #include <fcntl.h>

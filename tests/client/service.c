@@ -41,6 +41,8 @@ static pid_t spawn_shard(const struct service *service, uint32_t ordinal, const 
                                shards,
                                "--data",
                                service->folder,
+                               "--durability",
+                               service->kind.shards % 2 ? "none" : "process",
                                "--port-file",
                                port_file,
                                "--log-level",
