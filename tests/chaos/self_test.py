@@ -10,9 +10,11 @@ FORGOT_AT = 20  # a step
 WAITS_S = 8  # of standing still
 LOUD = re.compile(r"^trainer-\d ended with 3: .*failed [a-z_]+ (LOST|STEP) "
                   r"|^shard-\d ended with 1: .*is damaged at byte")
-# Records cut off at the end look like a kill amid a write to their shard. A change for a step far
-# ahead of it is refused; a read waits for steps that will not come again.
-WAITS = re.compile(LOUD.pattern + r"|^training stands still: .*'retry bag DEADLINE'")
+# Records cut off at the end look like a kill amid a write to their shard, which no kill does to one
+# that was acknowledged. A change for a step far ahead is refused, so is a seal that counts what is
+# gone; a read waits for steps that will not come again, to its deadline.
+WAITS = re.compile(LOUD.pattern + r"|^trainer-\d ended with 3: .* INCOMPLETE pieces"
+                   r"|^training stands still: .*'retry [a-z_]+ DEADLINE'")
 
 
 def log_of(stage, i):
@@ -40,8 +42,7 @@ def flip(stage, i):
         file.write(bytes([byte ^ 1]))
 
 
-def truncate(stage, i):
-    """As no kill leaves it: what was acknowledged long ago is cut off."""
+def halve(stage, i):
     path = log_of(stage, i)
     os.truncate(path, os.path.getsize(path) // 2)
 
@@ -52,8 +53,8 @@ CASES = [("no durability", "none", 1, forget, LOUD),
          ("log removed", "process", 1, remove, LOUD),
          ("log removed, home shard", "process", 0, remove, LOUD),
          ("a bit of the log flipped", "process", 2, flip, LOUD),
-         ("half of the log gone", "process", 3, truncate, WAITS),
-         ("half of the log gone, home shard", "process", 0, truncate, WAITS)]
+         ("half of the log gone", "process", 3, halve, WAITS),
+         ("half of the log gone, home shard", "process", 0, halve, WAITS)]
 
 
 def last_words(programs, durability, victim, damage, patience_s):
