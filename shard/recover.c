@@ -203,6 +203,13 @@ static bool as_before(const mn_call *call)
            (call->request.verb == MN_VERB_DROP && call->reply.status == MN_NOT_FOUND);
 }
 
+static bool is_logged(enum mn_verb verb)
+{
+    return mn_verb_kind_of(verb) == MN_KIND_CHANGE || verb == MN_VERB_CREATE_TABLE ||
+           verb == MN_VERB_DROP || verb == MN_VERB_JOIN || verb == MN_VERB_SEAL ||
+           verb == MN_VERB_COMMIT || verb == MN_VERB_REDUCE || verb == MN_VERB_RESTORE;
+}
+
 static enum mn_status replay(mn_shard *shard, const struct file_log_record *record, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
@@ -213,7 +220,8 @@ static enum mn_status replay(mn_shard *shard, const struct file_log_record *reco
     call->finish = finish;
     call->deadline_ns = UINT64_MAX;
     recovery->answered = false;
-    if (decode(recovery, record, &body, &payload_span, error))
+    if (!is_logged((enum mn_verb)record->verb) ||
+        decode(recovery, record, &body, &payload_span, error))
         return damaged(recovery, "a request that cannot be read", error);
     if (strncmp(call->request.context.group, recovery->file.head.group, MN_NAME_BYTES) != 0)
         return damaged(recovery, "a request of another group", error);
@@ -227,13 +235,12 @@ static enum mn_status replay(mn_shard *shard, const struct file_log_record *reco
                        recovery->file.reader.path, recovery->file.reader.offset,
                        mn_verb_name(call->request.verb), call->reply.error.message);
     struct group *group = mn_shard_group_find(shard, call->request.context.group);
-    assert(group); /* the request has succeeded */
+    if (!group || group->map_epoch != recovery->file.head.map_epoch)
+        return damaged(recovery, "a request of another epoch", error);
     group->log.level = (enum mn_durability)recovery->file.head.durability;
     recovery->records++;
     return mn_shard_log_replayed(shard, group, record, recovery->body, error);
 }
-
-/* ---- One file */
 
 /* ---- One file */
 
@@ -313,6 +320,7 @@ static enum mn_status look_at(mn_shard *shard, uint64_t offset, struct file_log_
     enum mn_status status = storage->read(reader->file, offset, bytes, sizeof bytes, error);
     if (status || !mn_shard_decode_log_record(bytes, &chain, out_record) ||
         out_record->magic != LOG_RECORD_MAGIC || out_record->verb >= MN_VERB_COUNT ||
+        out_record->promised >= out_record->sequence ||
         out_record->body_bytes > recovery->body_bytes_max ||
         out_record->body_bytes > left - sizeof bytes)
         return status;

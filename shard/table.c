@@ -102,7 +102,8 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
         plane_init(&table, i, &table.planes[i]);
         table.columns += table.planes[i].columns;
         uint64_t bytes = plane_bytes(&table.planes[i]), max = shard->options.table_bytes_max;
-        if (bytes > max - shard->table_bytes) {
+        uint64_t left = max > shard->table_bytes ? max - shard->table_bytes : 0;
+        if (bytes > left && !shard->recovery) { /* groups are replayed in another order */
             status = bytes > max - table.reserved_bytes ? MN_INVALID : MN_BUSY;
             goto fail;
         }
@@ -211,11 +212,15 @@ static enum mn_status remember_drop(mn_shard *shard, struct group *group, const 
 
 /* The id under which a new table may come into being here, or why not. A shard that lost its group
  * (it came back empty and was joined again) stands behind its client: it makes nothing anew. */
-static enum mn_status new_id(mn_shard *shard, const struct group *group, const mn_request *request,
+static enum mn_status new_id(mn_shard *shard, struct group *group, const mn_request *request,
                              uint64_t *out_id, mn_error *error)
 {
+    uint64_t logged = request->table; /* the id that was given then, to this table alone */
+    if (shard->recovery &&
+        (!logged || logged == UINT64_MAX || mn_shard_table_find(shard, group, logged, NULL)))
+        return mn_fail(error, MN_CORRUPT, "table", "%" PRIu64 " is no id of a new table", logged);
     if (shard->recovery) {
-        *out_id = request->table; /* as it was when it was logged */
+        *out_id = logged;
         return MN_OK;
     }
     if (request->table == 0 && !is_home(shard))

@@ -60,7 +60,7 @@ static void write_seed(const char *folder, const mn_table_spec *spec)
 {
     mem_storage *storage = mem_storage_create();
     files_shard files;
-    must(storage && files_shard_init(&files, mem_storage_interface(storage)), "a shard");
+    must(storage && !files_shard_init(&files, mem_storage_interface(storage)), "a shard");
     train_one_step(&files, spec);
     uint8_t seed[SEED_BYTES_MAX];
     uint64_t count = 2;

@@ -19,16 +19,26 @@ static uint8_t *no_reply_buffer(mn_call *call, uint64_t bytes)
 
 static void finish(mn_call *call) { ((asked *)call)->finished = true; }
 
-bool files_shard_init(files_shard *out_files, mn_storage *storage)
+enum mn_status files_shard_init(files_shard *out_files, mn_storage *storage)
 {
     const mn_shard_options options = {.shards = 1,
                                       .groups_max = 2,
                                       .tables_max = 4,
                                       .table_bytes_max = 64 << 20,
-                                      .change_bytes_max = 1 << 20};
+                                      .change_bytes_max = 1 << 20,
+                                      .message_bytes_max = 1 << 16};
     mem_env_init(&out_files->world, 1);
     out_files->world.env.storage = storage;
-    return !mn_shard_create(&options, &out_files->world.env, &out_files->shard, NULL);
+    out_files->shard = NULL;
+    enum mn_status status =
+        mn_shard_create(&options, &out_files->world.env, &out_files->shard, NULL);
+    if (status)
+        return status;
+    for (uint32_t ticks = 0; mn_shard_state(out_files->shard, NULL) == MN_UNAVAILABLE; ticks++) {
+        (void)mn_shard_tick(out_files->shard, out_files->world.now_ns);
+        assert(ticks < 100000); /* a recovery that never ends */
+    }
+    return mn_shard_state(out_files->shard, NULL);
 }
 
 void files_shard_deinit(files_shard *files)

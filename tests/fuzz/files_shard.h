@@ -1,5 +1,6 @@
-/* A shard over memory for fuzz_files.c and files_seed.c. Both link no_checksum.c: with every
- * checksum 0, changed bytes get past the checksums to the checks behind them. */
+/* A shard over memory for fuzz_files.c, fuzz_log.c and what makes their seeds. All link
+ * no_checksum.c: with every checksum 0, changed bytes get past the checksums to the checks behind
+ * them. */
 #ifndef FUZZ_FILES_SHARD_H
 #define FUZZ_FILES_SHARD_H
 
@@ -13,8 +14,8 @@ typedef struct files_shard {
     mn_shard *shard;
 } files_shard;
 
-/* False only when memory ends. */
-bool files_shard_init(files_shard *out_files, mn_storage *storage);
+/* Replays the logs in the storage first. What mn_shard_state says then: MN_OK, it serves. */
+enum mn_status files_shard_init(files_shard *out_files, mn_storage *storage);
 void files_shard_deinit(files_shard *files);
 /* A request of group "g" with all that the checks want. */
 mn_request files_request(enum mn_verb verb, uint64_t map_epoch, uint64_t step);

@@ -191,6 +191,129 @@ static void changed_bytes_are_found(void **state)
     fixture_deinit(&script.fixture);
 }
 
+/* A record that passes its checksum, but that no shard has written. */
+static void forge(uint8_t *log, uint64_t record_at, uint64_t field_at, uint32_t value)
+{
+    uint64_t chain; /* the checksum of the file's head */
+    memcpy(&chain, log + HEAD_BYTES - sizeof chain, sizeof chain);
+    memcpy(log + record_at + field_at, &value, sizeof value);
+    chain = mn_checksum(log + record_at, RECORD_BYTES - sizeof chain, chain);
+    memcpy(log + record_at + RECORD_BYTES - sizeof chain, &chain, sizeof chain);
+}
+
+static void forged_records_are_refused(void **state)
+{
+    static struct script script;
+    static float rows[ROWS * DIM];
+    static uint8_t log[LOG_BYTES_MAX], forged[LOG_BYTES_MAX];
+    const uint32_t never_logged[] = {MN_VERB_MAP, MN_VERB_STATUS, MN_VERB_LIST, MN_VERB_SNAPSHOT};
+    uint64_t count, body_bytes, last = HEAD_BYTES;
+    mn_error error;
+    (void)state;
+    play(&script, false, rows);
+    const char *path = log_of(&script, log, &count);
+    for (uint32_t i = 0; i < 4; i++) {
+        memcpy(forged, log, count);
+        forge(forged, HEAD_BYTES, 4, never_logged[i]);
+        mem_storage_restore(script.fixture.storage, path, forged, count);
+        assert_int_equal(come_back(&script.fixture, &logged, &error), MN_CORRUPT);
+        assert_non_null(strstr(error.message, "cannot be read"));
+    }
+    for (uint64_t at = HEAD_BYTES; at < count; at += RECORD_BYTES + body_bytes) {
+        memcpy(&body_bytes, log + at + 24, sizeof body_bytes);
+        last = at;
+    }
+    memcpy(forged, log, count);
+    forge(forged, last, 4, MN_VERB_COMMIT); /* as it is: so forged ones pass the checksum */
+    assert_memory_equal(forged, log, count);
+    forge(forged, last, 16, UINT32_MAX); /* more is promised than is written */
+    mem_storage_restore(script.fixture.storage, path, forged, count);
+    assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_OK);
+    assert_int_equal(committed(&script.fixture), STEPS - 1); /* it is none */
+    fixture_deinit(&script.fixture);
+}
+
+/* ---- Format version 1, as it was first written */
+
+enum { GOLDEN_LOG, GOLDEN_ROWS, GOLDEN_FILES }; /* the log of play(), and the rows it leads to */
+
+static const char *golden_path(int which)
+{
+    static const char *const paths[] = {MN_SOURCE_DIR "/tests/golden/log-v1/g@1-1.log",
+                                        MN_SOURCE_DIR "/tests/golden/log-v1/rows.f32"};
+    return paths[which];
+}
+
+static uint64_t read_golden(int which, void *out_bytes, uint64_t bytes_max)
+{
+    FILE *file = fopen(golden_path(which), "rb");
+    assert_non_null(file);
+    uint64_t count = fread(out_bytes, 1, bytes_max, file);
+    assert_true(count > 0 && count < bytes_max);
+    (void)fclose(file); /* only read */
+    return count;
+}
+
+static void the_golden_log_is_written(void **state)
+{
+    static struct script script;
+    static float rows[ROWS * DIM];
+    static uint8_t log[LOG_BYTES_MAX], golden[LOG_BYTES_MAX];
+    uint64_t count;
+    (void)state;
+    play(&script, false, rows);
+    (void)log_of(&script, log, &count);
+    assert_int_equal(read_golden(GOLDEN_LOG, golden, sizeof golden), count);
+    assert_memory_equal(log, golden, count);
+    fixture_deinit(&script.fixture);
+}
+
+/* Nothing but the file leads to these bits. */
+static void the_golden_log_is_replayed(void **state)
+{
+    static uint8_t log[LOG_BYTES_MAX];
+    static float rows[ROWS * DIM], golden[ROWS * DIM + 1];
+    struct fixture fixture;
+    mn_file *file;
+    uint64_t indices[ROWS], count = read_golden(GOLDEN_LOG, log, sizeof log);
+    (void)state;
+    assert_int_equal(read_golden(GOLDEN_ROWS, golden, sizeof golden), sizeof rows);
+    fixture_init(&fixture, 1, &logged);
+    mn_storage *storage = mem_storage_interface(fixture.storage);
+    assert_int_equal(storage->create(storage, "@0-of-1/g@1-1.log", &file, NULL), MN_OK);
+    assert_int_equal(storage->append(file, log, count, NULL), MN_OK);
+    storage->close(file);
+    assert_int_equal(come_back(&fixture, &logged, NULL), MN_OK);
+    assert_int_equal(committed(&fixture), STEPS);
+    fixture_join(&fixture, RANKS);
+    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
+    struct fixture_table table = fixture_table(&fixture, &spec); /* the one that came back */
+    for (uint64_t i = 0; i < ROWS; i++)
+        indices[i] = i;
+    assert_int_equal(fixture_fetch(&fixture, &table, STEPS + 1, indices, ROWS, rows), MN_OK);
+    assert_memory_equal(rows, golden, sizeof rows);
+    fixture_deinit(&fixture);
+}
+
+/* Writes the golden files anew: for a new format version only, under a new folder. */
+static int write_golden(void)
+{
+    static struct script script;
+    static float rows[ROWS * DIM];
+    static uint8_t log[LOG_BYTES_MAX];
+    uint64_t counts[GOLDEN_FILES] = {0, sizeof rows};
+    const void *const bytes[GOLDEN_FILES] = {log, rows};
+    play(&script, false, rows);
+    (void)log_of(&script, log, &counts[GOLDEN_LOG]);
+    for (int i = 0; i < GOLDEN_FILES; i++) {
+        FILE *file = fopen(golden_path(i), "wb");
+        if (!file || fwrite(bytes[i], 1, counts[i], file) != counts[i] || fclose(file))
+            return 1;
+    }
+    fixture_deinit(&script.fixture);
+    return 0;
+}
+
 /* ---- Trouble with the disk */
 
 static void a_failed_write_changes_nothing(void **state)
@@ -232,13 +355,18 @@ static void a_level_is_chosen_once(void **state)
     fixture_deinit(&fixture);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 2 && !strcmp(argv[1], "--write-golden"))
+        return write_golden();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_bits_after_every_death),
         cmocka_unit_test(without_a_log_all_is_lost),
         cmocka_unit_test(cuts_are_found),
         cmocka_unit_test(changed_bytes_are_found),
+        cmocka_unit_test(forged_records_are_refused),
+        cmocka_unit_test(the_golden_log_is_written),
+        cmocka_unit_test(the_golden_log_is_replayed),
         cmocka_unit_test(a_failed_write_changes_nothing),
         cmocka_unit_test(a_level_is_chosen_once),
     };
