@@ -338,7 +338,7 @@ static enum mn_status check_room(mn_shard *shard, const mn_call *call, const str
 {
     const mn_request *request = &call->request;
     uint64_t charge = charge_of(request, layout);
-    if (charge > shard->options.change_bytes_max)
+    if (charge > shard->options.change_bytes_max && !shard->recovery)
         return mn_fail(error, MN_INVALID, "payload",
                        "staging it takes %" PRIu64 " bytes, more "
                        "than change_bytes_max (%" PRIu64 ") will ever hold",

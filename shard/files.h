@@ -48,6 +48,7 @@ struct tile_save {
     uint8_t *kept;             /* [rows / 8] a bit for each: its turn is over. NULL: none */
     uint64_t kept_bytes;
     uint64_t next_row; /* whose turn it is; those before it are in the file */
+    bool looked;       /* whether its file stands already */
     bool finished;
 };
 
@@ -114,6 +115,10 @@ enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bo
 void mn_shard_writer_abort(struct file_writer *writer);
 /* The group has come to the step that is saved: from now on its rows are kept. */
 enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
+/* Whether the tile's file is whole, written now or by a save of the same step before: a name is
+ * used for one state alone, so it is not written again. */
+bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                          const struct tile_transfer *transfer);
 /* Puts rows [first, first + rows) whose bits are set in the transfer's buffer into the tile's file,
  * as a chunk of `written` rows. */
 enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,

@@ -184,6 +184,11 @@ void mn_shard_job_cancel(mn_shard *shard)
         job_fail(shard, MN_UNAVAILABLE, "shard", "the shard is going away");
 }
 
+uint64_t mn_shard_path_digest(const char *path)
+{
+    return mn_checksum(path, strlen(path), 1) | 1; /* 0 means that nothing was loaded */
+}
+
 /* ---- The verbs */
 
 /* A save may ask for a step that is still to come: then all shards meet it, however fast steps are
@@ -219,6 +224,11 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
     status = check_save_step(shard, group, request, error);
     if (status)
         return status;
+    if (group->log.level > MN_DURABILITY_NONE &&
+        group->loaded_digest == mn_shard_path_digest(request->path))
+        return mn_fail(error, MN_CONFLICT, "path",
+                       "group %s was loaded from %.120s, which its log needs: save elsewhere",
+                       group->name, request->path);
     status = job_start(shard, call, group, manifest ? mn_shard_save_manifest : mn_shard_save_tiles,
                        error);
     if (status)
@@ -228,11 +238,6 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
     if (status)
         job_end(shard);
     return status;
-}
-
-uint64_t mn_shard_path_digest(const char *path)
-{
-    return mn_checksum(path, strlen(path), 1) | 1; /* 0 means that nothing was loaded */
 }
 
 static enum mn_status check_load(mn_shard *shard, const mn_request *request, bool *out_repeat,

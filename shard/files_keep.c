@@ -50,16 +50,20 @@ struct window {
     struct tile_save *save; /* NULL: none is open */
     uint64_t first;
     uint32_t rows, written;
+    uint32_t low, high; /* written ones lie in [low, high) */
 };
 
 static enum mn_status flush(mn_shard *shard, struct files_job *job, struct window *window,
                             mn_error *error)
 {
     struct tile_save *save = window->save;
+    uint8_t *bitmap = job->keeper.buffer;
     window->save = NULL;
     if (!save || !window->written)
         return MN_OK;
-    return mn_shard_save_chunk(shard, job, save, &job->keeper, window->first, window->rows,
+    uint32_t skipped = window->low / 8 * 8, rows = window->high - skipped;
+    memmove(bitmap, bitmap + skipped / 8, (rows + 7) / 8);
+    return mn_shard_save_chunk(shard, job, save, &job->keeper, window->first + skipped, rows,
                                window->written, error);
 }
 
@@ -76,10 +80,20 @@ static enum mn_status open_window(mn_shard *shard, struct files_job *job, struct
     if (!save->kept)
         return mn_fail(error, MN_NO_MEMORY, "path",
                        "no memory for a bit for each of %" PRIu64 " rows", keeper->rows);
-    *out_window = (struct window){.save = save, .first = first};
+    *out_window = (struct window){.save = save, .first = first, .low = UINT32_MAX};
     out_window->rows = (uint32_t)(keeper->rows - first < max ? keeper->rows - first : max);
     memset(keeper->buffer, 0, (out_window->rows + 7) / 8);
     return MN_OK;
+}
+
+static void put(struct window *window, uint8_t *bitmap, uint32_t place)
+{
+    bitmap[place / 8] |= (uint8_t)(1u << place % 8);
+    window->written++;
+    if (place < window->low)
+        window->low = place;
+    if (place >= window->high)
+        window->high = place + 1;
 }
 
 static enum mn_status keep_rows(mn_shard *shard, struct files_job *job, struct table *table,
@@ -108,13 +122,14 @@ static enum mn_status keep_rows(mn_shard *shard, struct files_job *job, struct t
         if (!status && (!keeper->active || keeper->tile != table->tile_first + tile))
             status = mn_shard_transfer_start(shard, keeper, job->group->name, table,
                                              table->tile_first + tile, job->step, error);
+        if (!status && mn_shard_save_stands(shard, job, save, keeper))
+            continue;
         if (!status && !same)
             status = open_window(shard, job, save, row, &window, error);
         if (status)
             return status;
-        bool written = keeper->plane->updates[keeper->row_first + row] != 0;
-        keeper->buffer[(row - window.first) / 8] |= (uint8_t)(written << (row - window.first) % 8);
-        window.written += written;
+        if (keeper->plane->updates[keeper->row_first + row])
+            put(&window, keeper->buffer, (uint32_t)(row - window.first));
         save->kept[row / 8] |= (uint8_t)(1u << row % 8);
     }
     return status ? status : flush(shard, job, &window, error);

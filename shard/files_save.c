@@ -103,6 +103,20 @@ static uint64_t pack_rows(const struct tile_transfer *transfer, uint64_t first, 
     return (uint64_t)(at - transfer->buffer);
 }
 
+bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                          const struct tile_transfer *transfer)
+{
+    char path[FILE_PATH_BYTES];
+    struct file_tile_record record;
+    if (!save->looked) {
+        save->looked = true;
+        path_of(job, transfer, path);
+        save->finished = mn_shard_tile_summary(shard->env.storage, path, &transfer->head, &record,
+                                               NULL) == MN_OK;
+    }
+    return save->finished;
+}
+
 static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
                                  const struct tile_transfer *transfer, mn_error *error)
 {
@@ -221,7 +235,9 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
         }
         struct tile_save *save =
             &job->saves[job->first_save[job->table_place] + job->tile - 1]; /* begun above */
-        if (save->next_row < transfer->rows) {
+        if (mn_shard_save_stands(shard, job, save, transfer)) {
+            transfer->active = false;
+        } else if (save->next_row < transfer->rows) {
             rows += transfer->head.chunk_rows_max;
             status = save_next(shard, job, save, error);
         } else {

@@ -211,7 +211,16 @@ static enum mn_status write_file(mn_shard *shard, struct group *group, const cha
         status = write_record(shard, log, record, error);
     if (!status && log->level == MN_DURABILITY_SYNC)
         status = storage->sync(log->file, error);
-    return status ? status : storage->rename(storage, temporary, path, error);
+    if (!status)
+        status = storage->rename(storage, temporary, path, error);
+    if (!status)
+        return MN_OK;
+    if (log->file)
+        storage->close(log->file);
+    log->file = NULL;
+    (void)storage->remove(storage, temporary,
+                          NULL); /* if it is there: it holds what is written again */
+    return status;
 }
 
 static enum mn_status begin_file(mn_shard *shard, struct group *group, mn_error *error)
@@ -222,6 +231,8 @@ static enum mn_status begin_file(mn_shard *shard, struct group *group, mn_error 
     memcpy(name.group, group->name, sizeof name.group);
     mn_shard_log_path(shard, &name, path);
     enum mn_status status = write_file(shard, group, path, error);
+    if (status)
+        log->number--; /* the next try takes its place */
     if (!status && log->last)
         promise(shard, group, log->last->head.sequence);
     return status;

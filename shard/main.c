@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <string.h>
 #include <unistd.h>
 #include <uv.h>
@@ -250,6 +251,16 @@ static int run(program *it, int port)
     return port_error ? EXIT_FAILED : 0;
 }
 
+/* A save keeps a file open for each tile that commits change before its turn. */
+static void allow_files(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit))
+        return; /* a save may then end with STORAGE */
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit); /* likewise */
+}
+
 int main(int count, char **arguments)
 {
     static program it;
@@ -265,6 +276,7 @@ int main(int count, char **arguments)
         (void)fputs(it.flags.answer, stdout);
         return 0;
     }
+    allow_files();
     int result = EXIT_FAILED;
     if (open_server(&it, &port, &error))
         (void)complain("cannot serve", &error);

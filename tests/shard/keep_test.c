@@ -220,6 +220,35 @@ static void test_steps(void **state)
     fixture_deinit(&f);
 }
 
+/* A second save of a step that is saved, given up after a commit has kept rows for it: the first
+ * one stands. */
+static void test_saved_twice(void **state)
+{
+    (void)state;
+    struct fixture f, again;
+    fixture_init(&f, 1, NULL);
+    fixture_join(&f, 1);
+    struct tables tables = open_tables(&f);
+    play(&f, &tables, 1);
+    float *at_cut = read_all(&f, &tables, 2);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1), MN_OK);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 1), MN_OK);
+    mn_request write = files_request(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, 64000000);
+    struct answer *answer = fixture_send(&f, 0, &write, NULL, 0);
+    play(&f, &tables, 2);
+    for (int tick = 0; tick < 3; tick++)
+        (void)mn_shard_tick(f.shards[0], f.world.now_ns += 1000000000);
+    mn_shard_abandon(f.shards[0], &answer->call);
+    fixture_free(answer);
+    restore(&again, &f, 2);
+    float *restored = read_all(&again, &tables, 2);
+    assert_memory_equal(restored, at_cut, 2 * sizeof *restored * ROWS * DIM);
+    free(restored);
+    free(at_cut);
+    fixture_deinit(&again);
+    fixture_deinit(&f);
+}
+
 /* The disk fills while a commit keeps rows: the save fails and says why, the step is committed. */
 static void test_disk_fails(void **state)
 {
@@ -249,6 +278,7 @@ int main(void)
         cmocka_unit_test(test_a_torn_one_is_seen),
         cmocka_unit_test(test_steps),
         cmocka_unit_test(test_disk_fails),
+        cmocka_unit_test(test_saved_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
