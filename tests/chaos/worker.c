@@ -4,13 +4,12 @@
  * its deadline, and goes on until the file LAST names its last step, which moves every row: so the
  * optimizer's states count too. It prints one line an event: "joined STEP", "step N",
  * "retry CALL STATUS", "failed CALL STATUS FIELD: MESSAGE", "late CALL MS", "done STEP HASH". */
+#include "support/worker.h"
+
 #include <mneme.h>
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { ROWS = 96, DIM = 64, QUERIES = 4, PER_QUERY = 6, PUSHED = 8, PARTS = 2, STORED = 4 };
 enum { STORE_EVERY = 5 }; /* steps */
@@ -24,42 +23,17 @@ typedef struct worker {
     mn_table *bags, *rows;
 } worker;
 
-static void say(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    (void)vprintf(format, arguments);
-    va_end(arguments);
-    (void)putchar('\n');
-    (void)fflush(stdout);
-}
-
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-static void rest(uint64_t ms)
-{
-    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-    (void)nanosleep(&pause, NULL); /* cut short: no harm */
-}
-
 /* ---- What a step's numbers are made of */
 
 static uint64_t mix(const worker *w, uint64_t step, uint64_t kind, uint64_t i)
 {
     uint64_t z = w->seed * UINT64_C(0x9e3779b97f4a7c15) + step * 1000003 + kind * 10007 + i + 1;
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
+    return scramble(z);
 }
 
 static float number(const worker *w, uint64_t step, uint64_t kind, uint64_t i)
 {
-    return (float)((double)(mix(w, step, kind, i) % 20001) / 10000.0 - 1.0);
+    return number_of(mix(w, step, kind, i));
 }
 
 /* The kinds of one rank's part of a step are its own. */

@@ -2,13 +2,12 @@
  * it or to the shards. It makes a failed call again while a retry may help, checks that each call
  * ends by its deadline, and prints one line an event: "joined STEP", "step N", "retry CALL STATUS",
  * "failed CALL STATUS FIELD: MESSAGE", "late CALL MS", "done HASH". */
+#include "support/worker.h"
+
 #include <mneme.h>
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { ROWS = 96, DIM = 128, QUERIES = 8, PER_QUERY = 6, PUSHED = 16, PARTS = 2 };
 enum { EXIT_CALL_FAILED = 3, EXIT_LATE = 4, LATE_MS = 2000 };
@@ -21,41 +20,16 @@ typedef struct worker {
     mn_table *bags, *rows;
 } worker;
 
-static void say(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    (void)vprintf(format, arguments);
-    va_end(arguments);
-    (void)putchar('\n');
-    (void)fflush(stdout);
-}
-
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-static void rest(uint64_t ms)
-{
-    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-    (void)nanosleep(&pause, NULL); /* cut short: no harm */
-}
-
 /* What a step's numbers are made of. */
 static uint64_t mix(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
     uint64_t z = a * 1000003 + b * 10007 + c * 101 + d + 1;
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
+    return scramble(z);
 }
 
 static float number(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
-    return (float)((double)(mix(a, b, c, d) % 20001) / 10000.0 - 1.0);
+    return number_of(mix(a, b, c, d));
 }
 
 /* Judges the end of a call that began at `began`: true to make it again. Exits when nothing helps.

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 enum { ROWS = 64, DIM = 48 };
-#define RESTORED (UINT64_C(1) << 32) /* one restore more, in a map epoch */
 
 struct saved {
     struct fixture_table columns, rows;
@@ -79,23 +78,6 @@ static void save(struct fixture *f, uint64_t step)
     assert_int_equal(files_call(f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, step, NULL), MN_OK);
 }
 
-/* A fresh service on the same files. */
-static void successor(struct fixture *f, struct fixture *old, uint32_t shards)
-{
-    fixture_init(f, shards, NULL);
-    mem_storage *storage = f->storage;
-    f->storage = old->storage;
-    old->storage = storage;
-    for (uint32_t i = 0; i < shards; i++) {
-        mn_shard_options options = {.shard = i, .shards = shards, .message_bytes_max = 1 << 20};
-        mn_shard_destroy(f->shards[i]);
-        f->world.env.storage = mem_storage_interface(f->storage);
-        assert_int_equal(mn_shard_create(&options, &f->world.env, &f->shards[i], NULL), MN_OK);
-    }
-    f->epoch = RESTORED;
-    f->ranks = 1;
-}
-
 static enum mn_status load(struct fixture *f, mn_error *out_error)
 {
     enum mn_status status = files_call(f, 0, MN_VERB_RESTORE, MN_FILES_CHECK, 0, out_error);
@@ -117,7 +99,7 @@ static void test_other_shard_counts(void **state)
     for (int i = 0; i < 3; i++) {
         struct fixture f;
         float values[ROWS * DIM];
-        successor(&f, &first, counts[i]);
+        fixture_successor(&f, &first, counts[i]);
         assert_int_equal(load(&f, NULL), MN_OK);
         assert_int_equal(load(&f, NULL), MN_OK); /* a repeat is acknowledged */
         f.ranks = 1;
@@ -203,7 +185,7 @@ static void test_restored_twice(void **state)
     fixture_join(&first, 1);
     train(&first, &saved);
     save(&first, 2);
-    successor(&again, &first, 1);
+    fixture_successor(&again, &first, 1);
     again.epoch = mn_epoch_above(1, 5);
     assert_int_equal(load(&again, NULL), MN_OK);
     fixture_join(&again, 1);
@@ -276,7 +258,7 @@ static void test_old_files_go(void **state)
     for (size_t i = 0; i < sizeof stay / sizeof *stay; i++)
         if (mem_storage_remove(f.storage, stay[i]) == 0)
             fail_msg("%s went", stay[i]);
-    f.epoch = RESTORED;
+    f.epoch = FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK);
     fixture_deinit(&f);
 }
@@ -311,13 +293,13 @@ static void test_save_after_going_back(void **state)
         read_all(&f, &saved.columns, 4, values);
         save(&f, 3);
         folder = "base";
-        f.epoch = RESTORED;
+        f.epoch = FIXTURE_RESTORED;
         assert_int_equal(load(&f, NULL), MN_OK);
         fixture_join(&f, 1);
     }
     assert_memory_not_equal(values, again, sizeof values);
     folder = "snap";
-    f.epoch = 2 * RESTORED;
+    f.epoch = 2 * FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK);
     fixture_join(&f, 1);
     read_all(&f, &saved.columns, 4, again);
@@ -447,7 +429,7 @@ static void test_storage_fails(void **state)
         failures += status != MN_OK; /* a look for a file that stands may fail unseen */
     }
     assert_true(failures > 50);
-    f.epoch = RESTORED;
+    f.epoch = FIXTURE_RESTORED;
     operation = 1;
     for (enum mn_status status = MN_STORAGE; status; operation++) {
         mem_storage_fail_at(f.storage, operation);
@@ -486,7 +468,7 @@ static void test_power_loss(void **state)
         done = mem_storage_operations(f.storage) < operation;
         mem_storage_crash(f.storage);
         mem_storage_fail_at(f.storage, 0);
-        successor(&after, &f, 1);
+        fixture_successor(&after, &f, 1);
         assert_int_equal(load(&after, NULL), MN_OK);
         fixture_join(&after, 1);
         mn_request map = fixture_request(&after, MN_VERB_MAP, 0, 0);
@@ -515,7 +497,7 @@ static void test_damage(void **state)
     fixture_join(&f, 1);
     train(&f, &saved);
     save(&f, 2);
-    f.epoch = RESTORED;
+    f.epoch = FIXTURE_RESTORED;
     for (uint32_t i = 0; mem_storage_path(f.storage, i); i++) {
         const char *path = mem_storage_path(f.storage, i);
         uint64_t count;
@@ -542,9 +524,9 @@ static void test_damage(void **state)
     f.epoch = 1;
     read_all(&f, &saved.columns, 3, values);
     assert_memory_equal(values, saved.columns_values, sizeof values);
-    f.epoch = RESTORED;
+    f.epoch = FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK); /* undamaged, it loads */
-    f.epoch = 2 * RESTORED;
+    f.epoch = 2 * FIXTURE_RESTORED;
     assert_true(mem_storage_remove(f.storage, "snap/1-2-1-2.tile"));
     assert_int_equal(load(&f, &error), MN_NOT_FOUND);
     fixture_deinit(&f);
@@ -559,7 +541,7 @@ static void test_memory_fails(void **state)
     fixture_join(&f, 1);
     train(&f, &saved);
     save(&f, 2);
-    f.epoch = RESTORED;
+    f.epoch = FIXTURE_RESTORED;
     uint64_t n = 0;
     for (enum mn_status status = MN_NO_MEMORY; status; n++) {
         uint64_t blocks = f.world.live_blocks, reserves = f.world.live_reserves;

@@ -474,3 +474,19 @@ void fixture_commit(struct fixture *fixture, uint64_t step, const mn_proposal *p
         }
     }
 }
+
+void fixture_successor(struct fixture *f, struct fixture *old, uint32_t shards)
+{
+    fixture_init(f, shards, NULL);
+    mem_storage *storage = f->storage;
+    f->storage = old->storage;
+    old->storage = storage;
+    for (uint32_t i = 0; i < shards; i++) {
+        mn_shard_options options = {.shard = i, .shards = shards, .message_bytes_max = 1 << 20};
+        mn_shard_destroy(f->shards[i]);
+        f->world.env.storage = mem_storage_interface(f->storage);
+        assert_int_equal(mn_shard_create(&options, &f->world.env, &f->shards[i], NULL), MN_OK);
+    }
+    f->epoch = FIXTURE_RESTORED;
+    f->ranks = 1;
+}

@@ -45,6 +45,10 @@ struct answer {
 void fixture_init(struct fixture *fixture, uint32_t shards, const mn_shard_options *options);
 /* Destroys the shards and checks that all memory came back. */
 void fixture_deinit(struct fixture *fixture);
+/* A fresh service of so many shards on the files of `old`, which gets its empty ones; one restore
+ * more in its map epoch. */
+#define FIXTURE_RESTORED (UINT64_C(1) << 32)
+void fixture_successor(struct fixture *fixture, struct fixture *old, uint32_t shards);
 uint64_t fixture_random(struct fixture *fixture, uint64_t below);
 float fixture_float(struct fixture *fixture); /* in [-1, 1) */
 

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 
 enum { ROWS = 12000, DIM = 48, TOUCHED = 700, STEPS_MORE = 6 };
-#define RESTORED (UINT64_C(1) << 32) /* one restore more, in a map epoch */
 
 struct tables {
     struct fixture_table columns, rows;
@@ -93,18 +92,7 @@ static enum mn_status files_call(struct fixture *f, uint32_t shard, enum mn_verb
 
 static void restore(struct fixture *f, struct fixture *old, uint32_t shards)
 {
-    fixture_init(f, shards, NULL);
-    mem_storage *storage = f->storage;
-    f->storage = old->storage;
-    old->storage = storage;
-    for (uint32_t i = 0; i < shards; i++) {
-        mn_shard_options options = {.shard = i, .shards = shards, .message_bytes_max = 1 << 20};
-        mn_shard_destroy(f->shards[i]);
-        f->world.env.storage = mem_storage_interface(f->storage);
-        assert_int_equal(mn_shard_create(&options, &f->world.env, &f->shards[i], NULL), MN_OK);
-    }
-    f->epoch = RESTORED;
-    f->ranks = 1;
+    fixture_successor(f, old, shards);
     assert_int_equal(files_call(f, 0, MN_VERB_RESTORE, MN_FILES_CHECK, 0), MN_OK);
     for (uint32_t i = 0; i < shards; i++)
         assert_int_equal(files_call(f, i, MN_VERB_RESTORE, MN_FILES_LOAD, 0), MN_OK);
