@@ -207,7 +207,8 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
  * which the shards share): tile files, then a manifest, atomically. Nothing is left half. It is the
  * state of one step, though steps are committed while it is written; new tables, and drops, wait.
  * Each shard writes `bytes_per_second` at most; 0: as fast as it can. out_step (may be NULL): the
- * step that was saved. Blocks. */
+ * step that was saved. MN_CONFLICT "path": the group was loaded from there, and its log needs it.
+ * MN_STORAGE. Blocks. */
 enum mn_status mn_save(mn_client *client, const char *path, uint64_t bytes_per_second,
                        uint64_t *out_step, mn_error *error);
 /* Replaces the group by the one saved at `path`, on this number of shards; raises the map epoch, so

@@ -206,6 +206,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
                              .read_bytes_max = UINT64_C(256) << 20,
                              .change_bytes_max = UINT64_C(4) << 30,
                              .usage_bytes_max = UINT64_C(64) << 20,
+                             .durability = MN_DURABILITY_NONE,
                              .reply_bytes_max = UINT64_C(256) << 20,
                              .log_level = 1};
     opterr = 0; /* the caller words it */
@@ -225,8 +226,6 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
     if (flags.durability > MN_DURABILITY_NONE && !flags.data)
         return mn_fail(error, MN_INVALID, "--durability", "%s needs --data",
                        mn_durability_name(flags.durability));
-    if (!flags.durability)
-        flags.durability = MN_DURABILITY_NONE;
     *out_flags = flags;
     return MN_OK;
 }
