@@ -263,6 +263,29 @@ static void test_old_files_go(void **state)
     fixture_deinit(&f);
 }
 
+/* A group with a log was loaded: replaying it needs the snapshot as it was. */
+static void test_the_log_needs_what_was_loaded(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct saved saved;
+    mn_error error;
+    mn_shard_options options = {.durability = MN_DURABILITY_PROCESS, .message_bytes_max = 1 << 20};
+    fixture_init(&f, 1, &options);
+    fixture_join(&f, 1);
+    train(&f, &saved);
+    save(&f, 2);
+    save(&f, 2); /* not loaded from: may be saved again */
+    f.epoch = FIXTURE_RESTORED;
+    assert_int_equal(load(&f, NULL), MN_OK);
+    assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2, &error), MN_CONFLICT);
+    assert_string_equal(error.field, "path");
+    folder = "elsewhere";
+    save(&f, 2);
+    folder = "snap";
+    fixture_deinit(&f);
+}
+
 /* A group goes back and comes to a step anew: its half save touches no file of the first one. */
 static void test_save_after_going_back(void **state)
 {
@@ -634,6 +657,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_restored_twice),
         cmocka_unit_test(test_old_files_go),
         cmocka_unit_test(test_save_after_going_back),
+        cmocka_unit_test(test_the_log_needs_what_was_loaded),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_jobs),
         cmocka_unit_test(test_storage_fails),
