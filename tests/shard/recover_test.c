@@ -355,6 +355,44 @@ static void a_level_is_chosen_once(void **state)
     fixture_deinit(&fixture);
 }
 
+static enum mn_status assign(struct fixture *f)
+{
+    mn_request request = fixture_request(f, MN_VERB_JOIN, 0, 0);
+    request.context.incarnation = 0;
+    request.join = MN_JOIN_ASSIGN;
+    f->world.now_ns += 1000000000; /* so that a new file is tried */
+    return fixture_ask(f, 0, &request, NULL, 0, NULL);
+}
+
+static void expect_none_half(const struct fixture *f)
+{
+    for (uint32_t i = 0; mem_storage_path(f->storage, i); i++)
+        assert_null(strstr(mem_storage_path(f->storage, i), ".new"));
+}
+
+/* Each try to begin a new file fails at another operation: none of them leaves one behind. */
+static void tries_leave_nothing(void **state)
+{
+    (void)state;
+    struct fixture f;
+    uint32_t failures = 0;
+    fixture_init(&f, 1, &logged);
+    fixture_join(&f, 1);
+    for (uint64_t operation = 1; operation <= 5; operation++)
+        for (int tries = 0; tries < 3; tries++) {
+            mem_storage_fail_at(f.storage, 1); /* the file that stands */
+            assert_int_equal(assign(&f), MN_STORAGE);
+            mem_storage_fail_at(f.storage, operation); /* the new one, or its first record */
+            failures += assign(&f) == MN_STORAGE;
+            expect_none_half(&f);
+        }
+    assert_true(failures > 9);
+    mem_storage_fail_at(f.storage, 0);
+    assert_int_equal(assign(&f), MN_OK);
+    assert_int_equal(come_back(&f, &logged, NULL), MN_OK);
+    fixture_deinit(&f);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && !strcmp(argv[1], "--write-golden"))
@@ -368,6 +406,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_golden_log_is_written),
         cmocka_unit_test(the_golden_log_is_replayed),
         cmocka_unit_test(a_failed_write_changes_nothing),
+        cmocka_unit_test(tries_leave_nothing),
         cmocka_unit_test(a_level_is_chosen_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
