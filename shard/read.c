@@ -129,6 +129,7 @@ enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error)
                             stride);
         column += plane->columns;
     }
-    mn_shard_usage_count(shard, &target, request->count * request->per_query);
+    shard->usage_due = target;
+    shard->usage_due_reads = request->count * request->per_query;
     return MN_OK;
 }

@@ -237,6 +237,7 @@ void mn_shard_run(mn_shard *shard, mn_call *call)
         status = verbs[call->request.verb](shard, call, &error);
     if (!call->core)
         mn_shard_answer(shard, call, status, &error);
+    mn_shard_usage_count(shard);
 }
 
 /* The typed answer, which names whom the call waited for, must reach a caller that still listens:

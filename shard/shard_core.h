@@ -152,6 +152,15 @@ struct group {
     uint64_t memory_bytes;
 };
 
+/* The tiles that a request names, as planes of the table. */
+struct target {
+    struct group *group;
+    struct table *table;
+    uint32_t plane_first, plane_count;
+    uint32_t columns;
+    uint64_t position_first, position_end; /* rows tables: of the blocks named */
+};
+
 /* ---- The shard (shard.c) */
 
 /* Working memory of one call at a time: address space, resident as far as it was ever used. */
@@ -179,6 +188,8 @@ struct mn_shard {
     struct files_job *job;      /* the snapshot or restore in progress, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
     mn_group_info *group_infos; /* [MN_INFO_MAX] */
+    struct target usage_due;    /* a bag that is to be counted when its answer is on its way: */
+    uint64_t usage_due_reads;   /* its reads, in scratch; 0: none */
     bool running;               /* inside handle, abandon or tick: finish() must not come back */
 };
 
@@ -238,14 +249,6 @@ enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
                                     struct group **out_group, mn_error *error);
 enum mn_status mn_shard_check_path(const char *path, mn_error *error);
 
-/* The tiles that a request names, as planes of the table. */
-struct target {
-    struct group *group;
-    struct table *table;
-    uint32_t plane_first, plane_count;
-    uint32_t columns;
-    uint64_t position_first, position_end; /* rows tables: of the blocks named */
-};
 enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone,
                                      struct target *out_target, mn_error *error);
 enum mn_status mn_shard_check_layout(mn_shard *shard, const mn_request *request,
@@ -282,8 +285,8 @@ bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
  * a sample of them. MN_NO_MEMORY. */
 enum mn_status mn_shard_usage_init(mn_shard *shard, struct table *table);
 void mn_shard_usage_deinit(mn_shard *shard, struct table *table);
-/* A bag was answered: its offsets and weights are in scratch. */
-void mn_shard_usage_count(mn_shard *shard, const struct target *target, uint64_t reads);
+/* Counts the bag that was answered, if shard->usage_due says so. */
+void mn_shard_usage_count(mn_shard *shard);
 /* Describe's payload: `count` counters from `position` on. */
 enum mn_status mn_shard_usage_tell(const struct table *table, mn_call *call, mn_error *error);
 

@@ -184,6 +184,8 @@ void mn_shard_table_promote(mn_shard *shard, struct table *table)
         if (plane->state)
             shard->env.promote(context, plane->state, state_bytes(plane));
     }
+    if (table->counters)
+        shard->env.promote(context, table->counters, table->counter_rows * sizeof *table->counters);
 }
 
 /* ---- CreateTable, Drop */

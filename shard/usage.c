@@ -2,6 +2,8 @@
  * columns table the shard of the first tile counts for all: every shard gets every read. */
 #include "shard_core.h"
 
+enum { COUNT_AHEAD = 128 }; /* counters are asked for so many reads ahead */
+
 static uint64_t counter_bytes(const struct table *table)
 {
     return table->counter_rows * sizeof *table->counters;
@@ -41,25 +43,38 @@ static uint64_t add_weight(uint64_t sum, float weight)
     return more < UINT64_MAX - sum ? sum + more : UINT64_MAX;
 }
 
-void mn_shard_usage_count(mn_shard *shard, const struct target *target, uint64_t reads)
+/* Where a read is counted; counter_rows or more: nowhere. Places of a rows table are shuffled by
+ * themselves: its first ones are a fair sample. */
+static uint64_t place_of(const struct table *table, uint64_t offset)
 {
+    if (offset == MN_NO_ROW)
+        return UINT64_MAX;
+    bool sample = table->counter_rows < table->planes[0].rows;
+    return sample && table->geometry.split == MN_COLUMNS
+               ? mn_row_shuffled(offset, table->planes[0].rows)
+               : offset;
+}
+
+void mn_shard_usage_count(mn_shard *shard)
+{
+    const struct target *target = &shard->usage_due;
     const struct table *table = target->table;
-    struct read_counter *counters = table->counters;
-    uint64_t rows = table->counter_rows;
-    if (!counters || (table->geometry.split == MN_COLUMNS && target->plane_first > 0))
+    const uint64_t reads = shard->usage_due_reads;
+    uint64_t places[COUNT_AHEAD];
+    shard->usage_due_reads = 0;
+    if (!reads || !table->counters ||
+        (table->geometry.split == MN_COLUMNS && target->plane_first > 0))
         return;
-    /* Places of a rows table are shuffled by themselves: its first ones are a fair sample. */
-    bool shuffled = table->geometry.split == MN_COLUMNS && rows < table->planes[0].rows;
-    for (uint64_t i = 0; i < reads; i++) {
-        uint64_t place = shard->scratch.offsets[i];
-        if (place == MN_NO_ROW)
-            continue;
-        if (shuffled)
-            place = mn_row_shuffled(place, table->planes[0].rows);
-        if (place >= rows)
-            continue;
-        counters[place].reads++;
-        counters[place].weight = add_weight(counters[place].weight, shard->scratch.weights[i]);
+    for (uint64_t i = 0; i < reads + COUNT_AHEAD; i++) {
+        uint64_t *place = &places[i % COUNT_AHEAD];
+        if (i >= COUNT_AHEAD && *place < table->counter_rows) {
+            struct read_counter *counter = table->counters + *place;
+            counter->reads++;
+            counter->weight = add_weight(counter->weight, shard->scratch.weights[i - COUNT_AHEAD]);
+        }
+        *place = i < reads ? place_of(table, shard->scratch.offsets[i]) : UINT64_MAX;
+        if (*place < table->counter_rows)
+            __builtin_prefetch(table->counters + *place, 1, 3);
     }
 }
 

@@ -40,6 +40,16 @@ INLINE uint64_t offset_ahead(const reader *r, uint64_t i)
     return offset == MN_NO_ROW ? 0 : offset;
 }
 
+/* What the first reads find: bytes [skip, skip + bytes) of the rows before `ahead`. */
+INLINE void prefetch_first(const reader *r, uint32_t skip, uint32_t bytes)
+{
+    for (uint64_t i = 0; i < r->ahead && i < r->n; i++) {
+        const char *row = (const char *)r->tile->values + skip + offset_ahead(r, i) * r->row_bytes;
+        for (uint32_t b = 0; b < bytes; b += LINE)
+            __builtin_prefetch(row + b, 0, INTO_L2);
+    }
+}
+
 /* Called when read i begins: asks for bytes [skip, skip + bytes) of the row of a read to come. A
  * row never written costs a look into the page table. */
 INLINE void prefetch_ahead(const reader *r, uint64_t i, uint32_t skip, uint32_t bytes)
@@ -248,6 +258,7 @@ void ISA(bag)(const mn_tile *tile, const uint64_t *offsets, const float *weights
               uint32_t k, enum mn_dtype out_dtype, void *out_bags, uint64_t out_stride_bytes)
 {
     const reader r = reader_of(tile, offsets, queries * k);
+    prefetch_first(&r, 0, least(r.row_bytes, CHUNK * element_bytes(tile->dtype)));
     if (tile->dtype == MN_F32)
         bag_of(&r, weights, queries, k, MN_F32, out_dtype, out_bags, out_stride_bytes);
     else
