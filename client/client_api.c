@@ -5,6 +5,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+enum { POLL_NS_MAX = 5000000 };
+
 /* ---- Futures ---- */
 
 static void operation_done(mn_operation *operation)
@@ -74,14 +76,60 @@ static enum mn_status too_many(mn_error *error)
     return mn_fail(error, MN_BUSY, "calls_max", "as many calls as calls_max allows are alive");
 }
 
+/* Takes the transport's next answers on this thread; false: another does, or there are none to come.
+ * Not for long at once: a call may also be ended by the ticker. Under the mutex, given back
+ * meanwhile. */
+static bool look_after(mn_client *client, uint64_t until_ns)
+{
+    mn_transport *transport = client->transport;
+    if (!transport->poll)
+        return false;
+    uint64_t end_ns = client->env.now_ns(client->env.context) + POLL_NS_MAX;
+    mn_client_unlock(client);
+    bool looked = transport->poll(transport, until_ns < end_ns ? until_ns : end_ns);
+    mn_client_lock(client);
+    return looked;
+}
+
+/* One that waits asleep takes over from a thread that polled and goes. */
+static void hand_over(mn_client *client)
+{
+    for (uint32_t i = 0; client->sleepers && i < client->futures_used; i++) {
+        mn_future *future = &client->futures[i];
+        if (future->asleep && !future->done) {
+            (void)pthread_cond_broadcast(&future->ended); /* cannot fail */
+            return;
+        }
+    }
+}
+
+static bool sleep_until(mn_future *future, uint64_t until_ns)
+{
+    mn_client *client = future->client;
+    client->sleepers++;
+    future->asleep = true;
+    bool in_time = mn_wake_wait(&future->ended, &client->mutex, until_ns);
+    future->asleep = false;
+    client->sleepers--;
+    return in_time;
+}
+
 /* MN_TIMEOUT when it has not ended by then. */
 static enum mn_status await(mn_future *future, uint64_t until_ns, mn_error *error)
 {
     mn_client *client = future->client;
-    bool in_time = true;
+    bool in_time = true, looked = false;
     mn_client_lock(client);
-    while (!future->done && in_time)
-        in_time = mn_wake_wait(&future->ended, &client->mutex, until_ns);
+    while (!future->done && in_time) {
+        if (look_after(client, until_ns)) {
+            looked = true;
+            in_time = client->env.now_ns(client->env.context) < until_ns;
+        } else if (!future->done) {
+            in_time = sleep_until(future, until_ns);
+        }
+    }
+    if (looked)
+        hand_over(client);
     bool done = future->done;
     mn_client_unlock(client);
     if (!done)

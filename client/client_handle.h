@@ -11,7 +11,7 @@ struct mn_future {
     mn_operation operation;
     mn_client *client;
     pthread_cond_t ended;
-    bool in_use, done;
+    bool in_use, done, asleep; /* asleep: a thread waits for `ended` */
     mn_future *next_free;
 };
 
@@ -34,6 +34,7 @@ struct mn_client {
     mn_future *free_future;
     mn_future *ended[ENDED_MAX]; /* whose waiters the next unlock wakes */
     uint32_t ended_count;
+    uint32_t sleepers;      /* futures with a thread asleep */
     uint64_t ticker_due_ns; /* when the ticker will look next */
     bool closing;
 };

@@ -116,7 +116,7 @@ enum mn_status mn_core_create(const mn_core_options *options, const mn_env *env,
     if (core->options.back_off_ms == 0)
         core->options.back_off_ms = 5;
     if (core->options.chunk_bytes == 0)
-        core->options.chunk_bytes = MN_CHUNK_BYTES;
+        core->options.chunk_bytes = MN_CHUNK_AIM_BYTES;
     core->env = *env;
     core->transport = transport;
     core->shards = transport->shards;

@@ -47,13 +47,14 @@ static uint32_t index_bits(enum mn_encoding encoding, uint64_t rows)
     return encoding == MN_INDEX_U32 ? 32 : 64;
 }
 
-/* Bits of one unit in a request and in its answer, at the shard with the widest share. */
-static uint64_t unit_bits(const mn_task *task)
+/* As many units as fit a request, and their answer, at the shard with the widest share; and no more
+ * than make pieces of even size, where every shard gets all units. */
+static uint64_t chunk_units(const mn_task *task, uint64_t chunk_bytes)
 {
     const mn_operation *operation = task->operation;
     const mn_table *table = operation->table;
     bool partial = operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS;
-    uint64_t most = 1;
+    uint64_t most_sent = 1, most_answered = 1;
     for (uint32_t shard = 0; shard < holders(table); shard++) {
         const mn_share *share = &table->shares[shard];
         uint64_t dtype = partial                ? MN_F32
@@ -72,10 +73,16 @@ static uint64_t unit_bits(const mn_task *task)
             answered = values + state;
         if (operation->kind == MN_OP_BAG_GRAD)
             answered = (uint64_t)share->tile_count * task->data.reads * 32;
-        most = sent > most ? sent : most;
-        most = answered > most ? answered : most;
+        most_sent = sent > most_sent ? sent : most_sent;
+        most_answered = answered > most_answered ? answered : most_answered;
     }
-    return most;
+    uint64_t fit = (chunk_bytes - 8) * 8 / most_sent; /* 8: a last byte of indices */
+    if (fit > chunk_bytes * 8 / most_answered)
+        fit = chunk_bytes * 8 / most_answered;
+    if (fit == 0)
+        return 1; /* fits: the widest row with its state has 768 KiB */
+    uint64_t pieces = (task->data.units + fit - 1) / fit;
+    return pieces ? (task->data.units + pieces - 1) / pieces : fit;
 }
 
 /* Groups the rows by the shard that holds them, each group in the caller's order. */
@@ -148,10 +155,7 @@ static enum mn_status plan(mn_task *task)
     mn_data *data = &task->data;
     enum mn_encoding plain = operation->indices.dtype == MN_U32 ? MN_INDEX_U32 : MN_INDEX_I64;
     data->encoding = core->options.packed ? MN_INDEX_PACKED : plain;
-    data->chunk_units =
-        (core->options.chunk_bytes - 8) * UINT64_C(8) / unit_bits(task); /* 8: a last byte */
-    if (data->chunk_units == 0)
-        data->chunk_units = 1; /* fits: the widest row with its state has 768 KiB */
+    data->chunk_units = chunk_units(task, core->options.chunk_bytes);
     memset(task->lanes, 0, core->shards * sizeof *task->lanes);
     if (table->spec.split == MN_ROWS && !has_weights(operation) && holders(table) > 1)
         return route_rows(task);

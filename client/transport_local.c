@@ -295,7 +295,8 @@ enum mn_status mn_transport_local_create(uint32_t shards, const char *data, uint
         env->release(env->context, transport, sizeof *transport);
         return mn_fail(error, MN_NO_MEMORY, "target", "no memory for %u local shards", shards);
     }
-    transport->base = (mn_transport){shards, local_start, local_cancel, local_destroy};
+    transport->base = (mn_transport){
+        .shards = shards, .start = local_start, .cancel = local_cancel, .destroy = local_destroy};
     transport->env = *env;
     transport->shards_bytes = bytes;
     for (uint32_t i = 0; i < shards; i++) {

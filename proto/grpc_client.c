@@ -1,6 +1,7 @@
-/* The client's transport over gRPC: a channel per shard, one completion queue, one thread that
- * drains it and on which done() runs. Payloads are sent from the exchange's own memory, so an
- * exchange is done only when gRPC has dropped its references to it, too. */
+/* The client's transport over gRPC: a channel per shard, and one completion queue, drained by one
+ * thread at a time, on which done() runs: a caller that waits (poll), else one of our own. Payloads
+ * are sent from the exchange's own memory, so an exchange is done only when gRPC has dropped its
+ * references to it, too. */
 #include "grpc_common.h"
 
 #include <arpa/inet.h>
@@ -9,10 +10,12 @@
 #include <grpc/grpc_security.h>
 #include <grpc/support/alloc.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 enum {
     CALLS_MAX = 65536, /* in flight at once; one more is MN_BUSY */
@@ -21,7 +24,13 @@ enum {
     FRAME_BYTES = 5, /* gRPC's own, before each message */
     LATE_POLL_NS = 1000000,
     LATE_MAX_NS = 250000000, /* a call that is over waits so long for its payload */
-    FD_MAX = 65536           /* where cut_off looks for a connection */
+    FD_MAX = 65536,          /* where cut_off looks for a connection */
+    /* Our own thread looks this often whether a caller polls; when nothing was started for a while,
+     * this often for pings and lost connections. */
+    AWAKE_NS = 50000, /* a caller looks for an answer so long before it sleeps */
+    NAP_NS = 500000,
+    IDLE_NAP_NS = 20000000,
+    IDLE_AFTER_NAPS = 200
 };
 
 /* A call has two batches: what it sends and what it receives. The second ends by the deadline
@@ -71,8 +80,18 @@ typedef struct grpc_transport {
     struct client_call *slots, *free;
     uint32_t slots_used;
     mn_exchange *overflow; /* found no slot; linked by transport_data */
+    uint64_t starts;       /* exchanges ever begun */
+    uint64_t polls;        /* by callers, ever */
+    uint32_t in_flight;
+    bool polling; /* a thread drains the queue: one at a time */
+    bool ours;    /* it is our own thread */
+    bool asked;   /* a caller waits for it to give its turn away */
+    bool idle;    /* our own thread sleeps long: the next start wakes it */
+    bool closing;
+    pthread_cond_t wake, free_turn;
+    grpc_call *kick; /* never sent; an empty batch of it ends a wait for the queue */
 
-    /* The draining thread's own: */
+    /* Whose turn it is to drain: */
     struct client_call *late; /* over, but gRPC still points at the payload */
     uint64_t cut_ns;          /* when a connection was cut last */
     uint8_t header[MN_HEADER_BYTES_MAX];
@@ -178,10 +197,10 @@ static uint64_t now_ns(const grpc_transport *transport)
     return transport->env.now_ns(transport->env.context);
 }
 
-static gpr_timespec deadline_of(const grpc_transport *transport, const mn_exchange *exchange)
+static gpr_timespec instant_of(const grpc_transport *transport, uint64_t instant_ns)
 {
     uint64_t now = now_ns(transport);
-    uint64_t left = exchange->deadline_ns > now ? exchange->deadline_ns - now : 0;
+    uint64_t left = instant_ns > now ? instant_ns - now : 0;
     if (left >= INT64_MAX)
         return gpr_inf_future(GPR_CLOCK_MONOTONIC);
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
@@ -244,6 +263,11 @@ static struct client_call *take_slot(grpc_transport *transport, mn_exchange *exc
         exchange->transport_data = transport->overflow;
         transport->overflow = exchange;
     }
+    transport->starts++;
+    transport->in_flight++;
+    if (transport->idle)
+        (void)pthread_cond_signal(&transport->wake); /* cannot fail */
+    transport->idle = false;
     pthread_mutex_unlock(&transport->lock);
     return call;
 }
@@ -256,7 +280,7 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
     memset(&exchange->reply, 0, sizeof exchange->reply);
     struct client_call *call = take_slot(transport, exchange);
     if (!call)
-        return; /* the draining thread answers it, busy as it is with CALLS_MAX others */
+        return; /* who drains answers it, busy as that is with CALLS_MAX others */
     call->request = call->reply = NULL;
     call->peer = NULL;
     call->late = false;
@@ -274,7 +298,8 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
     const struct channel *channel = &transport->channels[shard];
     grpc_call *started = grpc_channel_create_registered_call(
         channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, transport->queue,
-        channel->methods[exchange->request.verb], deadline_of(transport, exchange), NULL);
+        channel->methods[exchange->request.verb], instant_of(transport, exchange->deadline_ns),
+        NULL);
     pthread_mutex_lock(&transport->lock);
     call->call = started;
     if (call->cancelled)
@@ -298,7 +323,7 @@ static void transport_cancel(mn_transport *base, mn_exchange *exchange)
     pthread_mutex_unlock(&transport->lock);
 }
 
-/* ---- Finishing, on the draining thread --------------------------------------------------- */
+/* ---- Finishing, on the thread that drains ------------------------------------------------- */
 
 /* What a call that failed says: the shard's typed error, or what gRPC's code and text tell. */
 static void read_failure(struct client_call *call, bool cancelled)
@@ -365,6 +390,7 @@ static void finish(grpc_transport *transport, struct client_call *call)
     pthread_mutex_lock(&transport->lock);
     call->next = transport->free;
     transport->free = call;
+    transport->in_flight--;
     pthread_mutex_unlock(&transport->lock);
 }
 
@@ -499,27 +525,125 @@ static void refuse_overflow(grpc_transport *transport)
         exchange->reply.status = mn_fail(&exchange->reply.error, MN_BUSY, "transport",
                                          "%d calls are in flight already", CALLS_MAX);
         exchange->done(exchange);
+        pthread_mutex_lock(&transport->lock);
+        transport->in_flight--;
+        pthread_mutex_unlock(&transport->lock);
         exchange = next;
     }
 }
 
+/* ---- Draining ----------------------------------------------------------------------------- */
+
+/* One event of the queue, if one comes by then, and what follows from it. */
+static grpc_completion_type drain_once(grpc_transport *transport, uint64_t until_ns)
+{
+    uint64_t now = now_ns(transport);
+    uint64_t late_ns = transport->late ? now + LATE_POLL_NS : UINT64_MAX;
+    until_ns = until_ns < late_ns ? until_ns : late_ns;
+    grpc_event event =
+        grpc_completion_queue_next(transport->queue, instant_of(transport, until_ns), NULL);
+    const struct tag *tag = event.tag;
+    if (event.type == GRPC_OP_COMPLETE && tag->call)
+        on_batch_end(transport, tag);
+    if (transport->late)
+        look_after_late(transport);
+    refuse_overflow(transport);
+    return event.type;
+}
+
+/* For a caller that has nothing else to do. It looks for a while before it sleeps: being woken
+ * costs it, and the shard that wakes it, more than a few looks, and a thread that is awake is not
+ * moved to the shard's core. Others that wait for this core go first. */
+static void drain_awake(grpc_transport *transport, uint64_t until_ns)
+{
+    uint64_t awake_ns = now_ns(transport) + AWAKE_NS;
+    while (drain_once(transport, 0) == GRPC_QUEUE_TIMEOUT) {
+        if (now_ns(transport) >= awake_ns) {
+            (void)drain_once(transport, until_ns);
+            return;
+        }
+        (void)sched_yield(); /* cannot fail */
+    }
+}
+
+static struct timespec monotonic(uint64_t instant_ns)
+{
+    return (struct timespec){.tv_sec = (time_t)(instant_ns / 1000000000u),
+                             .tv_nsec = (long)(instant_ns % 1000000000u)};
+}
+
+/* Under the lock. Our own thread goes when it is told; a caller that polls, when it has its answer. */
+static void ask_for_turn(grpc_transport *transport, uint64_t until_ns)
+{
+    static const struct tag none = {.call = NULL};
+    struct timespec until = monotonic(until_ns);
+    bool in_time = true;
+    while (transport->polling && transport->ours && in_time) {
+        if (!transport->asked)
+            start_batch(transport->kick, NULL, 0, (struct tag *)&none);
+        transport->asked = true;
+        in_time = !pthread_cond_timedwait(&transport->free_turn, &transport->lock, &until);
+    }
+}
+
+static bool transport_poll(mn_transport *base, uint64_t until_ns)
+{
+    grpc_transport *transport = (grpc_transport *)base;
+    pthread_mutex_lock(&transport->lock);
+    ask_for_turn(transport, until_ns);
+    bool mine = !transport->polling && transport->in_flight;
+    if (mine) {
+        transport->polling = true;
+        transport->polls++;
+    }
+    pthread_mutex_unlock(&transport->lock);
+    if (!mine)
+        return false;
+    drain_awake(transport, until_ns);
+    pthread_mutex_lock(&transport->lock);
+    transport->polling = false;
+    pthread_mutex_unlock(&transport->lock);
+    return true;
+}
+
+/* Sleeps under the lock; a start ends a long sleep. */
+static void nap(grpc_transport *transport, uint64_t nap_ns)
+{
+    struct timespec until = monotonic(now_ns(transport) + nap_ns);
+    (void)pthread_cond_timedwait(&transport->wake, &transport->lock, &until); /* or it timed out */
+}
+
+/* Our own thread: looks after the calls that nobody waits for. */
 static void *drain(void *context)
 {
     grpc_transport *transport = context;
-    for (;;) {
-        gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
-        if (transport->late)
-            until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
-                                 gpr_time_from_nanos(LATE_POLL_NS, GPR_TIMESPAN));
-        grpc_event event = grpc_completion_queue_next(transport->queue, until, NULL);
-        if (event.type == GRPC_QUEUE_SHUTDOWN)
-            return NULL;
-        if (event.type == GRPC_OP_COMPLETE)
-            on_batch_end(transport, event.tag);
-        if (transport->late)
-            look_after_late(transport);
-        refuse_overflow(transport);
+    uint64_t starts = 0, polls = 0, naps = 0;
+    pthread_mutex_lock(&transport->lock);
+    while (!transport->closing) {
+        naps = starts == transport->starts ? naps + 1 : 0;
+        starts = transport->starts;
+        polls = transport->polls;
+        transport->idle = naps > IDLE_AFTER_NAPS;
+        bool idle = transport->idle;
+        nap(transport, idle ? IDLE_NAP_NS : NAP_NS);
+        transport->idle = false;
+        if (transport->polling || polls != transport->polls || !(idle || transport->in_flight))
+            continue;
+        transport->polling = transport->ours = true;
+        transport->asked = false;
+        do {
+            uint64_t until_ns = transport->in_flight ? UINT64_MAX : 0;
+            pthread_mutex_unlock(&transport->lock);
+            (void)drain_once(transport, until_ns);
+            pthread_mutex_lock(&transport->lock);
+        } while (transport->in_flight && !transport->asked);
+        transport->polling = transport->ours = false;
+        (void)pthread_cond_broadcast(&transport->free_turn); /* cannot fail */
     }
+    pthread_mutex_unlock(&transport->lock);
+    while (drain_once(transport, UINT64_MAX) != GRPC_QUEUE_SHUTDOWN)
+        ;
+    return NULL;
 }
 
 /* ---- Creating and destroying ------------------------------------------------------------- */
@@ -530,6 +654,8 @@ static uint64_t slots_bytes(void) { return (uint64_t)CALLS_MAX * sizeof(struct c
 static void release(grpc_transport *transport)
 {
     mn_env env = transport->env;
+    if (transport->kick)
+        grpc_call_unref(transport->kick);
     for (uint32_t i = 0; transport->channels && i < transport->base.shards; i++)
         if (transport->channels[i].channel)
             grpc_channel_destroy(transport->channels[i].channel);
@@ -539,6 +665,8 @@ static void release(grpc_transport *transport)
                 transport->base.shards * sizeof *transport->channels);
     if (transport->slots)
         env.unreserve(env.context, transport->slots, slots_bytes());
+    (void)pthread_cond_destroy(&transport->free_turn); /* nobody waits */
+    (void)pthread_cond_destroy(&transport->wake);
     (void)pthread_mutex_destroy(&transport->lock); /* nobody holds it */
     env.release(env.context, transport, sizeof *transport);
     grpc_shutdown();
@@ -549,6 +677,10 @@ static void transport_destroy(mn_transport *base)
     grpc_transport *transport = (grpc_transport *)base;
     if (!transport)
         return;
+    pthread_mutex_lock(&transport->lock);
+    transport->closing = true;
+    (void)pthread_cond_signal(&transport->wake); /* cannot fail */
+    pthread_mutex_unlock(&transport->lock);
     grpc_completion_queue_shutdown(transport->queue);
     (void)pthread_join(transport->thread, NULL); /* a thread of ours, joined once */
     release(transport);
@@ -583,9 +715,22 @@ static enum mn_status acquire(grpc_transport *transport, const mn_grpc_client_op
     for (uint32_t i = 0; i < options->shards; i++)
         open_channel(&transport->channels[i], options->addresses[i]);
     transport->queue = grpc_completion_queue_create_for_next(NULL);
+    transport->kick = grpc_channel_create_registered_call(
+        transport->channels[0].channel, NULL, GRPC_PROPAGATE_DEFAULTS, transport->queue,
+        transport->channels[0].methods[0], gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
     if (pthread_create(&transport->thread, NULL, drain, transport))
         return mn_fail(error, MN_NO_MEMORY, "thread", "no thread to drain the completion queue");
     return MN_OK;
+}
+
+/* On the monotonic clock. glibc's attributes are plain memory: none of this can fail. */
+static void init_wake(pthread_cond_t *out_wake)
+{
+    pthread_condattr_t attributes;
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(out_wake, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
 }
 
 enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
@@ -601,13 +746,16 @@ enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
     transport->base = (mn_transport){.shards = options->shards,
                                      .start = transport_start,
                                      .cancel = transport_cancel,
-                                     .destroy = transport_destroy};
+                                     .destroy = transport_destroy,
+                                     .poll = transport_poll};
     transport->env = *env;
     if (options->authorization)
         (void)snprintf(transport->authorization, sizeof transport->authorization, "%s",
                        options->authorization); /* its length was checked */
     mn_grpc_init();
     (void)pthread_mutex_init(&transport->lock, NULL); /* default attributes: cannot fail */
+    init_wake(&transport->wake);
+    init_wake(&transport->free_turn);
     status = acquire(transport, options, error);
     if (status) {
         if (transport->queue)

@@ -55,7 +55,8 @@ static void fake_cancel(mn_transport *transport, mn_exchange *exchange)
 void fake_init(fake *it, uint32_t shards)
 {
     memset(it, 0, sizeof *it);
-    it->transport = (mn_transport){shards, fake_start_exchange, fake_cancel, NULL};
+    it->transport =
+        (mn_transport){.shards = shards, .start = fake_start_exchange, .cancel = fake_cancel};
     it->env = (mn_env){.context = it,
                        .now_ns = fake_now,
                        .random = fake_random,

@@ -422,7 +422,8 @@ static void destroy(mn_transport *transport)
 sim_link *sim_link_create(sim_world *world, uint32_t client)
 {
     sim_link *link = must(calloc(1, sizeof *link));
-    link->base = (mn_transport){world->shard_count, start, cancel, destroy};
+    link->base = (mn_transport){
+        .shards = world->shard_count, .start = start, .cancel = cancel, .destroy = destroy};
     link->world = world;
     link->client = client;
     return link;
