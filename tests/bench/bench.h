@@ -60,6 +60,11 @@ typedef struct bench_child {
 } bench_child;
 bench_child bench_start(const char *const *arguments, bool with_port, bool piped);
 void bench_stop(bench_child *child);
+/* Where there are more cores than servers: this thread, and what it starts, keeps to the first
+ * core, servers (children not piped) started from here on to the others, as on machines of their
+ * own; else both run where the kernel likes, which halves a call's time or doubles it as it puts
+ * them on one core or two. 0: everywhere again. */
+void bench_apart(uint32_t servers);
 bool bench_has(const char *program);
 int bench_connect(int port); /* a TCP connection to 127.0.0.1, buffers of 4 MiB, no delay */
 void bench_send(int socket, const void *bytes, size_t count);

@@ -72,6 +72,7 @@ static void latency_case(uint32_t dim, uint32_t shards, double least)
     uint64_t seed = 1;
     uint32_t cores = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     context.seconds = malloc(CALLS * sizeof *context.seconds);
+    bench_apart(shards);
     bench_service_start(&context.service, shards);
     context.table = bench_table(context.service.client, &spec);
     mn_client_counters before = mn_client_counted(context.service.client);
@@ -100,6 +101,7 @@ static void latency_case(uint32_t dim, uint32_t shards, double least)
     }
     peer_echo_stop(context.echo);
     bench_service_stop(&context.service);
+    bench_apart(0);
     free(context.seconds);
 }
 

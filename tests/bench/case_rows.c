@@ -83,6 +83,7 @@ static void fetch_case(uint32_t dim, const double least[3], const double goal[3]
     (void)snprintf(name, sizeof name, "dim=%u batch=%u", dim, BATCH);
     context.indices = malloc(BATCHES * BATCH * sizeof *context.indices);
     context.out = bench_huge((uint64_t)BATCHES * BATCH * dim * sizeof *context.out);
+    bench_apart(1);
     bench_service_start(&context.service, 1);
     context.table = bench_table(context.service.client, &spec);
     peer_tcp_start(&context.tcp, context.rows, dim);
@@ -101,6 +102,7 @@ static void fetch_case(uint32_t dim, const double least[3], const double goal[3]
     peer_redis_stop(&context.redis);
     peer_tcp_stop(&context.tcp);
     bench_service_stop(&context.service);
+    bench_apart(0);
     free(context.indices);
 }
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,25 @@
 #include <unistd.h>
 
 enum { ARGUMENTS_MAX = 32, START_SECONDS = 60 };
+
+static bool servers_apart;
+
+static void keep_to(long first, long end)
+{
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    for (long core = first; core < end; core++)
+        CPU_SET((size_t)core, &cores);
+    if (sched_setaffinity(0, sizeof cores, &cores))
+        bench_die("cannot choose cores %ld to %ld: %s", first, end - 1, strerror(errno));
+}
+
+void bench_apart(uint32_t servers)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    servers_apart = servers && servers < cores;
+    keep_to(0, servers_apart ? 1 : cores);
+}
 
 static int read_port(const char *path, pid_t process)
 {
@@ -35,6 +55,8 @@ static int read_port(const char *path, pid_t process)
 static void become(const char *const *arguments, const int in[2], const int out[2], bool piped)
 {
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* no child outlives the bench */
+    if (!piped && servers_apart)
+        keep_to(1, sysconf(_SC_NPROCESSORS_ONLN));
     if (piped) {
         (void)dup2(in[0], STDIN_FILENO);
         (void)dup2(out[1], STDOUT_FILENO);
