@@ -49,20 +49,26 @@ typedef struct mn_part_record {
     bool used;
 } mn_part_record;
 
+/* Of one call for one shard; of a call made again, the most that one of them had. */
+typedef struct mn_part_pieces {
+    uint32_t cut, acknowledged;
+} mn_part_pieces;
+
 typedef struct mn_step_record {
     uint64_t step;         /* 0: unused */
     uint32_t part_count;   /* of parts */
     uint32_t changing;     /* calls that have not ended */
     mn_part_record *parts; /* [MN_STEP_PARTS_MAX], open addressing */
-    uint32_t *keys;        /* [MN_STEP_PARTS_MAX][shards]: pieces that the call is cut into */
-    uint64_t *pieces;      /* [shards]: keys in all, which Seal declares */
+    mn_part_pieces *keys;  /* [MN_STEP_PARTS_MAX][shards] */
+    mn_part_pieces *sums;  /* [shards]: of all parts, which Seal declares */
 } mn_step_record;
 
 /* Counts the pieces of the task's lanes; of a call made again, once (STEPS.md "Changes").
  * MN_STEP: not an open step; MN_BUSY: too many parts. */
 enum mn_status mn_steps_claim(mn_task *task);
-void mn_steps_settle(mn_task *task); /* the task ended */
-uint64_t mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard);
+void mn_steps_settle(mn_task *task);      /* the task ended */
+void mn_steps_acknowledge(mn_lane *lane); /* one more of its pieces was */
+mn_part_pieces mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard);
 uint32_t mn_steps_changing(const mn_core *core, uint64_t step);
 void mn_steps_close(mn_core *core, uint64_t step); /* forgets the steps up to this one */
 uint64_t mn_steps_bytes(uint32_t shards);          /* of memory for mn_steps_init */
@@ -88,6 +94,7 @@ struct mn_lane {
     uint32_t shard;
     uint64_t first, units; /* of data.order; without an order, all units */
     uint64_t pieces, sent;
+    uint32_t acknowledged; /* of a change's pieces */
     bool queued;
     mn_lane *queue_next, *queue_previous;
 };
@@ -191,6 +198,8 @@ struct mn_core {
     mn_transport *transport;
     uint32_t shards;
     uint64_t epoch, incarnation, step;
+    /* Of that epoch: the highest step known to be settled, and the one that each shard told. */
+    uint64_t settled_epoch, settled_step, *told_steps;
     uint64_t load_epoch; /* of the last load begun: parts of one that failed may arrive late */
     bool joined;
     uint64_t due_ns;
@@ -258,6 +267,8 @@ void mn_settle_commit(mn_task *task); /* Commit of the outcome where not permane
 void mn_fill_payload(mn_slot *slot, const void *bytes, uint64_t count);
 void mn_fill_spans(mn_slot *slot, const mn_span *spans, uint32_t count); /* lent until answered */
 void mn_core_advance(mn_core *core, uint64_t step);                      /* the step is committed */
+/* Every shard has held all seals of the step, if not more: what requests say from now on. */
+void mn_core_settled(mn_core *core, uint64_t step);
 
 /* check.c: what the caller gave, before anything is sent. */
 enum mn_status mn_check_data(const mn_task *task, mn_error *error);

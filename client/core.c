@@ -77,7 +77,7 @@ static uint64_t memory_bytes(const mn_core_options *options, uint32_t shards)
         bytes += shards * window_bytes(options, (enum mn_verb_kind)kind);
     return bytes + aligned(options->operations_max * sizeof(mn_task)) +
            aligned((uint64_t)options->operations_max * shards * sizeof(mn_lane)) +
-           mn_steps_bytes(shards);
+           mn_steps_bytes(shards) + aligned(shards * sizeof(uint64_t));
 }
 
 /* Deals the address space out: all of it is zero, and takes no memory until used. */
@@ -101,6 +101,7 @@ static void lay_out(mn_core *core)
     core->lanes = (mn_lane *)next;
     next += aligned((uint64_t)core->options.operations_max * core->shards * sizeof(mn_lane));
     mn_steps_init(core, next);
+    core->told_steps = (uint64_t *)(next + mn_steps_bytes(core->shards));
 }
 
 enum mn_status mn_core_create(const mn_core_options *options, const mn_env *env,

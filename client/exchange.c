@@ -57,6 +57,7 @@ void mn_phase_begin(mn_task *task, const mn_phase *phase)
         lane->task = task;
         lane->shard = shard;
         lane->pieces = lane->sent = 0;
+        lane->acknowledged = 0;
         lane->queued = false;
     }
 }
@@ -176,6 +177,10 @@ static void lane_send(mn_lane *lane, mn_window *window)
     memcpy(context->request_id, id, sizeof id);
     if (task->phase->fill)
         task->phase->fill(task, lane, slot);
+    if (context->map_epoch && context->map_epoch == core->settled_epoch) {
+        context->settled_step = core->settled_step;
+        context->committed_step = core->told_steps[window->shard];
+    }
     slot_start(slot);
 }
 
@@ -300,6 +305,23 @@ static void slot_retry(mn_slot *slot, const mn_reply *reply)
     mn_core_wake_at(core, slot->due_ns);
 }
 
+/* What a shard's answer says is committed is settled. Status tells what is not durable yet, and a
+ * restore's check tells a snapshot's step. */
+static void learn(mn_slot *slot)
+{
+    const mn_request *request = &slot->exchange.request;
+    const mn_reply *reply = &slot->exchange.reply;
+    mn_core *core = slot->window->core;
+    bool tells = request->verb != MN_VERB_STATUS && request->verb != MN_VERB_RESTORE;
+    if (tells && reply->map_epoch == core->epoch) {
+        uint64_t *told = &core->told_steps[slot->window->shard];
+        mn_core_settled(core, reply->step);
+        *told = reply->step > *told ? reply->step : *told;
+    }
+    if (slot->window->kind == MN_KIND_CHANGE)
+        mn_steps_acknowledge(slot->lane);
+}
+
 static void slot_answered(mn_slot *slot)
 {
     mn_lane *lane = slot->lane;
@@ -317,6 +339,7 @@ static void slot_answered(mn_slot *slot)
             mn_window_pump(slot->window);
             return;
         }
+        learn(slot);
         if (slot->state != MN_SLOT_HELD)
             mn_slot_finish(slot);
     } else if (task->phase->refused && task->phase->refused(task, lane, reply)) {

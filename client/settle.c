@@ -47,6 +47,16 @@ void mn_core_advance(mn_core *core, uint64_t step)
     mn_core_pump(core); /* what was early may go now */
 }
 
+void mn_core_settled(mn_core *core, uint64_t step)
+{
+    if (core->settled_epoch != core->epoch) {
+        core->settled_epoch = core->epoch;
+        core->settled_step = 0;
+        memset(core->told_steps, 0, core->shards * sizeof *core->told_steps);
+    }
+    core->settled_step = step > core->settled_step ? step : core->settled_step;
+}
+
 /* ---- Factors ---- */
 
 static bool clips(const mn_proposal *proposal)
@@ -181,6 +191,7 @@ static bool open_lower(mn_task *task, const mn_phase *phase)
 
 void mn_settle_commit(mn_task *task)
 {
+    mn_core_settled(task->core, task->settle->step);
     if (open_lower(task, &commit_phase))
         mn_phase_go(task);
     else
@@ -224,7 +235,9 @@ static void fill_seal(mn_task *task, mn_lane *lane, mn_slot *slot)
     mn_request *request = &slot->exchange.request;
     const mn_settle *settle = task->settle;
     request->context.step = settle->step;
-    request->pieces = mn_steps_pieces(task->core, settle->step, lane->shard);
+    mn_part_pieces pieces = mn_steps_pieces(task->core, settle->step, lane->shard);
+    request->pieces = pieces.cut;
+    request->acknowledged = pieces.acknowledged;
     request->proposal = settle->views[lane->shard].proposal;
     request->norms = clips(&request->proposal);
 }

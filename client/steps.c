@@ -10,8 +10,8 @@ enum { PARTS_FULL = MN_STEP_PARTS_MAX / 4 * 3 }; /* open addressing stays short 
 static uint64_t step_bytes(uint32_t shards)
 {
     uint64_t bytes = MN_STEP_PARTS_MAX * sizeof(mn_part_record) +
-                     (uint64_t)MN_STEP_PARTS_MAX * shards * sizeof(uint32_t) +
-                     shards * sizeof(uint64_t);
+                     (uint64_t)MN_STEP_PARTS_MAX * shards * sizeof(mn_part_pieces) +
+                     shards * sizeof(mn_part_pieces);
     return (bytes + 63) / 64 * 64;
 }
 
@@ -22,11 +22,11 @@ void mn_steps_init(mn_core *core, uint8_t *memory)
     for (uint32_t i = 0; i < MN_OPEN_STEPS; i++) {
         uint8_t *next = memory + i * step_bytes(core->shards);
         mn_step_record *record = &core->steps[i];
-        record->pieces = (uint64_t *)next;
-        next += core->shards * sizeof(uint64_t);
         record->parts = (mn_part_record *)next;
         next += MN_STEP_PARTS_MAX * sizeof(mn_part_record);
-        record->keys = (uint32_t *)next;
+        record->sums = (mn_part_pieces *)next;
+        next += core->shards * sizeof(mn_part_pieces);
+        record->keys = (mn_part_pieces *)next;
     }
 }
 
@@ -36,8 +36,8 @@ static mn_step_record *record_of(const mn_core *core, uint64_t step)
     return record->step == step ? (mn_step_record *)record : NULL;
 }
 
-static uint32_t *part_keys(const mn_core *core, mn_step_record *record, uint64_t table,
-                           uint32_t part)
+static mn_part_pieces *part_keys(const mn_core *core, mn_step_record *record, uint64_t table,
+                                 uint32_t part)
 {
     uint64_t hash = (table * UINT64_C(0x9E3779B97F4A7C15)) ^ (part * UINT64_C(0xC2B2AE3D27D4EB4F));
     for (uint64_t at = hash >> 32;; at++) {
@@ -69,17 +69,17 @@ enum mn_status mn_steps_claim(mn_task *task)
                        step, MN_OPEN_STEPS, core->step);
     mn_step_record *record = &core->steps[step % MN_OPEN_STEPS];
     record->step = step;
-    uint32_t *keys = part_keys(core, record, operation->table->id, operation->part);
+    mn_part_pieces *keys = part_keys(core, record, operation->table->id, operation->part);
     if (!keys)
         return mn_fail(&task->error, MN_BUSY, "part",
                        "step %" PRIu64 " has changes in %d (table, part) pairs already", step,
                        PARTS_FULL);
     for (uint32_t shard = 0; shard < core->shards; shard++) {
         uint64_t pieces = task->lanes[shard].pieces;
-        if (pieces <= keys[shard])
+        if (pieces <= keys[shard].cut)
             continue;
-        record->pieces[shard] += pieces - keys[shard];
-        keys[shard] = (uint32_t)pieces;
+        record->sums[shard].cut += (uint32_t)pieces - keys[shard].cut;
+        keys[shard].cut = (uint32_t)pieces;
     }
     record->changing++;
     task->claimed = true;
@@ -94,10 +94,24 @@ void mn_steps_settle(mn_task *task)
     task->claimed = false;
 }
 
-uint64_t mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard)
+void mn_steps_acknowledge(mn_lane *lane)
+{
+    mn_task *task = lane->task;
+    const mn_operation *operation = task->operation;
+    mn_step_record *record = record_of(task->core, operation->step);
+    if (!task->claimed || !record)
+        return;
+    mn_part_pieces *keys = part_keys(task->core, record, operation->table->id, operation->part);
+    if (!keys || ++lane->acknowledged <= keys[lane->shard].acknowledged)
+        return;
+    keys[lane->shard].acknowledged++;
+    record->sums[lane->shard].acknowledged++;
+}
+
+mn_part_pieces mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard)
 {
     const mn_step_record *record = record_of(core, step);
-    return record ? record->pieces[shard] : 0;
+    return record ? record->sums[shard] : (mn_part_pieces){0};
 }
 
 uint32_t mn_steps_changing(const mn_core *core, uint64_t step)
@@ -115,7 +129,7 @@ void mn_steps_close(mn_core *core, uint64_t step)
         mn_step_record *record = &core->steps[i];
         if (record->step == 0 || record->step > step)
             continue;
-        memset(record->pieces, 0, core->shards * sizeof *record->pieces);
+        memset(record->sums, 0, core->shards * sizeof *record->sums);
         if (record->part_count) {
             memset(record->parts, 0, MN_STEP_PARTS_MAX * sizeof *record->parts);
             memset(record->keys, 0,

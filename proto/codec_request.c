@@ -17,6 +17,8 @@ static const mn_record_field context_fields[] = {
     {.number = 6, MN_SHAPE_U64, AT(incarnation)},
     {.number = 7, MN_SHAPE_ID, AT(request_id), 16},
     {.number = 8, MN_SHAPE_U64, AT(remaining_ms)},
+    {.number = 9, MN_SHAPE_U64, AT(settled_step)},
+    {.number = 10, MN_SHAPE_U64, AT(committed_step)},
 };
 static const mn_record record_context = MN_RECORD(mn_context, context_fields);
 #undef OF
@@ -106,6 +108,7 @@ static const mn_record_field request_fields[] = {
     {.number = 27, MN_SHAPE_TEXT, AT(spec.name), MN_NAME_BYTES},
     {.number = 28, MN_SHAPE_ENUM, AT(durability), MN_DURABILITY_SYNC + 1},
     {.number = 29, MN_SHAPE_U64, AT(rate)},
+    {.number = 30, MN_SHAPE_U64, AT(acknowledged)},
 };
 static const mn_record record_request = MN_RECORD(mn_request, request_fields);
 #undef OF

@@ -241,9 +241,13 @@ typedef struct mn_context {
     uint64_t map_epoch; /* 0 only in Map, Status, List, Join, CreateTable (= not known yet) */
     uint64_t step;
     uint32_t rank;
-    uint64_t incarnation;   /* 0 only for readers that never joined (Fetch/Bag LATEST, admin) */
-    uint8_t request_id[16]; /* same in every retry of one exchange; in every log event */
-    uint64_t remaining_ms;  /* of the caller's deadline when sent; 0 is refused */
+    uint64_t incarnation;    /* 0 only for readers that never joined (Fetch/Bag LATEST, admin) */
+    uint8_t request_id[16];  /* same in every retry of one exchange; in every log event */
+    uint64_t remaining_ms;   /* of the caller's deadline when sent; 0 is refused */
+    uint64_t settled_step;   /* highest step whose seals all shards held, as the caller knows; 0:
+                               none */
+    uint64_t committed_step; /* highest step that this shard has told is committed; 0: none. A shard
+                                that stands before either has lost steps: MN_LOST */
 } mn_context;
 
 enum mn_read { MN_READ_STEP = 0, MN_READ_LATEST = 1 };
@@ -278,7 +282,8 @@ enum mn_files_phase {
  *   Push         table, tiles, part, position, count, index_encoding, value_dtype;
  *                payload = indices [count], gradients [count][columns of the tiles]
  *   Store        as Push, and with_state; payload = indices, rows [count][columns], states
- *   Seal         pieces (staged on this shard by this rank for this step), proposal, norms
+ *   Seal         pieces (staged on this shard by this rank for this step), acknowledged, proposal,
+ *                norms
  *   Commit       proposal, factors[set] (the final multiplier per set), incarnation_sum
  *   Reduce       name; payload = f64 vector
  * Payload arrays follow one another without padding. `position` numbers this rank's pieces of
@@ -304,8 +309,9 @@ typedef struct mn_request {
     uint32_t ranks;                /* Join, CreateTable: W of the group */
     enum mn_durability durability; /* likewise, of a new group; else 0, or as it stands */
     enum mn_join_phase join;
-    uint64_t pieces;
-    bool norms; /* Seal: answer squared norms (all ranks must ask alike) */
+    uint64_t pieces;       /* Seal: this rank's at this shard for this step */
+    uint64_t acknowledged; /* Seal: at least so many of them were */
+    bool norms;            /* Seal: answer squared norms (all ranks must ask alike) */
     mn_proposal proposal;
     float factors[MN_COMMIT_SETS_MAX];
     uint64_t incarnation_sum;

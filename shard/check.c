@@ -67,6 +67,34 @@ static enum mn_status check_member(mn_shard *shard, const struct group *group, e
     return MN_OK;
 }
 
+/* A step that is settled somewhere had all its seals here, and only its commit drops them; what was
+ * told to be committed was. A shard that stands before either has lost what it had acknowledged
+ * (STEPS.md "Lost steps"). */
+enum mn_status mn_shard_check_settled(mn_shard *shard, struct group *group,
+                                      const mn_context *context, mn_error *error)
+{
+    uint64_t settled = context->settled_step, told = context->committed_step;
+    uint64_t committed = group->committed;
+    if ((settled <= committed && told <= committed) || context->map_epoch != group->map_epoch ||
+        shard->recovery || planted(shard, MN_PLANT_NO_SETTLED))
+        return MN_OK;
+    if (told > committed)
+        return mn_fail(error, MN_LOST, "committed_step",
+                       "this shard has told that step %" PRIu64
+                       " is committed, but stands at step %" PRIu64
+                       ": it has lost steps; join again, or load a saved group",
+                       told, committed);
+    uint32_t seals = 0;
+    if (settled == committed + 1)
+        seals = mn_shard_step_at(shard, group, settled)->seal_count;
+    if (seals == group->ranks)
+        return MN_OK; /* its commit is under way */
+    return mn_fail(error, MN_LOST, "settled_step",
+                   "step %" PRIu64 " is settled, but this shard stands at step %" PRIu64
+                   " with %u of %u seals after it: it has lost steps; load a saved group",
+                   settled, committed, seals, group->ranks);
+}
+
 enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
                                     struct group **out_group, mn_error *error)
 {
@@ -75,6 +103,8 @@ enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
     if (!group)
         return no_group(context, error);
     enum mn_status status = check_member(shard, group, call->request.verb, context, anyone, error);
+    if (!status)
+        status = mn_shard_check_settled(shard, group, context, error);
     if (!status)
         *out_group = group;
     return status;

@@ -242,6 +242,8 @@ static enum mn_status join_group(mn_shard *shard, struct group *group, mn_call *
     if (request->join != MN_JOIN_ASSIGN)
         status = check_incarnation(shard, group, context, error);
     if (!status)
+        status = mn_shard_check_settled(shard, group, context, error);
+    if (!status)
         status = log_join(shard, group, request, new_group, error);
     if (status)
         return status;

@@ -56,7 +56,8 @@ enum mn_plant {
     MN_PLANT_LOG_NO_JOIN = 1 << 12,   /* Joins are not logged */
     MN_PLANT_LOG_NO_SEAL = 1 << 13,   /* Seals are not logged */
     MN_PLANT_LOG_LATE = 1 << 15,      /* a change is acknowledged though its log write failed */
-    MN_PLANT_NO_KEEP = 1 << 16        /* a snapshot does not keep what commits change meanwhile */
+    MN_PLANT_NO_KEEP = 1 << 16,       /* a snapshot does not keep what commits change meanwhile */
+    MN_PLANT_NO_SETTLED = 1 << 17     /* a shard behind its callers does not see that it is */
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer

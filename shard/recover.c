@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-enum { NAMES_MAX = 4096, SCAN_BYTES = 1 << 16 };
+enum { NAMES_MAX = 4096, SCAN_BYTES = 1 << 16, TABLES_LOST_MAX = (1 << 20) - 1 };
 
 /* The file being replayed. */
 struct log_file {
@@ -434,6 +434,8 @@ static void finished(mn_shard *shard)
     (void)snprintf(text, sizeof text, "shard=%u files=%u records=%" PRIu64 " bytes=%" PRIu64,
                    shard->options.shard, recovery->count, recovery->records,
                    recovery->bytes); /* it fits */
+    /* Of tables whose making may be lost (level process, without power) no id is given again. */
+    shard->next_table = (shard->next_table | TABLES_LOST_MAX) + 1;
     if (shard->env.log)
         shard->env.log(shard->env.context, 1, "recovered", text);
     mn_shard_recover_stop(shard);

@@ -247,6 +247,9 @@ enum mn_status mn_shard_check_request(mn_shard *shard, const mn_call *call, mn_e
 /* Group, rank, map epoch, incarnation. `anyone`: incarnation 0 is a reader or an operator. */
 enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
                                     struct group **out_group, mn_error *error);
+/* MN_LOST: the caller knows of a step that this shard must have had. */
+enum mn_status mn_shard_check_settled(mn_shard *shard, struct group *group,
+                                      const mn_context *context, mn_error *error);
 enum mn_status mn_shard_check_path(const char *path, mn_error *error);
 
 enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone,

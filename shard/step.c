@@ -72,6 +72,12 @@ static enum mn_status check_seal(mn_shard *shard, struct group *group, const str
                          request->norms ? "true" : "false", step->norms ? "true" : "false");
     if (status || seal->sealed)
         return status;
+    if (seal->pieces < request->acknowledged && !planted(shard, MN_PLANT_NO_SETTLED))
+        return mn_fail(error, MN_LOST, "acknowledged",
+                       "%" PRIu64 " pieces of rank %u for step %" PRIu64
+                       " were acknowledged here, but %" PRIu64
+                       " are staged: this shard has lost some; load a saved group",
+                       request->acknowledged, request->context.rank, step->number, seal->pieces);
     if (seal->pieces != request->pieces && !planted(shard, MN_PLANT_NO_COUNT))
         return mn_fail(error, MN_INCOMPLETE, "pieces",
                        "%" PRIu64 " sealed, but %" PRIu64

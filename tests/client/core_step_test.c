@@ -88,6 +88,40 @@ static void a_commit_seals_then_commits(void **state)
     fake_destroy(&it);
 }
 
+/* What each shard told, and what all have sealed, goes with every request of that epoch. */
+static void requests_tell_what_is_committed(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    world(&it, 2);
+    fake_join(&it);
+    commit(&it, &call, 5, 0);
+    fake_submit(&it, &call);
+    const mn_context *context = &fake_take(&it, MN_VERB_SEAL, 1)->request.context;
+    assert_int_equal(context->settled_step, 4);
+    assert_int_equal(context->committed_step, 4);
+    answer_seal(&it, 0, 4, 3);
+    answer_seal(&it, 1, 4, 3);
+    context = &fake_take(&it, MN_VERB_COMMIT, 1)->request.context;
+    assert_int_equal(context->settled_step, 5); /* all seals were everywhere */
+    assert_int_equal(context->committed_step, 4);
+    mn_exchange *other = fake_take(&it, MN_VERB_COMMIT, 1);
+    other->reply.step = 5;
+    other->reply.map_epoch = FAKE_EPOCH + 1; /* another life's */
+    fake_answer(&it, other);
+    fake_answer_all(&it, MN_VERB_COMMIT, 5);
+    expect_end(&call, MN_OK, NULL);
+    commit(&it, &call, 6, 0);
+    fake_submit(&it, &call);
+    assert_int_equal(fake_take(&it, MN_VERB_SEAL, 0)->request.context.committed_step, 5);
+    assert_int_equal(fake_take(&it, MN_VERB_SEAL, 1)->request.context.committed_step, 4);
+    answer_seal(&it, 0, 5, 3);
+    answer_seal(&it, 1, 5, 3);
+    fake_answer_all(&it, MN_VERB_COMMIT, 6);
+    fake_destroy(&it);
+}
+
 /* Two tables of four tiles on two shards: squares come per (table, tile of the shard). */
 static void norms_clip(void **state)
 {
@@ -615,6 +649,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_commit_seals_then_commits),
+        cmocka_unit_test(requests_tell_what_is_committed),
         cmocka_unit_test(norms_clip),
         cmocka_unit_test(norms_that_lie),
         cmocka_unit_test(tables_change_while_sealing),

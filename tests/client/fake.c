@@ -148,6 +148,7 @@ void fake_answer_all(fake *it, enum mn_verb verb, uint64_t step)
         if (!exchange || exchange->request.verb != verb)
             continue;
         exchange->reply.step = step;
+        exchange->reply.map_epoch = FAKE_EPOCH;
         fake_answer(it, exchange);
     }
 }

@@ -24,10 +24,10 @@
 #define REQUEST_BAG_GRAD(X) READS(X) X(per_query) X(weight_dtype) PIECE(X)
 #define REQUEST_PUSH(X)     PLACE(X) X(count) X(index_encoding) X(value_dtype) PIECE(X)
 #define REQUEST_STORE(X)    REQUEST_PUSH(X) X(with_state)
-#define REQUEST_SEAL(X)     X(pieces) X(proposal) X(norms)
+#define REQUEST_SEAL(X)     X(pieces) X(acknowledged) X(proposal) X(norms)
 #define REQUEST_COMMIT(X)   X(proposal) X(factors) X(incarnation_sum)
 #define REQUEST_REDUCE(X)   X(name)
-#define REQUEST_SNAPSHOT(X) X(files) X(path)
+#define REQUEST_SNAPSHOT(X) X(files) X(path) X(rate)
 #define REQUEST_RESTORE(X)  X(ranks) X(files) X(path)
 #define REQUEST_MOVE(X)     PLACE(X)
 #define REQUEST_MAP(X)
@@ -149,6 +149,8 @@ static void random_request(rng *r, mn_request *out)
     for (int i = 0; i < 16; i++)
         out->context.request_id[i] = (uint8_t)rng_next(r);
     out->context.remaining_ms = random_number(r);
+    out->context.settled_step = random_number(r);
+    out->context.committed_step = random_number(r);
     out->table = random_number(r);
     out->tile_first = (uint32_t)random_number(r);
     out->tile_count = (uint32_t)random_number(r);
@@ -167,12 +169,14 @@ static void random_request(rng *r, mn_request *out)
     out->join = (enum mn_join_phase)rng_below(r, 3);
     out->durability = (enum mn_durability)rng_below(r, 4);
     out->pieces = random_number(r);
+    out->acknowledged = random_number(r);
     out->norms = rng_below(r, 2);
     random_proposal(r, &out->proposal, out->factors);
     out->incarnation_sum = random_number(r);
     random_name(r, out->name, sizeof out->name);
     out->files = (enum mn_files_phase)rng_below(r, 4);
     random_name(r, out->path, sizeof out->path);
+    out->rate = random_number(r);
 }
 
 static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
@@ -316,7 +320,9 @@ static void golden_request(enum mn_verb verb, mn_request *out)
                                 .step = 1004,
                                 .rank = 1005,
                                 .incarnation = 1006,
-                                .remaining_ms = 1008};
+                                .remaining_ms = 1008,
+                                .settled_step = 1009,
+                                .committed_step = 1010};
     memset(out->context.request_id, 7, sizeof out->context.request_id);
     out->table = 1002, out->tile_first = 1003, out->tile_count = 1004, out->count = 1005;
     out->per_query = 1006, out->index_encoding = MN_INDEX_PACKED, out->value_dtype = MN_F64;
@@ -324,6 +330,7 @@ static void golden_request(enum mn_verb verb, mn_request *out)
     out->part = 1012, out->position = 1013, out->with_state = true;
     golden_spec(verb == MN_VERB_CREATE_TABLE ? "n1" : "n27", &out->spec);
     out->ranks = 1017, out->join = MN_JOIN_REPLAY, out->pieces = 1019, out->norms = true;
+    out->rate = 1029, out->acknowledged = 1030;
     golden_proposal(&out->proposal);
     out->durability = MN_DURABILITY_SYNC;
     out->factors[0] = out->factors[1] = 22.5f;

@@ -260,6 +260,60 @@ static void test_join(void **state)
     fixture_deinit(&world.f);
 }
 
+/* What a caller knows of the steps of this shard, and of the others, against what stands here: one
+ * step behind is right only while all its seals are here, as its commit may be under way. */
+static void test_a_shard_that_is_behind(void **state)
+{
+    (void)state;
+    struct world world;
+    setup(&world, 1, 2, NULL);
+    finish_step(&world, 1, 0, 0);
+    mn_request request = fixture_request(&world.f, MN_VERB_LIST, 0, 0);
+    request.context.settled_step = request.context.committed_step = 1;
+    expect(&world, &request, MN_OK, "");
+    request.context.committed_step = 2;
+    expect(&world, &request, MN_LOST, "committed_step");
+    request.context.committed_step = 1;
+    request.context.settled_step = 2;
+    expect(&world, &request, MN_LOST, "settled_step");
+    request.context.map_epoch = 0; /* of no epoch: not this one's steps */
+    expect(&world, &request, MN_OK, "");
+    request.context.map_epoch = world.f.epoch;
+    struct answer *first = seal(&world, 0, 2, 0);
+    expect(&world, &request, MN_LOST, "settled_step");
+    struct answer *second = seal(&world, 1, 2, 0);
+    expect(&world, &request, MN_OK, "");
+    request.context.settled_step = 3;
+    expect(&world, &request, MN_LOST, "settled_step");
+    mn_request fence = fixture_request(&world.f, MN_VERB_JOIN, 0, 2);
+    fence.join = MN_JOIN_FENCE;
+    fence.ranks = 2;
+    fence.context.committed_step = 2;
+    expect(&world, &fence, MN_LOST, "committed_step");
+    fixture_free(first);
+    fixture_free(second);
+    fixture_deinit(&world.f);
+}
+
+static void test_acknowledged_pieces_that_are_gone(void **state)
+{
+    (void)state;
+    struct world world;
+    setup(&world, 1, 2, NULL);
+    assert_int_equal(push(&world, 0, 1, 0, 1), MN_OK);
+    mn_request request = seal_request(&world, 0, 1, 2);
+    request.acknowledged = 1;
+    expect(&world, &request, MN_INCOMPLETE, "pieces"); /* the other one was not */
+    request.acknowledged = 2;
+    expect(&world, &request, MN_LOST, "acknowledged");
+    assert_int_equal(push(&world, 0, 1, 1, 1), MN_OK);
+    struct answer *answer = fixture_send(&world.f, 0, &request, NULL, 0);
+    assert_false(answer->finished); /* it waits for rank 1 */
+    mn_shard_abandon(world.f.shards[0], &answer->call);
+    fixture_free(answer);
+    fixture_deinit(&world.f);
+}
+
 /* A rank that comes back before its seal stood everywhere plays its step again. */
 static void test_replay(void **state)
 {
@@ -528,6 +582,8 @@ int main(void)
         cmocka_unit_test(test_proposals),
         cmocka_unit_test(test_discard),
         cmocka_unit_test(test_join),
+        cmocka_unit_test(test_a_shard_that_is_behind),
+        cmocka_unit_test(test_acknowledged_pieces_that_are_gone),
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_roll_forward),
         cmocka_unit_test(test_reads_wait),

@@ -20,6 +20,20 @@ static const sim_disk_weather disk_weathers[] = {
  * of the last rank to reduce comes and goes within one event, unseen. */
 enum { READ_BYTES = 4 * 6 * 8, VECTOR_BYTES = 512 };
 
+void sim_config_blackout(sim_config *config)
+{
+    config->weather = weathers[0];
+    config->deaths = config->shards_after = 0;
+    config->fickle = config->sloppy = config->busy_save = config->rival = config->roll_back = false;
+    config->deadline_ms = 20000;
+    config->read_bytes_max = config->change_bytes_max = config->change_reserve_bytes = 0;
+    config->steps = 3 + (uint32_t)(config->seed % 10);
+    config->durability = MN_DURABILITY_PROCESS;
+    config->disk = (sim_disk_weather){.death = 15};
+    config->shard_deaths = 1;
+    config->blackout = true;
+}
+
 static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
 {
     sim_config calm = *config;

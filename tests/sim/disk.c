@@ -108,6 +108,22 @@ void sim_disk_restart(sim_disk *disk, bool power)
     disk->full_until_ns = 0;
 }
 
+bool sim_disk_age(sim_disk *disk)
+{
+    enum { KEPT_BYTES = 512 }; /* a log's head, and what makes the group */
+    bool any = false;
+    for (stored *file = disk->files->first; file; file = file->next) {
+        if (file->writer != disk || file->count <= KEPT_BYTES)
+            continue;
+        uint64_t gone = sim_below(disk->random, file->count - KEPT_BYTES);
+        gone = sim_chance(disk->random, 500) ? gone : sim_below(disk->random, 256);
+        file->count -= gone < file->count - KEPT_BYTES ? gone : file->count - KEPT_BYTES;
+        any = any || gone;
+    }
+    sim_disk_restart(disk, true);
+    return any;
+}
+
 /* ---- The interface */
 
 static mn_file *handle_of(sim_disk *disk, stored *file)

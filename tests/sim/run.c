@@ -5,12 +5,13 @@
 #include <string.h>
 
 static const char usage[] =
-    "usage: sim_run [--seeds N] [--first SEED] [--trace] [--shard-plants BITS] [--core-plants "
-    "BITS]\n"
+    "usage: sim_run [--seeds N] [--first SEED] [--blackout] [--trace] [--shard-plants BITS]\n"
+    "               [--core-plants BITS]\n"
     "\n"
     "Simulates shards and trainers under faults, one virtual world a seed, and checks after every\n"
-    "event what Mneme promises. A failing seed is printed with what was violated; --seeds 1\n"
-    "--first SEED --trace shows the same world again, message by message.\n";
+    "event what Mneme promises. --blackout: one shard comes back with an older log. A failing\n"
+    "seed is printed with what was violated; --seeds 1 --first SEED --trace shows the same world "
+    "again, message by message.\n";
 
 /* Writes one world's settings, so that a failing seed can be understood at a glance. */
 static void describe(const sim_config *c)
@@ -33,11 +34,15 @@ int main(int count, char **arguments)
 {
     uint64_t seeds = 100, first = 1, failed = 0, messages = 0, events = 0;
     uint32_t shard_plants = 0, core_plants = 0;
-    bool trace = false;
+    bool trace = false, blackout = false;
     for (int i = 1; i < count; i++) {
         const char *value = i + 1 < count ? arguments[i + 1] : NULL;
         if (!strcmp(arguments[i], "--trace")) {
             trace = true;
+            continue;
+        }
+        if (!strcmp(arguments[i], "--blackout")) {
+            blackout = true;
             continue;
         }
         if (!strcmp(arguments[i], "--seeds") && value)
@@ -58,6 +63,8 @@ int main(int count, char **arguments)
         sim_config config;
         sim_result result;
         sim_config_of_seed(seed, &config);
+        if (blackout)
+            sim_config_blackout(&config);
         config.trace = trace ? stdout : NULL;
         config.shard_plants = shard_plants;
         config.core_plants = core_plants;

@@ -97,6 +97,9 @@ void sim_disk_init(sim_disk *disk, sim_files *files, sim_clock *clock, sim_rando
 /* The dead shard's files as its next life finds them; without power, what was not synced is lost in
  * part. */
 void sim_disk_restart(sim_disk *disk, bool power);
+/* Likewise, but of the log only an end goes, as if nothing of the last while had been written: what
+ * is left is whole. False: nothing is gone. */
+bool sim_disk_age(sim_disk *disk);
 
 /* ---- The world, as all files see it ---- */
 
@@ -119,6 +122,8 @@ typedef struct sim_config {
     enum mn_durability durability;
     sim_disk_weather disk;
     uint32_t shard_deaths; /* at most; by the disk's weather */
+    bool blackout; /* level process: a shard's death takes an end of its log along. The world ends
+                      with the first LOST, which must come if something acknowledged is gone */
     uint64_t unsynced_bytes_max;
     uint64_t read_bytes_max, change_bytes_max, change_reserve_bytes; /* 0: the default */
     uint64_t deadline_ms;                                            /* of one call */
@@ -256,6 +261,7 @@ typedef struct sim_shard {
     uint64_t due_ns;
     uint32_t lives;
     bool away; /* dead, and will return */
+    bool aged; /* a blackout took an end of its log */
 } sim_shard;
 
 enum sim_stage {
@@ -284,7 +290,7 @@ struct sim_world {
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left, shard_deaths_left, shard_deaths;
-    bool finished, failed;
+    bool finished, failed, lost; /* lost: a blackout ended as it should */
     char violation[512];
     uint64_t messages, deliveries, events, change_bytes_seen, read_bytes_seen;
     uint32_t flights;     /* in the network */
@@ -295,6 +301,8 @@ void sim_world_resting(sim_life *life);
 void sim_world_served(sim_life *life, enum mn_operation_kind kind);
 void sim_world_outdone(sim_life *life); /* its load lost against its rival's */
 void sim_world_joined(sim_life *life);
+/* A call has ended so, in a blackout: false, it may not. */
+bool sim_world_lost(sim_world *world, const mn_operation *operation);
 bool sim_world_stormy(const sim_world *world); /* faults still happen */
 /* The shard sends this answer; false: it is dead, nothing leaves it. */
 bool sim_world_answers(sim_world *world, uint32_t shard, const mn_call *call);
@@ -305,9 +313,12 @@ typedef struct sim_result {
     uint64_t tables_hash; /* of all final values */
     uint64_t ended_ns, messages, events, change_bytes, read_bytes;
     uint32_t shard_deaths;
+    bool lost;
 } sim_result;
 void sim_run(const sim_config *config, sim_result *out_result);
 void sim_config_of_seed(uint64_t seed, sim_config *out_config);
+/* The same world in calm weather, but that one shard dies and comes back with an older log. */
+void sim_config_blackout(sim_config *config);
 /* The smallest legal budgets: changes of one step of all ranks, all of it reserved for the oldest
  * open step; one read. Found by playing the same scripts in calm weather, one step at a time. */
 void sim_config_tighten(sim_config *config);

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-enum { SEEDS = 250, PLANT_SEEDS = 400 };
+enum { SEEDS = 250, PLANT_SEEDS = 400, BLACKOUT_SEEDS = 200 };
 
 static void test_seeds_pass(void **state)
 {
@@ -80,6 +80,42 @@ static void test_plants_are_found(void **state)
         print_message("%s is found by seed %llu: %s\n", plants[i].name, (unsigned long long)seed,
                       result.violation);
     }
+}
+
+/* A shard comes back with an older log at level process: no call waits to its deadline, none is
+ * told anything but LOST, and what goes on to the end has the model's tables. */
+static uint32_t blackouts(uint32_t plants, sim_result *out_failed)
+{
+    uint32_t lost = 0;
+    for (uint64_t seed = 1; seed <= BLACKOUT_SEEDS; seed++) {
+        sim_config config;
+        sim_result result;
+        sim_config_of_seed(seed, &config);
+        sim_config_blackout(&config);
+        config.shard_plants = plants;
+        sim_run(&config, &result);
+        lost += result.lost;
+        if (!result.passed) {
+            *out_failed = result;
+            return (uint32_t)seed;
+        }
+    }
+    print_message("%u of %d blackouts end with LOST\n", lost, BLACKOUT_SEEDS);
+    assert_true(lost >= BLACKOUT_SEEDS / 4);
+    return 0;
+}
+
+static void test_blackouts_are_told(void **state)
+{
+    (void)state;
+    sim_result failed;
+    uint32_t seed = blackouts(0, &failed);
+    if (seed)
+        fail_msg("seed %u: %s", seed, failed.violation);
+    seed = blackouts(MN_PLANT_NO_SETTLED, &failed);
+    if (!seed)
+        fail_msg("NO_SETTLED is not found in %d seeds", BLACKOUT_SEEDS);
+    print_message("NO_SETTLED is found by seed %u: %s\n", seed, failed.violation);
 }
 
 /* Three trainers that ask ahead, with the smallest legal budgets. */
@@ -165,6 +201,7 @@ int main(void)
         cmocka_unit_test(test_seeds_pass),
         cmocka_unit_test(test_seed_repeats_itself),
         cmocka_unit_test(test_plants_are_found),
+        cmocka_unit_test(test_blackouts_are_told),
         cmocka_unit_test(test_smallest_budgets_finish),
         cmocka_unit_test(test_bits_do_not_depend_on_shards_or_weather),
         cmocka_unit_test(test_other_intents_give_other_bits),

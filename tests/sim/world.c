@@ -106,7 +106,10 @@ static void return_shard(void *argument)
         bool power =
             world->config.durability != MN_DURABILITY_SYNC || sim_chance(&world->disks, 400);
         sim_trace(world, "shard %u returns, %s", r->shard, power ? "killed" : "power was lost");
-        sim_disk_restart(&shard->disk, power);
+        if (world->config.blackout)
+            shard->aged = sim_disk_age(&shard->disk) || shard->aged;
+        else
+            sim_disk_restart(&shard->disk, power);
         shard->away = false;
         start_shard(world, r->shard);
     }
@@ -157,8 +160,7 @@ bool sim_world_answers(sim_world *world, uint32_t i, const mn_call *call)
     enum mn_verb verb = call->request.verb;
     bool foretold = verb == MN_VERB_RESTORE && call->request.files == MN_FILES_CHECK;
     if ((status && mn_status_retryable(status)) || status == MN_CANCELLED || foretold ||
-        verb == MN_VERB_STATUS ||
-        call->reply.map_epoch < shard->told_epoch)
+        verb == MN_VERB_STATUS || call->reply.map_epoch < shard->told_epoch)
         return true;
     if (call->reply.map_epoch > shard->told_epoch)
         shard->told_step = 0;
@@ -291,12 +293,30 @@ static void follow(sim_world *world, uint32_t i, uint64_t step)
                       (unsigned long long)step, (unsigned long long)world->model.step);
 }
 
+/* In a blackout a shard may stand before what it told, and must not go on from there. A table whose
+ * making is lost is not there, or another has its name. */
+bool sim_world_lost(sim_world *world, const mn_operation *operation)
+{
+    enum mn_status status = operation->status;
+    const char *field = operation->error.field;
+    bool aged = false, table = !strcmp(field, "table") || !strcmp(field, "sets");
+    for (uint32_t i = 0; i < world->shard_count; i++)
+        aged = aged || world->shards[i].aged;
+    if (!aged ||
+        !(status == MN_LOST || (table && (status == MN_NOT_FOUND || status == MN_CONFLICT))))
+        return false;
+    world->lost = world->finished = true;
+    return true;
+}
+
 static void check_shard(sim_world *world, uint32_t i)
 {
     sim_shard *shard = &world->shards[i];
     mn_group_info group;
     if (!shard->core || !look_at(shard, &group))
         return;
+    if (shard->aged && group.committed_step < shard->step)
+        return; /* it is behind, as its callers will find */
     check_budgets(world, i, &group);
     if (group.map_epoch < shard->epoch ||
         (group.map_epoch == shard->epoch && group.committed_step < shard->step))
@@ -568,7 +588,7 @@ static void live(sim_world *world)
 /* Everything ends in order, so that leaks show. */
 static void wind_up(sim_world *world)
 {
-    for (uint32_t i = 0; i < world->shard_count && !world->failed; i++) {
+    for (uint32_t i = 0; i < world->shard_count && !world->failed && !world->lost; i++) {
         mn_group_info group;
         if (world->shards[i].core && look_at(&world->shards[i], &group) && group.change_bytes)
             sim_violation(world, "shard %u: %llu staged bytes are left", i,
@@ -627,7 +647,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
                                .events = world->events,
                                .change_bytes = world->change_bytes_seen,
                                .read_bytes = world->read_bytes_seen,
-                               .shard_deaths = world->shard_deaths};
+                               .shard_deaths = world->shard_deaths,
+                               .lost = world->lost};
     memcpy(out_result->violation, world->violation, sizeof out_result->violation);
     free(world);
 }
