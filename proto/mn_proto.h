@@ -38,7 +38,15 @@ typedef struct mn_storage {
     enum mn_status (*list)(struct mn_storage *storage, const char *path,
                            bool (*visit)(void *context, const char *name), void *context,
                            mn_error *error);
+    /* Likewise of the folders right below the root. */
+    enum mn_status (*list_folders)(struct mn_storage *storage,
+                                   bool (*visit)(void *context, const char *name), void *context,
+                                   mn_error *error);
     enum mn_status (*remove)(struct mn_storage *storage, const char *path, mn_error *error);
+    /* Makes the file if it is not there, and locks it against everyone until close(), or the end of
+     * the process, however it ends. MN_CONFLICT "lock": it is locked; the message says by whom. */
+    enum mn_status (*lock)(struct mn_storage *storage, const char *path, mn_file **out_file,
+                           mn_error *error);
     /* Begins to make durable what was appended so far, without waiting; one at a time for a file.
      * sync_ended is true once it is over, and then tells how, once. close() waits for it. */
     void (*sync_start)(mn_file *file);

@@ -1,10 +1,12 @@
 /* Files through libuv's file functions, called synchronously (no callback, so no loop). */
 #include "mn_proto.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <uv.h>
 
 enum { FULL_PATH_BYTES = 4096, WRITE_BYTES_MAX = 1 << 30 };
@@ -320,22 +322,84 @@ static enum mn_status storage_make_folder(mn_storage *storage, const char *path,
     return MN_OK;
 }
 
-static enum mn_status storage_list(mn_storage *storage, const char *path,
-                                   bool (*visit)(void *context, const char *name), void *context,
-                                   mn_error *error)
+typedef bool visit_function(void *context, const char *name);
+
+/* Tells the entries of `full` that are folders, or those that are not. */
+static int64_t scan(const char *full, bool folders, visit_function *visit, void *context)
 {
-    char full[FULL_PATH_BYTES];
-    enum mn_status status = full_path(storage, path, full, error);
-    if (status)
-        return status;
     uv_fs_t call;
     uv_dirent_t entry;
     (void)uv_fs_scandir(NULL, &call, full, 0, NULL);
     while (call.result >= 0 && uv_fs_scandir_next(&call, &entry) == 0)
-        if (entry.type != UV_DIRENT_DIR && !visit(context, entry.name))
+        if ((entry.type == UV_DIRENT_DIR) == folders && !visit(context, entry.name))
             break;
-    int64_t result = finish(&call);
-    return result < 0 ? failed((int)result, "list", path, error) : MN_OK;
+    return finish(&call);
+}
+
+static enum mn_status storage_list(mn_storage *storage, const char *path, visit_function *visit,
+                                   void *context, mn_error *error)
+{
+    char full[FULL_PATH_BYTES];
+    enum mn_status status = full_path(storage, path, full, error);
+    int64_t result = status ? 0 : scan(full, false, visit, context);
+    return result < 0 ? failed((int)result, "list", path, error) : status;
+}
+
+static enum mn_status storage_list_folders(mn_storage *storage, visit_function *visit,
+                                           void *context, mn_error *error)
+{
+    const char *root = ((const storage_uv *)storage)->root;
+    int64_t result = scan(*root ? root : ".", true, visit, context);
+    return result < 0 ? failed((int)result, "list", root, error) : MN_OK;
+}
+
+/* ---- Locks */
+
+/* Who holds it, for others to read: nothing depends on it. */
+static void write_holder(uv_file handle)
+{
+    char host[UV_MAXHOSTNAMESIZE] = "?", text[sizeof host + 64];
+    size_t bytes = sizeof host;
+    uv_fs_t call;
+    (void)uv_os_gethostname(host, &bytes); /* else "?" */
+    int length =
+        snprintf(text, sizeof text, "process %d on %s\n", (int)uv_os_getpid(), host); /* it fits */
+    uv_buf_t buffer = {text, (size_t)length};
+    (void)uv_fs_ftruncate(NULL, &call, handle, 0, NULL);
+    (void)finish(&call);
+    (void)uv_fs_write(NULL, &call, handle, &buffer, 1, 0, NULL);
+    (void)finish(&call);
+}
+
+static enum mn_status is_locked(const mn_file *file, mn_error *error)
+{
+    char text[128] = "";
+    uv_buf_t buffer = {text, sizeof text - 1};
+    uv_fs_t call;
+    (void)uv_fs_read(NULL, &call, file->handle, &buffer, 1, 0, NULL);
+    (void)finish(&call);
+    text[strcspn(text, "\n")] = '\0';
+    return mn_fail(error, MN_CONFLICT, "lock", "%.100s below %.60s is held by %s", file->path,
+                   file->storage->root, text[0] ? text : "another process");
+}
+
+/* flock's lock is the open file's, and the kernel's to give back. */
+static enum mn_status storage_lock(mn_storage *storage, const char *path, mn_file **out_file,
+                                   mn_error *error)
+{
+    mn_file *file = NULL;
+    enum mn_status status = open_file(storage, path, O_RDWR | O_CREAT | O_CLOEXEC, &file, error);
+    if (status)
+        return status;
+    if (flock(file->handle, LOCK_EX | LOCK_NB) == 0) {
+        write_holder(file->handle);
+        *out_file = file;
+        return MN_OK;
+    }
+    status = errno == EWOULDBLOCK ? is_locked(file, error)
+                                  : failed(uv_translate_sys_error(errno), "lock", path, error);
+    storage_close(file);
+    return status;
 }
 
 static enum mn_status storage_remove(mn_storage *storage, const char *path, mn_error *error)
@@ -377,7 +441,9 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                                  .rename = storage_rename,
                                  .make_folder = storage_make_folder,
                                  .list = storage_list,
+                                 .list_folders = storage_list_folders,
                                  .remove = storage_remove,
+                                 .lock = storage_lock,
                                  .sync_start = storage_sync_start,
                                  .sync_ended = storage_sync_ended};
     *out_storage = &storage->base;

@@ -199,10 +199,9 @@ static enum mn_status write_file(mn_shard *shard, struct group *group, const cha
 {
     mn_storage *storage = shard->env.storage;
     struct group_log *log = &group->log;
-    char folder[LOG_FOLDER_BYTES], temporary[LOG_PATH_BYTES + 4];
-    mn_shard_log_folder(shard, folder);
+    char temporary[LOG_PATH_BYTES + 4];
     (void)snprintf(temporary, sizeof temporary, "%s.new", path); /* it fits */
-    enum mn_status status = storage->make_folder(storage, folder, error);
+    enum mn_status status = mn_shard_data_claim(shard, NULL, 0, error);
     if (!status)
         status = storage->create(storage, temporary, &log->file, error);
     if (!status)

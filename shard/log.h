@@ -65,6 +65,15 @@ struct log_name {
 void mn_shard_log_path(const mn_shard *shard, const struct log_name *name,
                        char out_path[LOG_PATH_BYTES]);
 
+/* ---- Whose the folder is (data_folder.c) */
+
+/* Keeps other processes out of the folder of the logs, once. MN_CONFLICT: one is there, or beside
+ * this place's `own` logs there are those of another shard or shard count. */
+enum mn_status mn_shard_data_claim(mn_shard *shard, const struct log_name *own, uint32_t count,
+                                   mn_error *error);
+void mn_shard_data_release(mn_shard *shard);
+bool mn_shard_log_name_parse(const char *text, struct log_name *out_name); /* false: none of ours */
+
 /* ---- Reading (recover.c) */
 
 struct recovery;

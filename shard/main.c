@@ -193,7 +193,9 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                              .read_bytes_max = flags->read_bytes_max,
                              .change_bytes_max = flags->change_bytes_max,
                              .usage_bytes_max = flags->usage_bytes_max,
-                             .durability = flags->durability};
+                             .durability = flags->durability,
+                             .claim_data = true,
+                             .ignore_other_logs = flags->ignore_other_logs};
     enum mn_status status = mn_shard_create(&core, &it->env, &it->shard, error);
     if (status)
         return status;

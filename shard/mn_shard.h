@@ -34,7 +34,10 @@ typedef struct mn_shard_options {
                                    MN_MESSAGE_BYTES_MAX */
     enum mn_durability durability;   /* of groups that name none; default MN_DURABILITY_NONE */
     uint64_t log_unsynced_bytes_max; /* of a group's log, waiting for the disk; default 64 MiB */
-    const mn_kernels *kernels;       /* default mn_kernels_best() */
+    bool claim_data; /* the folder of the logs is this shard's from the start, not from its first
+                        log on */
+    bool ignore_other_logs;    /* it starts beside logs of another shard or shard count */
+    const mn_kernels *kernels; /* default mn_kernels_best() */
     /* Planted bugs, for the simulator's own test only (0 in every program): bit per MN_PLANT_*. */
     uint32_t plants;
 } mn_shard_options;
@@ -61,7 +64,9 @@ enum mn_plant {
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer
- * MN_STORAGE). MN_INVALID names the option; MN_NO_MEMORY. destroy answers every parked call
+ * MN_STORAGE). MN_INVALID names the option; MN_NO_MEMORY; MN_CONFLICT: another process has the
+ * folder of the logs ("lock", with its number), or it holds logs of another shard or shard count
+ * ("data"). destroy answers every parked call
  * MN_UNAVAILABLE and frees everything; NULL is ignored. */
 enum mn_status mn_shard_create(const mn_shard_options *options, const mn_env *env,
                                mn_shard **out_shard, mn_error *error);

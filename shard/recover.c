@@ -35,7 +35,7 @@ struct listing {
     bool full;
 };
 
-static bool parse_name(const char *text, struct log_name *out_name)
+bool mn_shard_log_name_parse(const char *text, struct log_name *out_name)
 {
     struct log_name name = {0};
     const char *at = strchr(text, '@');
@@ -67,7 +67,7 @@ static bool insert_name(void *context, const char *text)
     struct listing *listing = context;
     struct recovery *recovery = listing->recovery;
     struct log_name name;
-    if (!parse_name(text, &name))
+    if (!mn_shard_log_name_parse(text, &name))
         return true;
     listing->full = recovery->count == NAMES_MAX;
     if (listing->full)
@@ -149,6 +149,8 @@ enum mn_status mn_shard_recover_start(mn_shard *shard, mn_error *error)
     else if (!status && listing.full)
         status = mn_fail(error, MN_STORAGE, "log", "%s holds more than %d files", folder,
                          (int)NAMES_MAX);
+    if (!status && (recovery->count || shard->options.claim_data))
+        status = mn_shard_data_claim(shard, recovery->names, recovery->count, error);
     if (!status)
         status = measure(shard, recovery, error);
     if (status || !recovery->count)

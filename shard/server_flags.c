@@ -20,6 +20,8 @@ static const char usage[] =
     "                         none: at once; process: once in the log, kill -9 loses nothing;\n"
     "                         sync: once on disk, power loss loses nothing. The log is not cut:\n"
     "                         it takes what is pushed, on disk              [none]\n"
+    "  --ignore-other-logs    start though --data holds logs of another shard or\n"
+    "                         another --shards, which are then not read     [refuse]\n"
     "  --token TOKEN          admit only calls with the metadata\n"
     "                         \"authorization: Bearer TOKEN\"                 [admit all]\n"
     "\n"
@@ -48,6 +50,7 @@ enum flag {
     FLAG_SHARDS,
     FLAG_DATA,
     FLAG_DURABILITY,
+    FLAG_IGNORE_OTHER_LOGS,
     FLAG_TOKEN,
     FLAG_READ_BUDGET,
     FLAG_CHANGE_BUDGET,
@@ -67,6 +70,7 @@ static const struct option options[] = {
     {"shards", required_argument, NULL, FLAG_SHARDS},
     {"data", required_argument, NULL, FLAG_DATA},
     {"durability", required_argument, NULL, FLAG_DURABILITY},
+    {"ignore-other-logs", no_argument, NULL, FLAG_IGNORE_OTHER_LOGS},
     {"token", required_argument, NULL, FLAG_TOKEN},
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
@@ -165,6 +169,9 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
         return parse_text("--data", text, &flags->data, error);
     case FLAG_DURABILITY:
         return parse_durability(text, &flags->durability, error);
+    case FLAG_IGNORE_OTHER_LOGS:
+        flags->ignore_other_logs = true;
+        return MN_OK;
     case FLAG_TOKEN:
         return parse_text("--token", text, &flags->token, error);
     case FLAG_READ_BUDGET:

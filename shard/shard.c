@@ -154,6 +154,7 @@ void mn_shard_destroy(mn_shard *shard)
         mn_shard_answer_parked(shard, group, MN_UNAVAILABLE, "shard", "the shard is going away");
         mn_shard_group_deinit(shard, group);
     }
+    mn_shard_data_release(shard);
     mn_shard_block_pool_deinit(&shard->pool);
     scratch_deinit(shard);
     release(shard, shard->log_header, MN_HEADER_BYTES_MAX);

@@ -184,6 +184,7 @@ struct mn_shard {
     uint64_t next_deadline_ns;
     struct recovery *recovery;  /* the logs are being replayed; nothing else is served */
     uint8_t *log_header;        /* [MN_HEADER_BYTES_MAX], with storage */
+    mn_file *data_lock;         /* the folder of the logs is ours; NULL: not yet */
     bool log_busy;              /* a group's log waits for the disk */
     struct files_job *job;      /* the snapshot or restore in progress, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */

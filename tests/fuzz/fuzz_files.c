@@ -87,6 +87,13 @@ static enum mn_status no_list(mn_storage *storage, const char *path,
     return mn_fail(error, MN_NOT_FOUND, "path", "no log to start from");
 }
 
+static enum mn_status no_folders(mn_storage *storage,
+                                 bool (*visit)(void *context, const char *name), void *context,
+                                 mn_error *error)
+{
+    return no_list(storage, "", visit, context, error);
+}
+
 static enum mn_status no_remove(mn_storage *storage, const char *path, mn_error *error)
 {
     (void)storage;
@@ -106,9 +113,21 @@ static void close_part(mn_file *file) { (void)file; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static mn_storage storage = {no_file,   open_part,  no_bytes,  read_part,     size_part,
-                                 no_sync,   close_part, no_rename, folder_stands, no_list,
-                                 no_remove, no_start,   no_end};
+    static mn_storage storage = {.create = no_file,
+                                 .open = open_part,
+                                 .append = no_bytes,
+                                 .read = read_part,
+                                 .size = size_part,
+                                 .sync = no_sync,
+                                 .close = close_part,
+                                 .rename = no_rename,
+                                 .make_folder = folder_stands,
+                                 .list = no_list,
+                                 .list_folders = no_folders,
+                                 .remove = no_remove,
+                                 .lock = no_file,
+                                 .sync_start = no_start,
+                                 .sync_ended = no_end};
     if (size < 2)
         return 0;
     uint64_t manifest = data[0] | (uint64_t)data[1] << 8, left = size - 2;

@@ -137,6 +137,7 @@ class Cluster:
         self.programs, self.count, self.proxies = programs, shards, {}
         self.durability = durability
         self.folder = tempfile.mkdtemp(prefix="mneme-process-")
+        os.mkdir(os.path.join(self.folder, "data"))
         self.ports, self.shards, self.workers = free_ports(shards), [None] * shards, []
         for i in range(shards):
             self.start_shard(i)
@@ -151,15 +152,24 @@ class Cluster:
         self.proxies[i] = Proxy(self.ports[i])
         return self.proxies[i]
 
-    def start_shard(self, i):
+    def shard_words(self, i, *more):
+        return [self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}", "--shard", str(i),
+                "--shards", str(self.count), "--data", os.path.join(self.folder, "data"),
+                "--durability", self.durability, "--port-file",
+                os.path.join(self.folder, f"port{i}"), "--usage-budget", "1MiB", *more]
+
+    def refused_shard(self, i, *more):
+        """What a server that must not start says; its exit status is 1."""
+        done = subprocess.run(self.shard_words(i, *more), capture_output=True, text=True,
+                              timeout=30)
+        assert done.returncode == 1, (done.returncode, done.stderr)
+        return done.stderr
+
+    def start_shard(self, i, *more):
         port_file = os.path.join(self.folder, f"port{i}")
         if os.path.exists(port_file):
             os.remove(port_file)
-        self.shards[i] = Child([self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}",
-                                "--shard", str(i), "--shards", str(self.count), "--data",
-                                os.path.join(self.folder, "data"), "--durability",
-                                self.durability, "--port-file", port_file, "--usage-budget",
-                                "1MiB"])
+        self.shards[i] = Child(self.shard_words(i, *more))
         end = time.monotonic() + 30
         while not os.path.exists(port_file):
             assert time.monotonic() < end, f"shard {i} does not serve: {self.shards[i].lines}"
@@ -178,7 +188,6 @@ class Cluster:
         return done.returncode, done.stdout, done.stderr
 
     def __enter__(self):
-        os.makedirs(os.path.join(self.folder, "data"), exist_ok=True)
         return self
 
     def __exit__(self, *_):

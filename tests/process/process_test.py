@@ -198,10 +198,22 @@ class Processes(unittest.TestCase):
             cluster.count = 2
             cluster.ports, cluster.shards = cluster.ports[:2], cluster.shards[:2]
             for i in range(2):
-                cluster.start_shard(i)
+                self.assertRegex(cluster.refused_shard(i), "data: @[012]-of-3 holds a log of group "
+                                 f"process, but this is shard {i} of 2")
+                cluster.start_shard(i, "--ignore-other-logs")
             code, out, err = cluster.command("load", "moved")
             self.assertEqual((code, err), (0, ""), out)
             self.assertEqual(finish(self.start(cluster)), undisturbed())
+            cluster.shards[1].kill()
+            cluster.start_shard(1)  # its own log goes on where the other map's ended
+
+    def test_second_shard_on_a_folder(self):
+        with Cluster(PROGRAMS, 1) as cluster:
+            first = cluster.shards[0]
+            self.assertRegex(cluster.refused_shard(0, "--listen", "127.0.0.1:0"),
+                             f"lock: @0-of-1/lock below .* is held by process {first.process.pid} ")
+            first.kill()
+            cluster.start_shard(0)
 
 
 if __name__ == "__main__":

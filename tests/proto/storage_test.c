@@ -2,9 +2,11 @@
 #include "proto_test.h"
 
 #include <dirent.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char root[64];
@@ -194,6 +196,71 @@ static void long_roots(void **state)
     mn_storage_uv_destroy(NULL);
 }
 
+/* A lock is one opening's, also within a process, and a killed process holds none. */
+static void locks_keep_others_out(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *lock = NULL, *other = NULL;
+    char holder[40];
+    assert_int_equal(storage->make_folder(storage, "@0-of-1", &error), MN_OK);
+    assert_int_equal(storage->lock(storage, "@0-of-1/lock", &lock, &error), MN_OK);
+    assert_int_equal(storage->lock(storage, "@0-of-1/lock", &other, &error), MN_CONFLICT);
+    assert_string_equal(error.field, "lock");
+    (void)snprintf(holder, sizeof holder, "process %d on ", (int)getpid());
+    assert_non_null(strstr(error.message, holder));
+    assert_non_null(strstr(error.message, "@0-of-1/lock"));
+    assert_non_null(strstr(error.message, root));
+    assert_null(other);
+    storage->close(lock);
+    int told[2];
+    char byte;
+    assert_int_equal(pipe(told), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        mn_file *kept = NULL;
+        byte = storage->lock(storage, "@0-of-1/lock", &kept, NULL) ? 'n' : 'y';
+        (void)!write(told[1], &byte, 1);
+        pause();
+        _exit(0);
+    }
+    assert_int_equal(read(told[0], &byte, 1), 1);
+    assert_int_equal(byte, 'y');
+    assert_int_equal(storage->lock(storage, "@0-of-1/lock", &lock, &error), MN_CONFLICT);
+    (void)snprintf(holder, sizeof holder, "process %d on ", (int)child);
+    assert_non_null(strstr(error.message, holder));
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    assert_int_equal(storage->lock(storage, "@0-of-1/lock", &lock, &error), MN_OK);
+    storage->close(lock);
+    close(told[0]);
+    close(told[1]);
+    assert_int_equal(storage->lock(storage, "nowhere/lock", &lock, &error), MN_NOT_FOUND);
+}
+
+static bool count_folder(void *context, const char *name)
+{
+    *(int *)context += !strcmp(name, "a") || !strcmp(name, "b");
+    return true;
+}
+
+static void folders_are_listed(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = NULL;
+    int count = 0;
+    assert_int_equal(storage->make_folder(storage, "a/b", &error), MN_OK);
+    assert_int_equal(storage->create(storage, "b", &file, &error), MN_OK);
+    storage->close(file);
+    assert_int_equal(storage->list_folders(storage, count_folder, &count, &error), MN_OK);
+    assert_int_equal(count, 1); /* neither what is deeper nor a file */
+    mn_storage *other = NULL;
+    assert_int_equal(mn_storage_uv_create("/nowhere/at/all", &other, &error), MN_OK);
+    assert_int_equal(other->list_folders(other, count_folder, &count, &error), MN_NOT_FOUND);
+    mn_storage_uv_destroy(other);
+}
+
 static void checksums(void **state)
 {
     (void)state;
@@ -213,6 +280,8 @@ int main(void)
         cmocka_unit_test(folders_with_parents),
         cmocka_unit_test(paths_stay_below),
         cmocka_unit_test(long_roots),
+        cmocka_unit_test(locks_keep_others_out),
+        cmocka_unit_test(folders_are_listed),
         cmocka_unit_test(checksums),
         cmocka_unit_test(files_are_listed_and_removed),
     };

@@ -393,6 +393,67 @@ static void tries_leave_nothing(void **state)
     fixture_deinit(&f);
 }
 
+/* ---- Whose the folder is */
+
+/* Another shard on the same files. */
+static enum mn_status beside(struct fixture *f, uint32_t shard, uint32_t shards, bool ignore,
+                             mn_error *out_error)
+{
+    const mn_shard_options options = {.shard = shard,
+                                      .shards = shards,
+                                      .message_bytes_max = 1 << 20,
+                                      .claim_data = true,
+                                      .ignore_other_logs = ignore};
+    mn_shard *other = NULL;
+    enum mn_status status = mn_shard_create(&options, &f->world.env, &other, out_error);
+    mn_shard_destroy(other);
+    return status;
+}
+
+static void a_folder_has_one_shard(void **state)
+{
+    struct fixture f;
+    mn_error error = {0};
+    (void)state;
+    fixture_init(&f, 1, &logged);
+    assert_int_equal(beside(&f, 0, 1, false, &error), MN_OK); /* nothing is logged yet */
+    fixture_join(&f, 1);
+    assert_int_equal(beside(&f, 0, 1, false, &error), MN_CONFLICT);
+    assert_string_equal(error.field, "lock");
+    assert_non_null(strstr(error.message, "@0-of-1/lock"));
+    assert_int_equal(come_back(&f, &logged, NULL), MN_OK); /* a dead shard's is free */
+    fixture_deinit(&f);
+}
+
+static void other_logs_are_not_passed_over(void **state)
+{
+    struct fixture f;
+    mn_error error = {0};
+    (void)state;
+    fixture_init(&f, 1, &logged);
+    fixture_join(&f, 1);
+    assert_int_equal(beside(&f, 0, 2, false, &error), MN_CONFLICT);
+    assert_string_equal(error.field, "data");
+    assert_non_null(strstr(error.message, "@0-of-1 holds a log of group"));
+    assert_non_null(strstr(error.message, "shard 0 of 2"));
+    assert_int_equal(beside(&f, 1, 2, false, &error), MN_CONFLICT);
+    assert_int_equal(beside(&f, 0, 2, true, &error), MN_OK);
+    fixture_deinit(&f);
+    const mn_shard_options two = {.shards = 2, .durability = MN_DURABILITY_PROCESS};
+    fixture_init(&f, 1, &logged);
+    mn_shard_destroy(f.shards[0]);
+    mn_shard_options own = two;
+    own.message_bytes_max = 1 << 20;
+    assert_int_equal(mn_shard_create(&own, &f.world.env, &f.shards[0], NULL), MN_OK);
+    fixture_join(&f, 1);
+    assert_int_equal(beside(&f, 1, 2, false, &error), MN_OK); /* both are at home here */
+    mn_shard_destroy(f.shards[0]);
+    f.shards[0] = NULL;
+    assert_int_equal(beside(&f, 1, 2, false, &error), MN_CONFLICT); /* another shard's volume? */
+    assert_non_null(strstr(error.message, "@0-of-2"));
+    fixture_deinit(&f);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && !strcmp(argv[1], "--write-golden"))
@@ -408,6 +469,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_failed_write_changes_nothing),
         cmocka_unit_test(tries_leave_nothing),
         cmocka_unit_test(a_level_is_chosen_once),
+        cmocka_unit_test(a_folder_has_one_shard),
+        cmocka_unit_test(other_logs_are_not_passed_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -51,6 +51,7 @@ static void start_shard(sim_world *world, uint32_t i)
                                 .tables_max = 4,
                                 .reduces_max = 16,
                                 .durability = config->durability,
+                                .ignore_other_logs = true,
                                 .log_unsynced_bytes_max = config->unsynced_bytes_max,
                                 .plants = config->shard_plants};
     mn_error error = {0};

@@ -23,6 +23,7 @@ struct mn_file {
 struct mem_storage {
     mn_storage interface; /* first: the interface's pointer is the storage's */
     struct node *first, **last;
+    struct node *locks;
     uint64_t operations, fail_at, life;
     uint32_t handles;
 };
@@ -176,6 +177,11 @@ static void close_file(mn_file *file)
         return;
     struct node *node = file->node;
     file->storage->handles--;
+    for (struct node **link = &file->storage->locks; *link; link = &(*link)->next)
+        if (*link == node) {
+            *link = node->next;
+            break;
+        }
     if (--node->handles == 0 && node->unlinked)
         node_free(node);
     free(file);
@@ -228,6 +234,43 @@ static enum mn_status remove_file(mn_storage *interface, const char *path, mn_er
     return status;
 }
 
+/* A folder is what a path of a file names. */
+static enum mn_status list_folders(mn_storage *interface,
+                                   bool (*visit)(void *context, const char *name), void *context,
+                                   mn_error *error)
+{
+    mem_storage *storage = (mem_storage *)interface;
+    enum mn_status status = step(storage, "list", ".", error);
+    char last[2 * MN_PATH_BYTES] = "";
+    for (struct node *node = storage->first; !status && node; node = node->next) {
+        char name[sizeof last] = "";
+        size_t length = strcspn(node->path, "/");
+        memcpy(name, node->path, length);
+        if (node->path[length] && strcmp(name, last) != 0 && !visit(context, name))
+            break;
+        memcpy(last, name, sizeof last);
+    }
+    return status;
+}
+
+/* No operation that can fail: it is there to be refused. */
+static enum mn_status lock(mn_storage *interface, const char *path, mn_file **out_file,
+                           mn_error *error)
+{
+    mem_storage *storage = (mem_storage *)interface;
+    for (const struct node *node = storage->locks; node; node = node->next)
+        if (!strcmp(node->path, path))
+            return mn_fail(error, MN_CONFLICT, "lock", "%.150s is held", path);
+    struct node *node = calloc(1, sizeof *node);
+    assert(node && strlen(path) < sizeof node->path);
+    memcpy(node->path, path, strlen(path));
+    node->next = storage->locks;
+    node->unlinked = true;
+    storage->locks = node;
+    *out_file = handle_of(storage, node);
+    return MN_OK;
+}
+
 mem_storage *mem_storage_create(void)
 {
     mem_storage *storage = calloc(1, sizeof *storage);
@@ -244,7 +287,9 @@ mem_storage *mem_storage_create(void)
         .rename = rename_file,
         .make_folder = make_folder,
         .list = list,
+        .list_folders = list_folders,
         .remove = remove_file,
+        .lock = lock,
         .sync_start = sync_start,
         .sync_ended = sync_ended,
     };
