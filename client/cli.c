@@ -369,7 +369,7 @@ static int move_files(const cli_flags *flags, mn_client *client, bool saving)
     mn_error error;
     uint64_t step = 0;
     enum mn_status failed = saving ? mn_save(client, path, flags->bytes_per_second, &step, &error)
-                                   : mn_load(client, path, &error);
+                                   : mn_load(client, path, flags->step, &error);
     if (failed)
         return cli_complain(flags, &error);
     if (!saving)

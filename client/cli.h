@@ -9,7 +9,7 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 typedef struct cli_flags {
     const char *target, *group, *authorization, *dtype;
-    uint64_t deadline_ms, bytes_per_second;
+    uint64_t deadline_ms, bytes_per_second, step;
     bool json, help, version;
     const char *const *words; /* the command and its arguments */
     int word_count;

@@ -32,6 +32,7 @@ static const char help[] =
     "  --json              one JSON object a line, for programs; bytes are exact\n"
     "  --deadline SECONDS  of each call (default 10; status 3, save, load and freeze 600)\n"
     "  --rate MB           save: each shard writes this many megabytes a second at most\n"
+    "  --step N            load: only if the one saved in DIR is of step N\n"
     "  --dtype D           freeze: f32, bf16 or int8 (default: each table its own)\n"
     "  --token TOKEN       sent to the shards as \"Bearer TOKEN\"\n"
     "  --help, --version\n"
@@ -105,6 +106,15 @@ static int parse_rate(const char *value, uint64_t *out_bytes)
     return CLI_OK;
 }
 
+static int parse_step(const char *value, uint64_t *out_step)
+{
+    char *end;
+    *out_step = strtoull(value, &end, 10);
+    if (value[0] < '0' || value[0] > '9' || *end || !*out_step)
+        return usage("--step \"%s\" is not a step, from 1 on", value);
+    return CLI_OK;
+}
+
 /* A flag and its value; *out_used: arguments taken, 0 when it is no flag. */
 static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_used)
 {
@@ -129,6 +139,7 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
         }
     }
     bool deadline = !strcmp(flag, "--deadline"), rate = !strcmp(flag, "--rate");
+    bool step = !strcmp(flag, "--step");
     *out_used = 2;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         if (!strcmp(flag, texts[i].name) && value) {
@@ -138,12 +149,14 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
         if (!strcmp(flag, texts[i].name))
             return usage("%s needs a value", flag);
     }
-    if ((deadline || rate) && !value)
+    if ((deadline || rate || step) && !value)
         return usage("%s needs a value", flag);
     if (deadline)
         return parse_deadline(value, &flags->deadline_ms);
     if (rate)
         return parse_rate(value, &flags->bytes_per_second);
+    if (step)
+        return parse_step(value, &flags->step);
     *out_used = 0;
     return flag[0] == '-' && flag[1] == '-' ? usage("%s is no flag", flag) : CLI_OK;
 }

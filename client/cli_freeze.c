@@ -33,7 +33,7 @@ static enum mn_status freeze(const cli_flags *flags, const mn_client_options *cl
     enum mn_status failed = mn_client_open(client_options, &client, error);
     if (failed)
         return failed;
-    failed = mn_load(client, saved, error);
+    failed = mn_load(client, saved, 0, error);
     if (!failed)
         failed = mn_freeze(client, flags->words[2], options, error);
     *out_step = mn_client_step(client);

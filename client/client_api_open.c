@@ -189,6 +189,7 @@ static enum mn_status open_core(mn_client *client, const mn_client_options *opti
     mn_core_options core = {
         .rank = options->rank,
         .ranks = options->ranks ? options->ranks : 1,
+        .load_ranks = options->ranks || options->reader ? options->ranks : 1,
         .reader = options->reader,
         .durability = options->durability,
         .staleness = options->staleness,

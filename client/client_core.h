@@ -35,7 +35,7 @@ enum mn_operation_kind {
 typedef struct mn_operation {
     enum mn_operation_kind kind;
     mn_table *table;
-    uint64_t step; /* MN_LATEST for reads */
+    uint64_t step; /* MN_LATEST for reads; LOAD: the saved one, or 0 */
     uint32_t part;
     uint64_t count; /* queries, rows, values */
     uint32_t per_query;
@@ -66,6 +66,7 @@ typedef struct mn_operation {
 typedef struct mn_core_options {
     char group[MN_NAME_BYTES];
     uint32_t rank, ranks;
+    uint32_t load_ranks; /* of a group that is loaded; 0: as saved */
     bool reader;
     enum mn_durability durability; /* of the group, if it is made anew */
     uint32_t staleness;

@@ -32,7 +32,8 @@ enum mn_log_level { MN_LOG_WARNING = 0, MN_LOG_INFO = 1, MN_LOG_DEBUG = 2, MN_LO
 typedef struct mn_client_options {
     const char *target;
     const char *group;    /* [A-Za-z0-9._-]+, under 64 bytes; default "default" */
-    uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1 */
+    uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1. A reader's
+                             ranks are those of the group that it loads; 0: as saved */
     bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
                     come before its group (which is then MN_NOT_FOUND) */
     uint32_t local_shards;      /* local: only, shards (threads) to embed; default 1 */
@@ -214,8 +215,10 @@ enum mn_status mn_save(mn_client *client, const char *path, uint64_t bytes_per_s
 /* Replaces the group by the one saved at `path`, on this number of shards; raises the map epoch, so
  * that nothing sent before can touch it; then joins again. Table handles opened before stay valid
  * for tables of the same name and spec. Of two loads at once one wins, the other ends MN_EPOCH.
- * Blocks. */
-enum mn_status mn_load(mn_client *client, const char *path, mn_error *error);
+ * step: the saved one (another is MN_NOT_FOUND "saved_step"); 0: whichever is there. MN_CORRUPT
+ * names the file that is damaged: a shard that finds none has loaded already, and nobody gets past
+ * until a load succeeds. Blocks. */
+enum mn_status mn_load(mn_client *client, const char *path, uint64_t step, mn_error *error);
 
 /* What one shard says of itself, and of the tables it holds. Arrays are the caller's; counts are in
  * and out. Blocks. */

@@ -130,9 +130,9 @@ static void fill_load(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the same for every shard */
     fill_path(task, slot, MN_FILES_LOAD);
-    if (!task->core->options.reader) /* whose load keeps the saved number */
-        slot->exchange.request.ranks = task->core->options.ranks;
+    slot->exchange.request.ranks = task->core->options.load_ranks;
     slot->exchange.request.context.map_epoch = task->epoch;
+    slot->exchange.request.saved_step = task->step; /* the same one at every shard */
 }
 
 static void complete_load(mn_task *task)
@@ -185,11 +185,18 @@ static void fill_check(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the home shard's */
     fill_path(task, slot, MN_FILES_CHECK);
+    slot->exchange.request.saved_step = task->operation->step;
+}
+
+static enum mn_status answered_check(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    task->step = slot->exchange.reply.step;
+    return answered_epoch(task, lane, slot);
 }
 
 static void complete_check(mn_task *task) { mn_phase_all(task, &map_phase); }
 
-static const mn_phase check_phase = {MN_VERB_RESTORE, fill_check, answered_epoch, NULL,
+static const mn_phase check_phase = {MN_VERB_RESTORE, fill_check, answered_check, NULL,
                                      complete_check};
 
 void mn_begin_load(mn_task *task)

@@ -109,6 +109,7 @@ static const mn_record_field request_fields[] = {
     {.number = 28, MN_SHAPE_ENUM, AT(durability), MN_DURABILITY_SYNC + 1},
     {.number = 29, MN_SHAPE_U64, AT(rate)},
     {.number = 30, MN_SHAPE_U64, AT(acknowledged)},
+    {.number = 31, MN_SHAPE_U64, AT(saved_step)},
 };
 static const mn_record record_request = MN_RECORD(mn_request, request_fields);
 #undef OF

@@ -326,7 +326,8 @@ typedef struct mn_request {
     char name[MN_NAME_BYTES]; /* Reduce */
     enum mn_files_phase files;
     char path[MN_PATH_BYTES];
-    uint64_t rate; /* Snapshot WRITE: bytes a second at most; 0: no limit */
+    uint64_t saved_step; /* Restore: of the snapshot wanted; 0: whichever is there */
+    uint64_t rate;       /* Snapshot WRITE: bytes a second at most; 0: no limit */
     mn_payload payload;
 } mn_request;
 

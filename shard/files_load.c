@@ -116,12 +116,25 @@ static enum mn_status finish_tile(struct files_job *job, const struct file_tile_
 
 /* ---- The group */
 
+/* Between a caller's look at the manifest and its load another save may have replaced it. */
+static enum mn_status read_manifest(mn_shard *shard, struct files_job *job, mn_error *error)
+{
+    const mn_request *request = &job->call->request;
+    const struct file_manifest_head *head = &job->manifest.head;
+    enum mn_status status = mn_shard_manifest_read(shard, request->path, &job->manifest, error);
+    if (status || !request->saved_step || request->saved_step == head->step)
+        return status;
+    return mn_fail(error, MN_NOT_FOUND, "saved_step",
+                   "%.120s/manifest is of step %" PRIu64 ", not of step %" PRIu64, request->path,
+                   head->step, request->saved_step);
+}
+
 /* Incarnations begin anew: the map epoch fences whoever joined before (STEPS.md "Restore"). */
 static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *error)
 {
     const mn_request *request = &job->call->request;
     struct manifest *manifest = &job->manifest;
-    enum mn_status status = mn_shard_manifest_read(shard, request->path, manifest, error);
+    enum mn_status status = read_manifest(shard, job, error);
     if (status)
         return status;
     if (request->context.map_epoch <= manifest->head.map_epoch)
@@ -232,7 +245,7 @@ enum mn_status mn_shard_load_check(mn_shard *shard, struct files_job *job, bool 
 {
     struct manifest *manifest = &job->manifest;
     mn_reply *reply = &job->call->reply;
-    enum mn_status status = mn_shard_manifest_read(shard, job->call->request.path, manifest, error);
+    enum mn_status status = read_manifest(shard, job, error);
     if (status)
         return status;
     for (uint32_t i = 0; i < manifest->head.tables && i < MN_INFO_MAX; i++)

@@ -24,7 +24,11 @@ static enum mn_status save(mn_training *training, mn_error *error)
         return mn_fail(error, MN_INVALID, "save", "--save is longer than %d bytes", MN_PATH_BYTES);
     if (options->rank != 0)
         return MN_OK; /* the step stays: others cannot commit without rank 0 */
-    enum mn_status status = mn_save(training->client, path, 0, NULL, error);
+    uint64_t saved = 0, due = mn_client_step(training->client);
+    enum mn_status status = mn_save(training->client, path, 0, &saved, error);
+    if (!status && saved != due)
+        return mn_fail(error, MN_STEP, "save", "%.100s holds step %llu, not %llu: somebody commits",
+                       path, (unsigned long long)saved, (unsigned long long)due);
     if (!status && !options->quiet)
         fprintf(stderr, "\nsaved   go on with --resume %s\n", path);
     return status;

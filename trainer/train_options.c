@@ -116,7 +116,8 @@ static const flag flags[] = {
      "below the shards' data folder: DIR/step-N, at the end and every --save-every steps", false},
     {U32, "save-every", "STEPS", AT(save_every), 0, 1e9, "0", "0: only at the end", false},
     {TEXT, "resume", "DIR", AT(resume), 0, 0, NULL,
-     "loads DIR (as saved: DIR/step-N) and goes on to --steps, with the same bits", false},
+     "loads DIR (as saved: DIR/step-N, no other step) and goes on to --steps, with the same bits",
+     false},
 
     HEAD("What to show"),
     {TEXT, "metrics-file", "FILE", AT(metrics_file), 0, 0, NULL, "JSON lines, one a step", false},

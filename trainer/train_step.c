@@ -29,6 +29,47 @@ static enum mn_status buffers_create(mn_training *training, mn_error *error)
     return MN_OK;
 }
 
+/* The group step that a name of ours says, DIR/step-N; 0: the name is another's. */
+static uint64_t step_of_name(const char *path)
+{
+    const char *last = strrchr(path, '/'), *name = last ? last + 1 : path;
+    unsigned long long done;
+    char text[32];
+    if (sscanf(name, "step-%llu", &done) != 1)
+        return 0;
+    (void)snprintf(text, sizeof text, "step-%llu", done); /* it fits */
+    return strcmp(text, name) ? 0 : done + 1; /* the first one of a group initialises it */
+}
+
+/* The checkpoint that was asked for, or none: all of a job's state is in it. */
+static enum mn_status resume(const mn_train_options *options, mn_client *client, mn_error *error)
+{
+    mn_error cause;
+    enum mn_status status = mn_load(client, options->resume, step_of_name(options->resume), &cause);
+    if (status)
+        return mn_fail(error, status, "resume", "%.60s cannot be loaded: %.140s", options->resume,
+                       cause.message);
+    if (!options->quiet)
+        fprintf(stderr, "resumed %s, saved at group step %llu\n", options->resume,
+                (unsigned long long)mn_client_step(client));
+    return MN_OK;
+}
+
+/* Before anyone joins: a group that a load has left half replaced lets nobody in but a load. */
+static enum mn_status resume_first(const mn_client_options *trainer,
+                                   const mn_train_options *options, mn_error *error)
+{
+    mn_client_options reader = *trainer;
+    mn_client *client;
+    reader.reader = true;
+    enum mn_status status = mn_client_open(&reader, &client, error);
+    if (status)
+        return status;
+    status = resume(options, client, error);
+    mn_client_close(client);
+    return status;
+}
+
 static enum mn_status client_open(mn_training *training, mn_error *error)
 {
     const mn_train_options *options = training->options;
@@ -38,12 +79,18 @@ static enum mn_status client_open(mn_training *training, mn_error *error)
                                 .ranks = options->ranks,
                                 .local_shards = options->local_shards,
                                 .deadline_ms = (uint64_t)options->deadline_s * 1000};
-    if (options->save && !strncmp(options->target, "local:", 6) && options->target[6])
+    bool local = !strncmp(options->target, "local:", 6); /* its shards come with the client */
+    bool resumes = options->resume && options->rank == 0;
+    enum mn_status status = MN_OK;
+    if (options->save && local && options->target[6])
         (void)mkdir(options->target + 6,
                     0755); /* one that is there, or cannot be, shows in saving */
-    enum mn_status status = mn_client_open(&client, &training->client, error);
-    if (!status && options->resume && options->rank == 0)
-        status = mn_load(training->client, options->resume, error);
+    if (resumes && !local)
+        status = resume_first(&client, options, error);
+    if (!status)
+        status = mn_client_open(&client, &training->client, error);
+    if (!status && resumes && local)
+        status = resume(options, training->client, error);
     return status;
 }
 

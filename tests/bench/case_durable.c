@@ -351,7 +351,7 @@ static void snapshot_idle(durable *it)
     disk = read_rate(it->folder, "idle");
     (void)read_rate(it->folder, "while"); /* so that `idle` is not what was read last */
     start = bench_now();
-    bench_check(mn_load(it->service.client, "idle", &error), &error, "load");
+    bench_check(mn_load(it->service.client, "idle", 0, &error), &error, "load");
     seconds = bench_now() - start;
     (void)snprintf(name, sizeof name, "restore idle gigabytes=%.2f disk=%.2fGB/s", bytes * 1e-9,
                    disk * 1e-9);

@@ -107,6 +107,10 @@ class Command(unittest.TestCase):
         self.assertEqual(len(epochs), 1)
         self.assertGreater(epochs.pop(), 1)
         self.assertRegex(self.run_badly(1, "load", "missing"), "NOT_FOUND|STORAGE")
+        self.assertRegex(self.run_badly(1, "load", "cli-test", "--step", str(STEPS + 1)),
+                         f"NOT_FOUND.*is of step {STEPS}, not of step {STEPS + 1}")
+        self.run_well("load", "cli-test", "--step", str(STEPS))
+        self.run_badly(2, "load", "cli-test", "--step", "0")
         self.assertIn("INVALID", self.run_badly(1, "save", "../outside"))
 
     def test_freeze(self):

@@ -198,7 +198,7 @@ void readers_look_on(void **state)
                          MN_INVALID);
         assert_string_equal(error.field, "reader");
         must(mn_save(reader, "seen", 0, NULL, &error)); /* fencing nobody */
-        must(mn_load(trainer, "seen", &error));
+        must(mn_load(trainer, "seen", 0, &error));
         assert_int_equal(
             mn_wait(mn_fetch(seen, MN_LATEST, &all, mn_f32(it.fetched[0]), NULL), &error),
             MN_EPOCH);

@@ -211,7 +211,7 @@ static void refuse_operations(mn_client *client)
     refuse(MN_INVALID, "path", mn_save(client, path, 0, NULL, &error));
     refuse(MN_INVALID, "path", mn_save(client, "", 0, NULL, &error));
     refuse(MN_INVALID, "path", mn_save(client, "../elsewhere", 0, NULL, &error));
-    refuse(MN_NOT_FOUND, "path", mn_load(client, "never-saved", &error));
+    refuse(MN_NOT_FOUND, "path", mn_load(client, "never-saved", 0, &error));
 }
 
 void refusals(void **state)

@@ -286,7 +286,11 @@ void saved_and_loaded(void **state)
     must(mn_save(client, "runs/a", 0, NULL, &error));
     train_step(client, table, 3);
     fetch_all(table, 4, straight);
-    must(mn_load(client, "runs/a", &error)); /* back to step 2, the handle stays valid */
+    assert_int_equal(mn_load(client, "runs/a", 3, &error), MN_NOT_FOUND);
+    assert_string_equal(error.field, "saved_step");
+    assert_non_null(strstr(error.message, "runs/a/manifest is of step 2, not of step 3"));
+    assert_int_equal(mn_client_step(client), 3); /* nothing has changed */
+    must(mn_load(client, "runs/a", 2, &error));  /* back to it, the handle stays valid */
     assert_int_equal(mn_client_step(client), 2);
     train_step(client, table, 3);
     fetch_all(table, 4, resumed);
@@ -297,7 +301,7 @@ void saved_and_loaded(void **state)
         char folder[sizeof other.folder];
         service_start(&other, (struct service_kind){processes, shards}, &three);
         client = service_open(&other, "files", 0, 1);
-        must(mn_load(client, "runs/a", &error));
+        must(mn_load(client, "runs/a", 0, &error));
         must(mn_table_find(client, "values", &table, &error));
         memset(resumed, 0, sizeof resumed);
         train_step(client, table, 3);

@@ -80,7 +80,7 @@ mn_client *case_open(uint32_t shards, const char *load)
                                  .log_level = MN_LOG_SILENT};
     must(mn_client_open(&options, &client, &error));
     if (load)
-        must(mn_load(client, load, &error));
+        must(mn_load(client, load, 0, &error));
     return client;
 }
 

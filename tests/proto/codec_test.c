@@ -28,7 +28,7 @@
 #define REQUEST_COMMIT(X)   X(proposal) X(factors) X(incarnation_sum)
 #define REQUEST_REDUCE(X)   X(name)
 #define REQUEST_SNAPSHOT(X) X(files) X(path) X(rate)
-#define REQUEST_RESTORE(X)  X(ranks) X(files) X(path)
+#define REQUEST_RESTORE(X)  X(ranks) X(files) X(path) X(saved_step)
 #define REQUEST_MOVE(X)     PLACE(X)
 #define REQUEST_MAP(X)
 #define REQUEST_STATUS(X)
@@ -177,6 +177,7 @@ static void random_request(rng *r, mn_request *out)
     out->files = (enum mn_files_phase)rng_below(r, 4);
     random_name(r, out->path, sizeof out->path);
     out->rate = random_number(r);
+    out->saved_step = random_number(r);
 }
 
 static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
@@ -330,7 +331,7 @@ static void golden_request(enum mn_verb verb, mn_request *out)
     out->part = 1012, out->position = 1013, out->with_state = true;
     golden_spec(verb == MN_VERB_CREATE_TABLE ? "n1" : "n27", &out->spec);
     out->ranks = 1017, out->join = MN_JOIN_REPLAY, out->pieces = 1019, out->norms = true;
-    out->rate = 1029, out->acknowledged = 1030;
+    out->rate = 1029, out->acknowledged = 1030, out->saved_step = 1031;
     golden_proposal(&out->proposal);
     out->durability = MN_DURABILITY_SYNC;
     out->factors[0] = out->factors[1] = 22.5f;

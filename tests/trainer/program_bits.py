@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """The real mneme-train and mneme-shard: a tiny model trained for eight steps gives the same losses,
 norms, evaluations and tables, byte for byte, inside one process and over 1, 2, 3 and 5 servers;
-resumed from a checkpoint too, on another number of servers; two ranks come within rounding.
+resumed from the checkpoint named too, on another number of servers; two ranks come within rounding.
 
 usage: program_bits.py MNEME-TRAIN MNEME-SHARD
 """
 import contextlib
+import glob
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,11 +77,12 @@ class Runs:
         self.text = f"{folder}/text"
         write_text(self.text)
 
-    def start(self, target, *flags):
+    def start(self, target, *flags, stderr=None):
         self.count += 1
         metrics = f"{self.folder}/metrics-{self.count}"
         process = subprocess.Popen([TRAIN, "--text", self.text, "--target", target, "--steps",
-                                    str(STEPS), "--metrics-file", metrics, *MODEL, *flags])
+                                    str(STEPS), "--metrics-file", metrics, *MODEL, *flags],
+                                   stderr=stderr)
         return process, metrics
 
     def run(self, target, *flags):
@@ -132,6 +135,42 @@ def resumes(runs, wanted, flags):
     with servers(2, f"{runs.folder}/saved") as target:
         must_equal("resumed, 2 servers", after(wanted, SAVE),
                    runs.run(target, *resume, *flags)[:-1])
+    for where in (local, None):
+        refuses_others(runs, where, flags)
+
+
+def refuses_others(runs, target, flags):
+    """A checkpoint that is missing, damaged or another step's is refused by its name, never another
+    taken in its place; the one that was named goes on."""
+    if target is None:
+        with servers(3, f"{runs.folder}/saved") as servers_target:
+            refuses_others(runs, servers_target, flags)
+        return
+    data = target[6:] if target.startswith("local:") else f"{runs.folder}/saved/data"
+    checkpoints = f"{data}/checkpoints"
+    shutil.copytree(f"{checkpoints}/step-{STEPS}", f"{checkpoints}/step-6")
+    shutil.copytree(f"{checkpoints}/step-{SAVE}", f"{checkpoints}/damaged")
+    tile = sorted(glob.glob(f"{checkpoints}/damaged/*.tile"))[0]
+    with open(tile, "r+b") as file:
+        file.seek(os.path.getsize(tile) // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    shutil.copytree(f"{checkpoints}/step-{SAVE}", f"{checkpoints}/incomplete")
+    gone = sorted(glob.glob(f"{checkpoints}/incomplete/*.tile"))[-1]
+    os.remove(gone)
+    for name, words in (("step-7", "NOT_FOUND"), ("step-6", "is of step 9, not of step 7"),
+                        ("damaged", os.path.basename(tile)),
+                        ("incomplete", os.path.basename(gone))):
+        process, _ = runs.start(target, "--resume", f"checkpoints/{name}", *flags,
+                                stderr=subprocess.PIPE)
+        said = process.communicate(timeout=120)[1].decode()
+        if process.returncode != 1 or words not in said or f"checkpoints/{name}" not in said:
+            fail(f"--resume {name} gave {process.returncode}: {said}")
+    for name in ("step-6", "damaged", "incomplete"):
+        shutil.rmtree(f"{checkpoints}/{name}")
+    runs.run(target, "--resume", f"checkpoints/step-{STEPS}", *flags)
+    print("missing, damaged, incomplete and wrong checkpoints: refused by name", flush=True)
 
 
 def events(metrics, kind):
