@@ -205,10 +205,11 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
 /* ---- Operations ---- */
 
 /* Writes the group's tables to the folder `path` at the shards (below each shard's --data folder,
- * which the shards share): tile files, then a manifest, atomically. Nothing is left half. It is the
- * state of one step, though steps are committed while it is written; new tables, and drops, wait.
- * Each shard writes `bytes_per_second` at most; 0: as fast as it can. out_step (may be NULL): the
- * step that was saved. MN_CONFLICT "path": the group was loaded from there, and its log needs it.
+ * which the shards share): tile files, then a manifest, atomically. Nothing is left half. Tiles
+ * that have not changed since the save that `path` holds are not written again. It is the state of
+ * one step, though steps are committed while it is written; new tables, and drops, wait. Each
+ * shard writes `bytes_per_second` at most; 0: as fast as it can. out_step (may be NULL): the step
+ * that was saved. MN_CONFLICT "path": the group was loaded from there, and its log needs it.
  * MN_STORAGE. Blocks. */
 enum mn_status mn_save(mn_client *client, const char *path, uint64_t bytes_per_second,
                        uint64_t *out_step, mn_error *error);

@@ -50,6 +50,7 @@ struct tile_save {
     uint64_t next_row; /* whose turn it is; those before it are in the file */
     bool looked;       /* whether its file stands already */
     bool finished;
+    struct file_tile_record record; /* of the file, once finished */
 };
 
 struct manifest {
@@ -77,6 +78,7 @@ struct files_job {
     struct manifest manifest;
     struct group fresh; /* Restore: what the group becomes */
     bool fresh_stands;
+    uint32_t part;  /* Snapshot MANIFEST: the next one to read */
     uint64_t bytes; /* written or read */
     bool saved;     /* Snapshot: the manifest stands; what comes after it may fail */
     enum mn_status (*run)(mn_shard *shard, struct files_job *job, bool *out_done, mn_error *error);
@@ -112,6 +114,12 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
                                    mn_error *error);
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,
                                       mn_error *error);
+enum mn_status mn_shard_writer_open(struct file_writer *writer, mn_storage *storage,
+                                    const char *path, mn_error *error);
+enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
+                                      mn_error *error);
+enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path,
+                                      mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);
 /* The group has come to the step that is saved: from now on its rows are kept. */
 enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
@@ -128,6 +136,28 @@ void mn_shard_saves_deinit(mn_shard *shard, struct files_job *job);
 /* After the manifest (files_clean.c): removes what it does not name. */
 enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, bool *out_done,
                                      mn_error *error);
+
+/* ---- What has not changed is not written again (files_part.c) */
+
+static inline struct tile_name mn_shard_record_name(const struct file_tile_record *record)
+{
+    return (struct tile_name){record->table, record->epoch, record->step, record->tile};
+}
+/* Of the tiles held, those that files of the folder's manifest hold as they are now are finished.
+ */
+void mn_shard_save_reuse(mn_shard *shard, struct files_job *job);
+enum mn_status mn_shard_part_write(mn_shard *shard, struct files_job *job, mn_error *error);
+/* At the home shard: room for the records of all tiles; one shard's; the one of a tile, as its file
+ * says; whether a file is one of those. */
+enum mn_status mn_shard_parts_begin(mn_shard *shard, struct files_job *job, mn_error *error);
+enum mn_status mn_shard_part_read(mn_shard *shard, struct files_job *job, uint32_t part,
+                                  mn_error *error);
+enum mn_status mn_shard_part_tile(mn_shard *shard, struct files_job *job, const struct table *table,
+                                  uint32_t tile, struct file_tile_record *out_record,
+                                  mn_error *error);
+bool mn_shard_part_names(mn_shard *shard, struct files_job *job, const struct tile_name *name);
+/* Whether the name is a part's, or its temporary one. */
+bool mn_shard_part_parse(const char *text, uint64_t *out_epoch, uint64_t *out_step);
 
 /* ---- Reading (files_load.c, files_manifest.c) */
 

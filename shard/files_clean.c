@@ -1,6 +1,7 @@
-/* After a snapshot: what its folder holds of earlier saves, and of saves that died, goes. Only
- * names of our own making are touched, only after the manifest that does not name them is on disk,
- * and not those of a later step of the same group, which another save may be writing. */
+/* After a snapshot: what its folder holds of earlier saves, and of saves that died, goes, save for
+ * tiles that the manifest still names. Only names of our own making are touched, only after the
+ * manifest that does not name them is on disk, and not those of a later step of the same group,
+ * which another save may be writing. */
 #include "files.h"
 
 #include <stdio.h>
@@ -8,7 +9,8 @@
 enum { REMOVED_A_TICK = 16 };
 
 struct stale {
-    const struct files_job *job;
+    mn_shard *shard;
+    struct files_job *job;
     uint32_t count;
     char names[REMOVED_A_TICK][FILE_NAME_BYTES];
 };
@@ -33,9 +35,14 @@ static bool is_tile(const char *text, struct tile_name *out_name)
 static bool look(void *context, const char *text)
 {
     struct stale *stale = context;
+    struct files_job *job = stale->job;
     struct tile_name name;
-    if (is_tile(text, &name) &&
-        (name.epoch != stale->job->group->map_epoch || name.step < stale->job->step))
+    uint64_t epoch = job->group->map_epoch;
+    bool old = is_tile(text, &name) && (name.epoch != epoch || name.step < job->step) &&
+               !mn_shard_part_names(stale->shard, job, &name);
+    if (mn_shard_part_parse(text, &name.epoch, &name.step))
+        old = name.epoch != epoch || name.step <= job->step;
+    if (old)
         memcpy(stale->names[stale->count++], text, strlen(text) + 1);
     return stale->count < REMOVED_A_TICK;
 }
@@ -46,7 +53,7 @@ enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, boo
 {
     mn_storage *storage = shard->env.storage;
     const char *folder = job->call->request.path;
-    struct stale stale = {.job = job};
+    struct stale stale = {.shard = shard, .job = job};
     enum mn_status status = storage->list(storage, folder, look, &stale, error);
     for (uint32_t i = 0; !status && i < stale.count; i++) {
         char path[FILE_PATH_BYTES];

@@ -99,10 +99,10 @@ enum mn_status mn_shard_check_preamble(const char *path, uint64_t magic, uint64_
 {
     if (magic != magic_due || endianness != FILE_ENDIANNESS)
         return mn_fail(error, MN_CORRUPT, "magic", "%.150s is no file of this kind", path);
-    if (least_reader > FILE_FORMAT_VERSION)
+    if (least_reader > FILE_READER_VERSION)
         return mn_fail(error, MN_UNSUPPORTED, "format_version",
                        "%.120s has format %u, which needs a reader of %u; this one is %d", path,
-                       version, least_reader, FILE_FORMAT_VERSION);
+                       version, least_reader, FILE_READER_VERSION);
     return MN_OK;
 }
 

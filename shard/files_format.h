@@ -4,6 +4,7 @@
  *
  *   tile file   tile_head, { chunk_head, body }*, end
  *   manifest    manifest_head, table_record [tables], tile_record [tiles], end
+ *   part        part_head, tile_record [tiles], end: what one shard has of a manifest to come
  *
  * A chunk's body holds written rows among `rows` rows from `first` on: a bitmap [rows / 8, rounded
  * up], then their update counts u32, values and states, each array dense. Chunks come in any order;
@@ -13,9 +14,16 @@
 
 #include "mn_proto.h"
 
-enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020304 };
+enum {
+    FILE_FORMAT_VERSION = 1,
+    FILE_READER_LEAST = 1,
+    MANIFEST_VERSION = 2, /* and its least reader: tiles may lie in files of earlier steps */
+    FILE_READER_VERSION = 2,
+    FILE_ENDIANNESS = 0x01020304
+};
 #define TILE_MAGIC     UINT64_C(0x0a656c69744d4e4d) /* "MNMtile\n" */
 #define MANIFEST_MAGIC UINT64_C(0x0a696e616d4d4e4d) /* "MNMmani\n" */
+#define PART_MAGIC     UINT64_C(0x0a747261704d4e4d) /* "MNMpart\n" */
 #define END_MAGIC      UINT64_C(0x0a2e646e654d4e4d) /* "MNMend.\n" */
 
 #define LOG_MAGIC        UINT64_C(0x0a2e676f6c4d4e4d) /* "MNMlog.\n" */
@@ -60,12 +68,27 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
     X(U64, table)                                                                                  \
     MN_SPEC_FIELDS(X)
 
-#define TILE_RECORD_FIELDS(X)                                                                      \
+#define PART_HEAD_FIELDS(X)                                                                        \
+    PREAMBLE_FIELDS(X)                                                                             \
+    X(NAME, group)                                                                                 \
+    X(U64, step)                                                                                   \
+    X(U64, map_epoch)                                                                              \
+    X(U32, shard)                                                                                  \
+    X(U32, shards)                                                                                 \
+    X(U32, tiles)
+
+/* Of a manifest of version 1: the file is of the manifest's own epoch and step. */
+#define TILE_RECORD_1_FIELDS(X)                                                                    \
     X(U64, table)                                                                                  \
     X(U32, tile)                                                                                   \
     X(U64, bytes)                                                                                  \
     X(U64, rows_written)                                                                           \
     X(U64, checksum) /* of the tile file's end */
+
+#define TILE_RECORD_FIELDS(X)                                                                      \
+    TILE_RECORD_1_FIELDS(X)                                                                        \
+    X(U64, epoch) /* of the file: since its step the tile has not changed */                       \
+    X(U64, step)
 
 /* Its own checksum starts from 0, so that it can be read alone; `chain` is that of the last record
  * before it. */
@@ -101,6 +124,8 @@ enum { FILE_FORMAT_VERSION = 1, FILE_READER_LEAST = 1, FILE_ENDIANNESS = 0x01020
     X(chunk_head, CHUNK_HEAD_FIELDS)                                                               \
     X(manifest_head, MANIFEST_HEAD_FIELDS)                                                         \
     X(table_record, TABLE_RECORD_FIELDS)                                                           \
+    X(part_head, PART_HEAD_FIELDS)                                                                 \
+    X(tile_record_1, TILE_RECORD_1_FIELDS)                                                         \
     X(tile_record, TILE_RECORD_FIELDS)                                                             \
     X(log_head, LOG_HEAD_FIELDS)                                                                   \
     X(log_record, LOG_RECORD_FIELDS)                                                               \

@@ -27,6 +27,7 @@ enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_er
         job->first_save[i] = table->id ? first : NO_SAVE;
         first += table->id ? table->tile_count : 0;
     }
+    mn_shard_save_reuse(shard, job);
     return MN_OK;
 }
 

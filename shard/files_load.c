@@ -5,16 +5,15 @@
 /* ---- A tile */
 
 static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct table *table,
-                                 uint32_t tile, mn_error *error)
+                                 const struct file_tile_record *record, mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
     struct file_tile_head due, head;
     uint8_t bytes[FILE_BYTES_tile_head];
     char path[FILE_PATH_BYTES];
-    struct tile_name name = {table->id, job->manifest.head.map_epoch, job->step, tile};
-    mn_shard_tile_path(job->call->request.path, name, path);
+    mn_shard_tile_path(job->call->request.path, mn_shard_record_name(record), path);
     enum mn_status status = mn_shard_transfer_start(shard, transfer, job->manifest.head.group,
-                                                    table, tile, job->step, error);
+                                                    table, record->tile, record->step, error);
     if (!status)
         status = mn_shard_reader_open(&job->reader, shard->env.storage, path, error);
     if (!status)
@@ -225,13 +224,14 @@ enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool 
             &manifest->tiles[manifest->first_tile[job->table_place] + tile];
         uint64_t before = job->reader.offset;
         if (!transfer->active) {
-            status = start_tile(shard, job, table, tile, error);
+            status = start_tile(shard, job, table, record, error);
             before = 0;
         } else if (job->reader.offset + FILE_BYTES_end < job->reader.bytes) {
             status = load_chunk(job, error);
         } else {
             status = finish_tile(job, record, error);
-            job->tile++;
+            table->marks[job->tile++] =
+                (struct tile_mark){.loaded_epoch = record->epoch, .loaded_step = record->step};
         }
         bytes += job->reader.offset - before;
     }

@@ -138,10 +138,27 @@ static enum mn_status read_tables(struct file_reader *reader, struct manifest *m
     return MN_OK;
 }
 
+static enum mn_status take_tile(struct file_reader *reader, const struct file_manifest_head *head,
+                                struct file_tile_record *out_record, mn_error *error)
+{
+    uint8_t bytes[FILE_RECORD_BYTES_MAX];
+    struct file_tile_record_1 first;
+    if (head->format_version >= MANIFEST_VERSION)
+        return TAKE_RECORD(reader, tile_record, bytes, out_record, error);
+    enum mn_status status = TAKE_RECORD(reader, tile_record_1, bytes, &first, error);
+    *out_record = (struct file_tile_record){.table = first.table,
+                                            .tile = first.tile,
+                                            .bytes = first.bytes,
+                                            .rows_written = first.rows_written,
+                                            .checksum = first.checksum,
+                                            .epoch = head->map_epoch,
+                                            .step = head->step};
+    return status;
+}
+
 static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
                                  struct manifest *manifest, uint64_t *out_rows, mn_error *error)
 {
-    uint8_t bytes[FILE_RECORD_BYTES_MAX];
     if (!manifest->head.tiles)
         return MN_OK;
     manifest->tiles =
@@ -151,10 +168,11 @@ static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
     for (uint32_t table = 0, i = 0; table < manifest->head.tables; table++) {
         for (uint32_t tile = 0; tile < manifest->specs[table].tiles; tile++, i++) {
             struct file_tile_record *record = &manifest->tiles[i];
-            enum mn_status status = TAKE_RECORD(reader, tile_record, bytes, record, error);
+            enum mn_status status = take_tile(reader, &manifest->head, record, error);
             if (status)
                 return status;
-            if (record->table != manifest->ids[table] || record->tile != tile)
+            if (record->table != manifest->ids[table] || record->tile != tile ||
+                record->step > manifest->head.step)
                 return mn_shard_damaged(reader->path, "tile order", error);
             *out_rows += record->rows_written;
         }
@@ -231,6 +249,7 @@ enum mn_status mn_shard_tile_summary(mn_storage *storage, const char *path,
                                                 .tile = head.tile,
                                                 .bytes = reader.bytes,
                                                 .rows_written = end.rows_written,
-                                                .checksum = end.chain};
+                                                .checksum = end.chain,
+                                                .step = head.step};
     return status;
 }

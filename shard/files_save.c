@@ -16,8 +16,8 @@ static void temporary_of(const char *path, char out_path[TEMPORARY_BYTES])
     (void)snprintf(out_path, TEMPORARY_BYTES, "%s.new", path); /* it fits */
 }
 
-static enum mn_status writer_open(struct file_writer *writer, mn_storage *storage, const char *path,
-                                  mn_error *error)
+enum mn_status mn_shard_writer_open(struct file_writer *writer, mn_storage *storage,
+                                    const char *path, mn_error *error)
 {
     char temporary[TEMPORARY_BYTES];
     temporary_of(path, temporary);
@@ -25,8 +25,8 @@ static enum mn_status writer_open(struct file_writer *writer, mn_storage *storag
     return storage->create(storage, temporary, &writer->file, error);
 }
 
-static enum mn_status writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
-                                    mn_error *error)
+enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
+                                      mn_error *error)
 {
     enum mn_status status = writer->storage->append(writer->file, bytes, count, error);
     if (!status)
@@ -34,7 +34,7 @@ static enum mn_status writer_append(struct file_writer *writer, const void *byte
     return status;
 }
 
-static enum mn_status writer_finish(struct file_writer *writer, const char *path, mn_error *error)
+enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path, mn_error *error)
 {
     mn_storage *storage = writer->storage;
     struct file_end end = {
@@ -48,7 +48,7 @@ static enum mn_status writer_finish(struct file_writer *writer, const char *path
     char temporary[TEMPORARY_BYTES];
     uint64_t chain = 0;
     mn_shard_encode_end(&end, &chain, bytes);
-    enum mn_status status = writer_append(writer, bytes, sizeof bytes, error);
+    enum mn_status status = mn_shard_writer_append(writer, bytes, sizeof bytes, error);
     if (!status)
         status = storage->sync(writer->file, error);
     mn_shard_writer_abort(writer);
@@ -113,6 +113,10 @@ bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_sa
         path_of(job, transfer, path);
         save->finished = mn_shard_tile_summary(shard->env.storage, path, &transfer->head, &record,
                                                NULL) == MN_OK;
+        if (save->finished) {
+            save->record = record;
+            save->record.epoch = job->group->map_epoch;
+        }
     }
     return save->finished;
 }
@@ -123,12 +127,12 @@ static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct 
     char path[FILE_PATH_BYTES];
     uint8_t record[FILE_BYTES_tile_head];
     path_of(job, transfer, path);
-    enum mn_status status = writer_open(&save->writer, shard->env.storage, path, error);
+    enum mn_status status = mn_shard_writer_open(&save->writer, shard->env.storage, path, error);
     if (status)
         return status;
     mn_shard_encode_tile_head(&transfer->head, &save->writer.chain, record);
     job->bytes += sizeof record;
-    return writer_append(&save->writer, record, sizeof record, error);
+    return mn_shard_writer_append(&save->writer, record, sizeof record, error);
 }
 
 enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,
@@ -153,9 +157,9 @@ enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struc
     writer->records++;
     writer->rows_written += written;
     job->bytes += sizeof record + bytes;
-    status = writer_append(writer, record, sizeof record, error);
+    status = mn_shard_writer_append(writer, record, sizeof record, error);
     if (!status)
-        status = writer_append(writer, transfer->buffer, bytes, error);
+        status = mn_shard_writer_append(writer, transfer->buffer, bytes, error);
     return status;
 }
 
@@ -195,7 +199,15 @@ static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct
     job->transfer.active = false;
     save->finished = true;
     job->bytes += FILE_BYTES_end;
-    return writer_finish(&save->writer, path, error);
+    status = mn_shard_writer_finish(&save->writer, path, error);
+    save->record = (struct file_tile_record){.table = job->transfer.table->id,
+                                             .tile = job->transfer.tile,
+                                             .bytes = save->writer.bytes,
+                                             .rows_written = save->writer.rows_written,
+                                             .checksum = save->writer.chain,
+                                             .epoch = job->group->map_epoch,
+                                             .step = job->step};
+    return status;
 }
 
 /* The next tile held here, or false when all are done. */
@@ -226,8 +238,9 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
         uint32_t tile;
         if (!transfer->active) {
             if (!next_tile(shard, job, &table, &tile)) {
-                *out_done = true;
-                return MN_OK;
+                status = mn_shard_part_write(shard, job, error);
+                *out_done = !status;
+                return status;
             }
             status = mn_shard_transfer_start(shard, transfer, job->group->name, table, tile,
                                              job->step, error);
@@ -306,8 +319,8 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
     struct file_writer *writer = &job->writer;
     struct file_manifest_head head = {
         .magic = MANIFEST_MAGIC,
-        .format_version = FILE_FORMAT_VERSION,
-        .least_reader = FILE_READER_LEAST,
+        .format_version = MANIFEST_VERSION,
+        .least_reader = MANIFEST_VERSION,
         .endianness = FILE_ENDIANNESS,
         .step = job->step,
         .map_epoch = group->map_epoch,
@@ -322,18 +335,18 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
         head.tiles += group->tables[i].id ? group->tables[i].geometry.tiles : 0;
     }
     mn_shard_manifest_path(job->call->request.path, path);
-    enum mn_status status = writer_open(writer, shard->env.storage, path, error);
+    enum mn_status status = mn_shard_writer_open(writer, shard->env.storage, path, error);
     if (status)
         return status;
     writer->records = (uint64_t)head.tables + head.tiles;
     mn_shard_encode_manifest_head(&head, &writer->chain, bytes);
-    status = writer_append(writer, bytes, FILE_BYTES_manifest_head, error);
+    status = mn_shard_writer_append(writer, bytes, FILE_BYTES_manifest_head, error);
     for (uint32_t i = 0; !status && i < shard->options.tables_max; i++) {
         if (!group->tables[i].id)
             continue;
         struct file_table_record record = record_of(&group->tables[i]);
         mn_shard_encode_table_record(&record, &writer->chain, bytes);
-        status = writer_append(writer, bytes, FILE_BYTES_table_record, error);
+        status = mn_shard_writer_append(writer, bytes, FILE_BYTES_table_record, error);
     }
     return status;
 }
@@ -341,18 +354,28 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
 static enum mn_status append_tile(mn_shard *shard, struct files_job *job, struct table *table,
                                   uint32_t tile, mn_error *error)
 {
-    char path[FILE_PATH_BYTES];
     uint8_t bytes[FILE_BYTES_tile_record];
-    struct file_tile_head due = {.table = table->id, .tile = tile, .step = job->step};
     struct file_tile_record record;
-    memcpy(due.group, job->group->name, sizeof due.group);
-    mn_shard_tile_path(job->call->request.path, name_of(job, table, tile), path);
-    enum mn_status status = mn_shard_tile_summary(shard->env.storage, path, &due, &record, error);
+    enum mn_status status = mn_shard_part_tile(shard, job, table, tile, &record, error);
     if (status)
         return status;
     mn_shard_encode_tile_record(&record, &job->writer.chain, bytes);
     job->writer.rows_written += record.rows_written;
-    return writer_append(&job->writer, bytes, sizeof bytes, error);
+    return mn_shard_writer_append(&job->writer, bytes, sizeof bytes, error);
+}
+
+/* The next parts, before anything is written; *out_read: all have been. */
+static enum mn_status read_parts(mn_shard *shard, struct files_job *job, bool *out_read,
+                                 mn_error *error)
+{
+    enum { PARTS_A_TICK = 16 };
+    enum mn_status status = MN_OK;
+    if (!job->part)
+        status = mn_shard_parts_begin(shard, job, error);
+    for (uint32_t i = 0; !status && i < PARTS_A_TICK && job->part < shard->options.shards; i++)
+        status = mn_shard_part_read(shard, job, job->part++, error);
+    *out_read = job->part == shard->options.shards;
+    return status;
 }
 
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,
@@ -360,14 +383,19 @@ enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bo
 {
     (void)out_done; /* the cleaning that follows says it */
     enum { TILES_A_TICK = 16 };
+    bool read = true;
     enum mn_status status = MN_OK;
+    if (!job->writer.file)
+        status = read_parts(shard, job, &read, error);
+    if (status || !read)
+        return status;
     if (!job->writer.file)
         status = start_manifest(shard, job, error);
     for (uint32_t done = 0; !status && done < TILES_A_TICK;) {
         if (job->table_place == shard->options.tables_max) {
             char path[FILE_PATH_BYTES];
             mn_shard_manifest_path(job->call->request.path, path);
-            status = writer_finish(&job->writer, path, error);
+            status = mn_shard_writer_finish(&job->writer, path, error);
             job->bytes = job->writer.bytes;
             job->saved = !status;
             job->run = mn_shard_clean_folder;

@@ -41,6 +41,13 @@ struct read_counter {
     uint64_t reads, weight; /* weight: the sum of its weights' magnitudes, in 2^-32 */
 };
 
+/* Since when a tile is what it is, for saves that write what has changed (files_part.c). */
+struct tile_mark {
+    uint64_t changed_step; /* in this map epoch; MN_CHANGE_UNKNOWN; 0: not since it was loaded */
+    uint64_t loaded_epoch, loaded_step; /* of the file that it came from; 0: none */
+};
+#define MN_CHANGE_UNKNOWN UINT64_MAX
+
 /* The part of a table that this shard holds. A columns table has one plane per tile. A rows table
  * has one plane for all its blocks: they follow one another in position space, so that a fetch over
  * several blocks is one gather. */
@@ -53,6 +60,7 @@ struct table {
     uint64_t position_first;         /* rows tables: position of the plane's first row */
     mn_tile *planes;
     uint32_t plane_count;
+    struct tile_mark *marks; /* [tile_count] */
     bool promoted;
     uint64_t reserved_bytes;
     struct read_counter *counters; /* [counter_rows], or NULL (usage.c) */
@@ -370,5 +378,8 @@ struct row_list {
 };
 void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *table, uint32_t plane,
                         const struct row_list *list);
+/* Their tiles are not what they were before this step (files_part.c). */
+void mn_shard_mark_rows(struct table *table, uint32_t plane, const struct row_list *list,
+                        uint64_t step);
 
 #endif

@@ -579,7 +579,7 @@ static void test_memory_fails(void **state)
     fixture_deinit(&f);
 }
 
-/* ---- Format version 1, as it was first written */
+/* ---- Format version 2, as it was first written */
 
 static void write_golden_group(struct fixture *f)
 {
@@ -600,11 +600,24 @@ static void write_golden_group(struct fixture *f)
     save(f, 1);
 }
 
-static const char *const golden_names[] = {"1-0-1-1.tile", "manifest"};
+enum { GOLDEN_FILES = 2 }; /* no part is left once the manifest stands */
+static const char *const golden_names[GOLDEN_FILES] = {"1-0-1-1.tile", "manifest"};
 
-static void golden_path(int i, char out_path[256])
+static void golden_path(int version, int i, char out_path[256])
 {
-    (void)snprintf(out_path, 256, "%s/tests/golden/shard-v1/%s", MN_SOURCE_DIR, golden_names[i]);
+    (void)snprintf(out_path, 256, "%s/tests/golden/shard-v%d/%s", MN_SOURCE_DIR, version,
+                   golden_names[i]);
+}
+
+static uint64_t read_golden(int version, int i, uint8_t out_bytes[4096])
+{
+    char path[256];
+    golden_path(version, i, path);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    uint64_t count = fread(out_bytes, 1, 4096, file);
+    (void)fclose(file); /* only read */
+    return count;
 }
 
 static void test_golden(void **state)
@@ -612,19 +625,48 @@ static void test_golden(void **state)
     (void)state;
     struct fixture f;
     write_golden_group(&f);
-    for (int i = 0; i < 2; i++) {
-        char path[256], name[64];
+    for (int i = 0; i < GOLDEN_FILES; i++) {
+        char name[64];
         uint8_t golden[4096];
         uint64_t count;
-        golden_path(i, path);
         (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
         const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
-        FILE *file = fopen(path, "rb");
-        assert_non_null(file);
-        assert_int_equal(fread(golden, 1, sizeof golden, file), count);
-        (void)fclose(file); /* only read */
+        assert_int_equal(read_golden(2, i, golden), count);
         assert_memory_equal(bytes, golden, count);
     }
+    fixture_deinit(&f);
+}
+
+/* What version 1 wrote, whose tiles are all of the manifest's step, loads. */
+static void test_golden_of_before(void **state)
+{
+    (void)state;
+    struct fixture f;
+    fixture_init(&f, 1, NULL);
+    for (int i = 0; i < GOLDEN_FILES; i++) {
+        mn_storage *storage = mem_storage_interface(f.storage);
+        mn_file *file = NULL;
+        char name[64];
+        uint8_t golden[4096];
+        uint64_t count = read_golden(1, i, golden);
+        (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
+        assert_int_equal(storage->create(storage, name, &file, NULL), MN_OK);
+        assert_int_equal(storage->append(file, golden, count, NULL), MN_OK);
+        storage->close(file);
+    }
+    f.epoch = FIXTURE_RESTORED;
+    assert_int_equal(load(&f, NULL), MN_OK);
+    f.ranks = 1;
+    fixture_join(&f, 1);
+    mn_table_spec spec = fixture_spec("golden", 20, 16);
+    spec.init = mn_init_zero();
+    spec.optimizer = mn_adagrad(1e-6f);
+    struct fixture_table table = fixture_table(&f, &spec);
+    uint64_t indices[4] = {2, 3, 17, 0};
+    float rows[4 * 16];
+    assert_int_equal(fixture_fetch(&f, &table, 2, indices, 4, rows), MN_OK);
+    for (int i = 0; i < 64; i++)
+        assert_true(rows[i] == (i < 48 ? (float)i : 0));
     fixture_deinit(&f);
 }
 
@@ -633,10 +675,10 @@ static int write_golden(void)
 {
     struct fixture f;
     write_golden_group(&f);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < GOLDEN_FILES; i++) {
         char path[256], name[64];
         uint64_t count;
-        golden_path(i, path);
+        golden_path(2, i, path);
         (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
         const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
         FILE *file = fopen(path, "wb");
@@ -665,6 +707,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_memory_fails),
         cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_golden_of_before),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

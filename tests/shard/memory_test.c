@@ -106,7 +106,7 @@ static void test_requests_fail(void **state)
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     spec.tiles = 2;
     spec.optimizer = mn_adamw(0.9f, 0.99f, 1e-8f);
-    assert_int_equal(sweep(&f, create_table, &spec), 9); /* group, planes, 3 arrays of 2, none */
+    assert_int_equal(sweep(&f, create_table, &spec), 10); /* group, planes, marks, 3 of 2, none */
     f.ranks = 1;
     fixture_join(&f, 1);
     struct fixture_table table = fixture_table(&f, &spec);

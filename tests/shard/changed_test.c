@@ -1,0 +1,216 @@
+/* Saves into a folder that holds an earlier one write the tiles that have changed, and no others;
+ * what they load is what a save of everything loads. */
+#include "fixture.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { ROWS = 256, DIM = 48, BLOCKS = 8 };
+
+struct job {
+    struct fixture f;
+    struct fixture_table columns, rows;
+    uint64_t step;
+};
+
+static void setup(struct job *job, uint32_t shards)
+{
+    mn_table_spec columns = fixture_spec("columns", ROWS, DIM),
+                  rows = fixture_spec("rows", ROWS, DIM);
+    memset(job, 0, sizeof *job);
+    fixture_init(&job->f, shards, NULL);
+    fixture_join(&job->f, 1);
+    columns.tiles = 3;
+    rows.split = MN_ROWS;
+    rows.tiles = BLOCKS;
+    rows.optimizer = mn_adagrad(1e-6f);
+    job->columns = fixture_table(&job->f, &columns);
+    job->rows = fixture_table(&job->f, &rows);
+}
+
+/* A step that changes `count` rows of one table; without a table, none. */
+static void train(struct job *job, const struct fixture_table *table, const uint64_t *indices,
+                  uint64_t count, bool store)
+{
+    float values[16 * DIM];
+    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+    struct fixture_piece piece = {.step = ++job->step};
+    mn_proposal proposal = fixture_proposal(0.5f);
+    for (uint64_t i = 0; i < count * DIM; i++)
+        values[i] = fixture_float(&job->f);
+    if (count && store)
+        assert_int_equal(fixture_store(&job->f, table, &piece, indices, count, values, pieces[0]),
+                         MN_OK);
+    else if (count)
+        assert_int_equal(fixture_push(&job->f, table, &piece, indices, count, values, pieces[0]),
+                         MN_OK);
+    fixture_commit(&job->f, job->step, &proposal, 1.0f, pieces);
+}
+
+static enum mn_status ask(struct job *job, uint32_t shard, enum mn_verb verb,
+                          enum mn_files_phase phase, const char *path, uint64_t *out_bytes)
+{
+    bool saves = verb == MN_VERB_SNAPSHOT;
+    mn_request request = fixture_request(&job->f, verb, 0, saves ? job->step : 0);
+    request.context.incarnation = 0;
+    request.files = phase;
+    memcpy(request.path, path, strlen(path) + 1);
+    struct answer *answer = fixture_send(&job->f, shard, &request, NULL, 0);
+    fixture_tick(&job->f);
+    enum mn_status status = answer->call.reply.status;
+    *out_bytes += status ? 0 : answer->call.reply.bytes;
+    fixture_free(answer);
+    return status;
+}
+
+/* Bytes of tiles written. */
+static uint64_t save(struct job *job, const char *path)
+{
+    uint64_t bytes = 0, manifest = 0;
+    for (uint32_t i = 0; i < job->f.count; i++)
+        assert_int_equal(ask(job, i, MN_VERB_SNAPSHOT, MN_FILES_WRITE, path, &bytes), MN_OK);
+    assert_int_equal(ask(job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, path, &manifest), MN_OK);
+    return bytes;
+}
+
+static void load(struct job *job, const char *path)
+{
+    uint64_t bytes = 0;
+    job->f.epoch += FIXTURE_RESTORED;
+    for (uint32_t i = 0; i < job->f.count; i++)
+        assert_int_equal(ask(job, i, MN_VERB_RESTORE, MN_FILES_LOAD, path, &bytes), MN_OK);
+    fixture_join(&job->f, 1);
+}
+
+static void read_all(struct job *job, float out_values[2 * ROWS * DIM])
+{
+    uint64_t indices[ROWS];
+    for (uint64_t i = 0; i < ROWS; i++)
+        indices[i] = i;
+    assert_int_equal(
+        fixture_fetch(&job->f, &job->columns, job->step + 1, indices, ROWS, out_values), MN_OK);
+    assert_int_equal(
+        fixture_fetch(&job->f, &job->rows, job->step + 1, indices, ROWS, out_values + ROWS * DIM),
+        MN_OK);
+}
+
+static uint32_t files_of(const struct job *job, const char *path, const char *holds)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; mem_storage_path(job->f.storage, i); i++) {
+        const char *name = mem_storage_path(job->f.storage, i);
+        count +=
+            !strncmp(name, path, strlen(path)) && name[strlen(path)] == '/' && strstr(name, holds);
+    }
+    return count;
+}
+
+/* Rows of one block of the rows table. */
+static void block_rows(const struct job *job, uint32_t block, uint64_t *out_indices, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        out_indices[i] = mn_row_of(&job->rows.geometry, block, i);
+}
+
+static void only_what_changed_is_written(void **state)
+{
+    struct job job;
+    uint64_t indices[16];
+    (void)state;
+    setup(&job, 2);
+    for (uint64_t i = 0; i < 16; i++)
+        indices[i] = i * 16;
+    train(&job, &job.columns, indices, 16, true);
+    train(&job, &job.rows, indices, 16, true);
+    uint64_t all = save(&job, "snap");
+    assert_true(all > 16 * DIM * 4 * 2);
+    assert_int_equal(files_of(&job, "snap", "-2.tile"), 3 + BLOCKS);
+    train(&job, NULL, NULL, 0, false);
+    assert_int_equal(save(&job, "snap"), 0); /* of a later step, in the files of the earlier one */
+    assert_int_equal(files_of(&job, "snap", "-2.tile"), 3 + BLOCKS);
+    block_rows(&job, 5, indices, 4);
+    train(&job, &job.rows, indices, 4, false);
+    uint64_t some = save(&job, "snap");
+    assert_true(some > 0 && some < all / 4);
+    assert_int_equal(files_of(&job, "snap", "-4.tile"), 1);
+    assert_int_equal(files_of(&job, "snap", "-2.tile"), 3 + BLOCKS - 1); /* the old one is gone */
+    assert_int_equal(files_of(&job, "snap", "part-"), 0);
+    train(&job, &job.columns, indices, 1, false);
+    assert_true(save(&job, "snap") > 0); /* a row lies in all tiles of a columns table */
+    assert_int_equal(files_of(&job, "snap", "-5.tile"), 3);
+    assert_int_equal(files_of(&job, "snap", ".tile"), 3 + BLOCKS);
+    fixture_deinit(&job.f);
+}
+
+/* Any history of saves and loads: what a folder of many saves loads is what a new folder does. */
+static void any_history_loads_alike(void **state)
+{
+    static float trained[2 * ROWS * DIM], loaded[2 * ROWS * DIM];
+    (void)state;
+    for (uint32_t round = 0; round < 20; round++) {
+        struct job job;
+        setup(&job, 1 + round % 3);
+        job.f.random += round;
+        for (uint32_t i = 0; i < 12; i++) {
+            uint64_t indices[16], count = fixture_random(&job.f, 3);
+            bool columns = fixture_random(&job.f, 3) == 0;
+            block_rows(&job, (uint32_t)fixture_random(&job.f, BLOCKS), indices, count);
+            train(&job, columns ? &job.columns : &job.rows, indices, count,
+                  fixture_random(&job.f, 4) == 0);
+            if (fixture_random(&job.f, 2))
+                (void)save(&job, "snap");
+            if (fixture_random(&job.f, 4) || !files_of(&job, "snap", "manifest"))
+                continue;
+            (void)save(&job, "snap");
+            read_all(&job, trained);
+            load(&job, "snap");
+            read_all(&job, loaded);
+            assert_memory_equal(trained, loaded, sizeof trained);
+        }
+        fixture_deinit(&job.f);
+    }
+}
+
+/* A part that names what is not there, or something else, ends in no manifest. */
+static void parts_are_doubted(void **state)
+{
+    struct job job;
+    uint64_t indices[4] = {1, 2, 3, 4}, bytes = 0;
+    (void)state;
+    setup(&job, 1);
+    train(&job, &job.rows, indices, 4, true);
+    (void)save(&job, "snap");
+    train(&job, NULL, NULL, 0, false);
+    assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, "snap", &bytes), MN_OK);
+    const char *part = NULL, *tile = NULL;
+    for (uint32_t i = 0; mem_storage_path(job.f.storage, i); i++) {
+        part = strstr(mem_storage_path(job.f.storage, i), "part-")
+                   ? mem_storage_path(job.f.storage, i)
+                   : part;
+        tile = strstr(mem_storage_path(job.f.storage, i), ".tile")
+                   ? mem_storage_path(job.f.storage, i)
+                   : tile;
+    }
+    uint64_t count, tile_count;
+    uint8_t *at = mem_storage_bytes(job.f.storage, part, &count);
+    assert_non_null(mem_storage_bytes(job.f.storage, tile, &tile_count));
+    for (uint64_t i = 0; i < count; i += 7) {
+        at[i] ^= 1;
+        enum mn_status status = ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &bytes);
+        assert_true(status == MN_CORRUPT || status == MN_UNSUPPORTED);
+        at[i] ^= 1;
+    }
+    mem_storage_truncate(job.f.storage, tile, tile_count - 1);
+    assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &bytes), MN_CORRUPT);
+    fixture_deinit(&job.f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(only_what_changed_is_written),
+        cmocka_unit_test(any_history_loads_alike),
+        cmocka_unit_test(parts_are_doubted),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
