@@ -16,11 +16,19 @@ enum {
     ADMIT_BYTES_MAX = 4096,     /* of an authorization value */
     STOP_GRACE_NS = 1000000000, /* answers may still leave; then gRPC cuts them off */
     STOP_POLL_NS = 100000000,
-    WATCH_POLL_NS = 200000000 /* a change of health is told this late at most */
+    WATCH_POLL_NS = 200000000, /* a change of health is told this late at most */
+    LEAVE_POLL_NS = 200000000  /* how often answers that do not leave are looked at */
 };
+/* An answer that its caller does not read holds its buffer: so long at most, or to its deadline. */
+static const uint64_t LEAVE_NS_MAX = UINT64_C(30000000000);
 #define REPLY_BYTES_DEFAULT (UINT64_C(256) << 20)
 
 static const uint64_t never = UINT64_MAX;
+
+static uint64_t now_ns(const mn_grpc_server *server)
+{
+    return server->env.now_ns(server->env.context);
+}
 
 /* ---- Slots ------------------------------------------------------------------------------- */
 
@@ -179,6 +187,9 @@ static void serve_verb(struct server_call *call)
         return;
     }
     bound_remaining(call);
+    uint64_t remaining_ms = call->base.request.context.remaining_ms;
+    if (remaining_ms < LEAVE_NS_MAX / 1000000)
+        call->ends_ns = now_ns(server) + remaining_ms * 1000000;
     server->options.handle(server->options.core, &call->base);
 }
 
@@ -210,6 +221,8 @@ static void on_arrived(struct server_call *call, bool matched)
     call->watching = false;
     call->told = 0;
     call->cancelled = 0;
+    call->ends_ns = UINT64_MAX;
+    call->leave_by_ns = 0;
     call->reply_buffer = NULL;
     call->answer = NULL;
     memset(&call->base.reply, 0, sizeof call->base.reply);
@@ -294,11 +307,6 @@ static grpc_event next_event(mn_grpc_server *server, uint64_t wait_ns)
     return grpc_completion_queue_next(server->queue, until, NULL);
 }
 
-static uint64_t now_ns(const mn_grpc_server *server)
-{
-    return server->env.now_ns(server->env.context);
-}
-
 /* ---- Serving and stopping ---------------------------------------------------------------- */
 
 /* Answers what the core holds, lets the answers leave, and empties the queue for good. */
@@ -325,17 +333,45 @@ static void drain(mn_grpc_server *server)
     server->drained = true;
 }
 
+/* Takes back answers whose callers have had their time and do not read; false: none waits. */
+static bool watch_leaving(mn_grpc_server *server, uint64_t now)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < server->slots_used; i++) {
+        struct server_call *call = &server->slots[i];
+        if (!call->batches || !call->answered || call->watching || call->gone)
+            continue;
+        any = true;
+        if (!call->leave_by_ns)
+            call->leave_by_ns =
+                now + LEAVE_NS_MAX < call->ends_ns ? now + LEAVE_NS_MAX : call->ends_ns;
+        if (now < call->leave_by_ns)
+            continue;
+        call->leave_by_ns = never;                /* once */
+        (void)grpc_call_cancel(call->call, NULL); /* an event follows, as after any end */
+    }
+    return any;
+}
+
 void mn_grpc_server_run(mn_grpc_server *server)
 {
     const mn_grpc_server_options *options = &server->options;
+    uint64_t look_ns = 0;
+    bool leaving = false;
     while (!atomic_load(&server->stopping)) {
         uint64_t now = now_ns(server);
+        if (now >= look_ns) {
+            leaving = watch_leaving(server, now);
+            look_ns = now + LEAVE_POLL_NS;
+        }
         uint64_t wake = options->tick(options->core, now);
         uint64_t wait = wake == never ? never : wake > now ? wake - now : 0;
         if (server->watches) {
             mn_server_watches_tell(server);
             wait = wait < WATCH_POLL_NS ? wait : WATCH_POLL_NS;
         }
+        if (leaving)
+            wait = wait < LEAVE_POLL_NS ? wait : LEAVE_POLL_NS;
         grpc_event event = next_event(server, wait);
         if (event.type == GRPC_OP_COMPLETE)
             on_event(server, &event);
@@ -375,9 +411,21 @@ static grpc_arg integer_arg(const char *key, int value)
     return arg;
 }
 
+static grpc_arg quota_arg(grpc_resource_quota *quota)
+{
+    grpc_arg arg = {.type = GRPC_ARG_POINTER, .key = (char *)GRPC_ARG_RESOURCE_QUOTA};
+    arg.value.pointer.p = quota;
+    arg.value.pointer.vtable = grpc_resource_quota_arg_vtable();
+    return arg;
+}
+
 static grpc_server *create_grpc_server(const mn_grpc_server_options *options)
 {
+    uint64_t bytes = options->receive_bytes_max;
+    grpc_resource_quota *quota = grpc_resource_quota_create("mneme");
+    grpc_resource_quota_resize(quota, bytes && bytes < SIZE_MAX / 2 ? bytes : SIZE_MAX / 2);
     grpc_arg args[] = {
+        quota_arg(quota),
         integer_arg(GRPC_ARG_ALLOW_REUSEPORT, 0), /* else a second server binds in silence */
         integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)options->message_bytes_max),
         integer_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS,
@@ -392,7 +440,9 @@ static grpc_server *create_grpc_server(const mn_grpc_server_options *options)
         integer_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
     };
     grpc_channel_args list = {sizeof args / sizeof args[0], args};
-    return grpc_server_create(&list, NULL);
+    grpc_server *server = grpc_server_create(&list, NULL);
+    grpc_resource_quota_unref(quota); /* the server has its own reference */
+    return server;
 }
 
 /* False when gRPC knows no more; true with methods registered. */

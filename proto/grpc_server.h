@@ -52,6 +52,8 @@ struct server_call {
     bool end_watched;      /* a batch with RECV_CLOSE_ON_SERVER was started */
     bool gone;             /* the caller cannot be told any more */
     int cancelled;         /* gRPC's */
+    uint64_t ends_ns;      /* the caller's deadline */
+    uint64_t leave_by_ns;  /* when its answer is taken back; 0: not seen waiting yet */
     bool watching;         /* a Watch: never answered until its end */
     bool service_known;    /* that it asks for */
     uint8_t told;          /* to it last; 0: nothing, and no metadata */

@@ -504,7 +504,10 @@ typedef struct mn_grpc_server_options {
         *address; /* "127.0.0.1:7700"; port 0 picks one. SO_REUSEPORT is off: a second bind fails */
     uint32_t calls_max; /* calls of each kind (read, change, control) held at once, parked ones
                            included; default 4096; more wait in gRPC or get BUSY */
-    uint64_t reply_bytes_max;   /* pooled reply buffers in total; default 256 MiB */
+    uint64_t reply_bytes_max;   /* pooled reply buffers in total; default 256 MiB. An answer that
+                                   is not read goes at its caller's deadline, or after 30 s */
+    uint64_t receive_bytes_max; /* gRPC's buffers of all connections together: beyond it gRPC ends
+                                   calls (BUSY) and idle connections; 0: no bound */
     uint32_t message_bytes_max; /* default MN_MESSAGE_BYTES_MAX */
     mn_admit_function admit;    /* NULL admits all */
     void *admit_context;

@@ -193,6 +193,9 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                              .read_bytes_max = flags->read_bytes_max,
                              .change_bytes_max = flags->change_bytes_max,
                              .usage_bytes_max = flags->usage_bytes_max,
+                             .table_bytes_max = flags->table_bytes_max,
+                             .groups_max = flags->groups_max,
+                             .tables_max = flags->tables_max,
                              .durability = flags->durability,
                              .claim_data = true,
                              .ignore_other_logs = flags->ignore_other_logs};
@@ -202,6 +205,7 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
     mn_grpc_server_options server = {.address = flags->listen,
                                      .calls_max = flags->calls_max,
                                      .reply_bytes_max = flags->reply_bytes_max,
+                                     .receive_bytes_max = flags->receive_bytes_max,
                                      .admit = flags->token ? admit : NULL,
                                      .admit_context = it,
                                      .handle = handle,

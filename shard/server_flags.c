@@ -31,6 +31,11 @@ static const char usage[] =
     "  --reply-budget SIZE    answers on their way out; at least 8MiB       [256MiB]\n"
     "  --usage-budget SIZE    counters of how rows are read, 16 bytes a row;\n"
     "                         for more rows than fit, a sample; 0: none     [64MiB]\n"
+    "  --table-budget SIZE    address space of all tables: memory as rows are written [16TiB]\n"
+    "  --receive-budget SIZE  gRPC's own buffers: messages on their way in, and what\n"
+    "                         each connection takes; at least 16MiB         [1GiB]\n"
+    "  --groups-max COUNT     groups, at most 64                            [16]\n"
+    "  --tables-max COUNT     tables of a group, at most 64                 [64]\n"
     "  --calls-max COUNT      reads held at once, waiting ones included,\n"
     "                         and as many changes and other calls           [4096]\n"
     "\n"
@@ -56,6 +61,10 @@ enum flag {
     FLAG_CHANGE_BUDGET,
     FLAG_REPLY_BUDGET,
     FLAG_USAGE_BUDGET,
+    FLAG_TABLE_BUDGET,
+    FLAG_RECEIVE_BUDGET,
+    FLAG_GROUPS_MAX,
+    FLAG_TABLES_MAX,
     FLAG_CALLS_MAX,
     FLAG_PORT_FILE,
     FLAG_INFO_SECONDS,
@@ -76,6 +85,10 @@ static const struct option options[] = {
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
     {"reply-budget", required_argument, NULL, FLAG_REPLY_BUDGET},
     {"usage-budget", required_argument, NULL, FLAG_USAGE_BUDGET},
+    {"table-budget", required_argument, NULL, FLAG_TABLE_BUDGET},
+    {"receive-budget", required_argument, NULL, FLAG_RECEIVE_BUDGET},
+    {"groups-max", required_argument, NULL, FLAG_GROUPS_MAX},
+    {"tables-max", required_argument, NULL, FLAG_TABLES_MAX},
     {"calls-max", required_argument, NULL, FLAG_CALLS_MAX},
     {"port-file", required_argument, NULL, FLAG_PORT_FILE},
     {"info-seconds", required_argument, NULL, FLAG_INFO_SECONDS},
@@ -183,6 +196,16 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
                           error);
     case FLAG_USAGE_BUDGET:
         return parse_size("--usage-budget", text, 0, &flags->usage_bytes_max, error);
+    case FLAG_TABLE_BUDGET:
+        return parse_size("--table-budget", text, 1, &flags->table_bytes_max, error);
+    case FLAG_RECEIVE_BUDGET:
+        return parse_size("--receive-budget", text, 2 * MN_MESSAGE_BYTES_MAX,
+                          &flags->receive_bytes_max, error);
+    case FLAG_GROUPS_MAX:
+        return parse_count("--groups-max", text, 1, MN_INFO_MAX, &flags->groups_max, error);
+    case FLAG_TABLES_MAX:
+        return parse_count("--tables-max", text, 1, MN_COMMIT_TABLES_MAX, &flags->tables_max,
+                           error);
     case FLAG_CALLS_MAX:
         return parse_count("--calls-max", text, 1, 1000000, &flags->calls_max, error);
     case FLAG_PORT_FILE:
@@ -209,6 +232,10 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
     mn_server_flags flags = {.listen = "0.0.0.0:7700",
                              .shards = 1,
                              .calls_max = 4096,
+                             .groups_max = 16,
+                             .tables_max = MN_COMMIT_TABLES_MAX,
+                             .table_bytes_max = UINT64_C(16) << 40,
+                             .receive_bytes_max = UINT64_C(1) << 30,
                              .info_seconds = 60,
                              .read_bytes_max = UINT64_C(256) << 20,
                              .change_bytes_max = UINT64_C(4) << 30,
@@ -242,10 +269,13 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
     (void)snprintf(
         out_text, bytes_max,
         "version=%s listen=%s shard=%u shards=%u data=%s durability=%s token=%s read_budget=%llu "
-        "change_budget=%llu reply_budget=%llu usage_budget=%llu calls_max=%u info_seconds=%u",
+        "change_budget=%llu reply_budget=%llu usage_budget=%llu table_budget=%llu "
+        "receive_budget=%llu groups_max=%u tables_max=%u calls_max=%u info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
         mn_durability_name(flags->durability), flags->token ? "given" : "none",
         (unsigned long long)flags->read_bytes_max, (unsigned long long)flags->change_bytes_max,
         (unsigned long long)flags->reply_bytes_max, (unsigned long long)flags->usage_bytes_max,
-        flags->calls_max, flags->info_seconds); /* cut when too long */
+        (unsigned long long)flags->table_bytes_max, (unsigned long long)flags->receive_bytes_max,
+        flags->groups_max, flags->tables_max, flags->calls_max,
+        flags->info_seconds); /* cut when too long */
 }

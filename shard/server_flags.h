@@ -12,9 +12,10 @@ typedef struct mn_server_flags {
     const char *port_file; /* NULL: none */
     const char *token;     /* NULL: everybody is admitted */
     uint32_t shard, shards;
-    uint32_t calls_max;
+    uint32_t calls_max, groups_max, tables_max;
     uint32_t info_seconds; /* between info lines; 0: none */
     uint64_t read_bytes_max, change_bytes_max, reply_bytes_max, usage_bytes_max;
+    uint64_t table_bytes_max, receive_bytes_max;
     int log_level;    /* as mn_env_posix takes it */
     bool only_answer; /* --help or --version was given, and `answer` is what to print */
     const char *answer;

@@ -201,6 +201,10 @@ class Wire(unittest.TestCase):
                              (["--reply-budget", "1MiB"], "--reply-budget"),
                              (["--listen", "nowhere"], "--listen"), (["--calls-max", "-1"],
                                                                      "--calls-max"),
+                             (["--receive-budget", "1MiB"], "--receive-budget"),
+                             (["--groups-max", "65"], "--groups-max"),
+                             (["--tables-max", "0"], "--tables-max"),
+                             (["--table-budget", "all"], "--table-budget"),
                              (["--nonsense"], "--nonsense"), (["extra"], "extra")):
             run = subprocess.run([os.environ["MNEME_SHARD"], *flags], capture_output=True,
                                  text=True, timeout=20)

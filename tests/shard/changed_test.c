@@ -200,6 +200,15 @@ static void parts_are_doubted(void **state)
         assert_true(status == MN_CORRUPT || status == MN_UNSUPPORTED);
         at[i] ^= 1;
     }
+    static uint8_t whole[8192];
+    assert_true(count <= sizeof whole);
+    memcpy(whole, at, count);
+    for (uint64_t left = 0; left < count; left++) { /* at each length that is checked, and others */
+        mem_storage_truncate(job.f.storage, part, left);
+        assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &bytes),
+                         MN_CORRUPT);
+        mem_storage_restore(job.f.storage, part, whole, count);
+    }
     mem_storage_truncate(job.f.storage, tile, tile_count - 1);
     assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &bytes), MN_CORRUPT);
     fixture_deinit(&job.f);
