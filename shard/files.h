@@ -7,6 +7,7 @@
 #include "shard_core.h"
 
 enum {
+    SAVES_KEPT_MAX = 8,
     NO_SAVE = UINT32_MAX,
     FILE_PATH_BYTES = MN_PATH_BYTES + FILE_NAME_BYTES,
     FILE_CHUNK_BYTES = 1 << 20, /* what a chunk's rows take at most, unless eight take more */
@@ -78,6 +79,9 @@ struct files_job {
     struct manifest manifest;
     struct group fresh; /* Restore: what the group becomes */
     bool fresh_stands;
+    struct manifest kept[SAVES_KEPT_MAX]; /* Snapshot MANIFEST: of earlier saves, read */
+    uint32_t kept_count;
+    bool kept_begun;
     uint32_t part;  /* Snapshot MANIFEST: the next one to read */
     uint64_t bytes; /* written or read */
     bool saved;     /* Snapshot: the manifest stands; what comes after it may fail */
@@ -120,6 +124,9 @@ enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *by
                                       mn_error *error);
 enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path,
                                       mn_error *error);
+/* Syncs, closes, and gives the file its name; finish puts an end record before. */
+enum mn_status mn_shard_writer_rename(struct file_writer *writer, const char *path,
+                                      mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);
 /* The group has come to the step that is saved: from now on its rows are kept. */
 enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
@@ -159,6 +166,18 @@ bool mn_shard_part_names(mn_shard *shard, struct files_job *job, const struct ti
 /* Whether the name is a part's, or its temporary one. */
 bool mn_shard_part_parse(const char *text, uint64_t *out_epoch, uint64_t *out_step);
 
+/* ---- Earlier saves (files_kept.c) */
+
+struct kept_name {
+    uint64_t epoch, step;
+};
+/* The manifest of the newest save of this step that the folder keeps; MN_NOT_FOUND. */
+enum mn_status mn_shard_kept_read(mn_shard *shard, const char *folder, uint64_t step,
+                                  struct manifest *out_manifest, mn_error *error);
+/* After the manifest: its copy; those of too many saves go, the others are read to job->kept. */
+enum mn_status mn_shard_kept_begin(mn_shard *shard, struct files_job *job, mn_error *error);
+bool mn_shard_kept_names(const struct files_job *job, const struct tile_name *name);
+
 /* ---- Reading (files_load.c, files_manifest.c) */
 
 enum mn_status mn_shard_reader_open(struct file_reader *reader, mn_storage *storage,
@@ -173,6 +192,8 @@ enum mn_status mn_shard_damaged(const char *path, const char *field, mn_error *e
 
 enum mn_status mn_shard_manifest_read(mn_shard *shard, const char *folder,
                                       struct manifest *out_manifest, mn_error *error);
+enum mn_status mn_shard_manifest_read_at(mn_shard *shard, const char *path,
+                                         struct manifest *out_manifest, mn_error *error);
 void mn_shard_manifest_deinit(mn_shard *shard, struct manifest *manifest);
 /* Reads the head and the end of a tile file: what the manifest says of it. */
 enum mn_status mn_shard_tile_summary(mn_storage *storage, const char *path,

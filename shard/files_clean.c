@@ -39,7 +39,7 @@ static bool look(void *context, const char *text)
     struct tile_name name;
     uint64_t epoch = job->group->map_epoch;
     bool old = is_tile(text, &name) && (name.epoch != epoch || name.step < job->step) &&
-               !mn_shard_part_names(stale->shard, job, &name);
+               !mn_shard_part_names(stale->shard, job, &name) && !mn_shard_kept_names(job, &name);
     if (mn_shard_part_parse(text, &name.epoch, &name.step))
         old = name.epoch != epoch || name.step <= job->step;
     if (old)
@@ -54,7 +54,12 @@ enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, boo
     mn_storage *storage = shard->env.storage;
     const char *folder = job->call->request.path;
     struct stale stale = {.shard = shard, .job = job};
-    enum mn_status status = storage->list(storage, folder, look, &stale, error);
+    enum mn_status status = MN_OK;
+    if (!job->kept_begun)
+        status = mn_shard_kept_begin(shard, job, error);
+    job->kept_begun = true;
+    if (!status)
+        status = storage->list(storage, folder, look, &stale, error);
     for (uint32_t i = 0; !status && i < stale.count; i++) {
         char path[FILE_PATH_BYTES];
         (void)snprintf(path, sizeof path, "%s/%s", folder, stale.names[i]); /* it fits */

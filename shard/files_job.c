@@ -121,6 +121,8 @@ static void job_end(mn_shard *shard)
     mn_shard_transfer_deinit(shard, &job->transfer);
     mn_shard_transfer_deinit(shard, &job->keeper);
     mn_shard_manifest_deinit(shard, &job->manifest);
+    for (uint32_t i = 0; i < job->kept_count; i++)
+        mn_shard_manifest_deinit(shard, &job->kept[i]);
     if (job->fresh_stands)
         mn_shard_group_deinit(shard, &job->fresh);
     job->call->core = NULL;

@@ -121,11 +121,17 @@ static enum mn_status read_manifest(mn_shard *shard, struct files_job *job, mn_e
     const mn_request *request = &job->call->request;
     const struct file_manifest_head *head = &job->manifest.head;
     enum mn_status status = mn_shard_manifest_read(shard, request->path, &job->manifest, error);
-    if (status || !request->saved_step || request->saved_step == head->step)
+    uint64_t newest = head->step;
+    if (status || !request->saved_step || request->saved_step == newest)
+        return status;
+    mn_shard_manifest_deinit(shard, &job->manifest);
+    status = mn_shard_kept_read(shard, request->path, request->saved_step, &job->manifest, error);
+    if (status != MN_NOT_FOUND)
         return status;
     return mn_fail(error, MN_NOT_FOUND, "saved_step",
-                   "%.120s/manifest is of step %" PRIu64 ", not of step %" PRIu64, request->path,
-                   head->step, request->saved_step);
+                   "%.120s/manifest is of step %" PRIu64 ", not of step %" PRIu64
+                   ", of which the folder keeps no save",
+                   request->path, newest, request->saved_step);
 }
 
 /* Incarnations begin anew: the map epoch fences whoever joined before (STEPS.md "Restore"). */

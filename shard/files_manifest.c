@@ -183,12 +183,18 @@ static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
 enum mn_status mn_shard_manifest_read(mn_shard *shard, const char *folder,
                                       struct manifest *out_manifest, mn_error *error)
 {
+    char path[FILE_PATH_BYTES];
+    mn_shard_manifest_path(folder, path);
+    return mn_shard_manifest_read_at(shard, path, out_manifest, error);
+}
+
+enum mn_status mn_shard_manifest_read_at(mn_shard *shard, const char *path,
+                                         struct manifest *out_manifest, mn_error *error)
+{
     struct file_reader reader;
     struct manifest *manifest = out_manifest;
-    char path[FILE_PATH_BYTES];
     uint64_t rows_written = 0;
     memset(manifest, 0, sizeof *manifest);
-    mn_shard_manifest_path(folder, path);
     enum mn_status status = mn_shard_reader_open(&reader, shard->env.storage, path, error);
     if (status)
         return status;

@@ -36,7 +36,6 @@ enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *by
 
 enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path, mn_error *error)
 {
-    mn_storage *storage = writer->storage;
     struct file_end end = {
         .magic = END_MAGIC,
         .records = writer->records,
@@ -45,12 +44,20 @@ enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *pa
         .chain = writer->chain,
     };
     uint8_t bytes[FILE_BYTES_end];
-    char temporary[TEMPORARY_BYTES];
     uint64_t chain = 0;
     mn_shard_encode_end(&end, &chain, bytes);
     enum mn_status status = mn_shard_writer_append(writer, bytes, sizeof bytes, error);
     if (!status)
-        status = storage->sync(writer->file, error);
+        return mn_shard_writer_rename(writer, path, error);
+    mn_shard_writer_abort(writer);
+    return status;
+}
+
+enum mn_status mn_shard_writer_rename(struct file_writer *writer, const char *path, mn_error *error)
+{
+    mn_storage *storage = writer->storage;
+    char temporary[TEMPORARY_BYTES];
+    enum mn_status status = storage->sync(writer->file, error);
     mn_shard_writer_abort(writer);
     temporary_of(path, temporary);
     if (!status)

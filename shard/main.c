@@ -197,6 +197,7 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                              .groups_max = flags->groups_max,
                              .tables_max = flags->tables_max,
                              .durability = flags->durability,
+                             .saves_kept = flags->saves_kept,
                              .claim_data = true,
                              .ignore_other_logs = flags->ignore_other_logs};
     enum mn_status status = mn_shard_create(&core, &it->env, &it->shard, error);

@@ -34,6 +34,7 @@ typedef struct mn_shard_options {
                                    MN_MESSAGE_BYTES_MAX */
     enum mn_durability durability;   /* of groups that name none; default MN_DURABILITY_NONE */
     uint64_t log_unsynced_bytes_max; /* of a group's log, waiting for the disk; default 64 MiB */
+    uint32_t saves_kept; /* in a folder of saves, the newest included; default 1, at most 8 */
     bool claim_data; /* the folder of the logs is this shard's from the start, not from its first
                         log on */
     bool ignore_other_logs;    /* it starts beside logs of another shard or shard count */

@@ -20,6 +20,8 @@ static const char usage[] =
     "                         none: at once; process: once in the log, kill -9 loses nothing;\n"
     "                         sync: once on disk, power loss loses nothing. The log is not cut:\n"
     "                         it takes what is pushed, on disk              [none]\n"
+    "  --saves-kept COUNT     in a folder that is saved to again, the newest included,\n"
+    "                         for mneme load --step; at most 8              [1]\n"
     "  --ignore-other-logs    start though --data holds logs of another shard or\n"
     "                         another --shards, which are then not read     [refuse]\n"
     "  --token TOKEN          admit only calls with the metadata\n"
@@ -55,6 +57,7 @@ enum flag {
     FLAG_SHARDS,
     FLAG_DATA,
     FLAG_DURABILITY,
+    FLAG_SAVES_KEPT,
     FLAG_IGNORE_OTHER_LOGS,
     FLAG_TOKEN,
     FLAG_READ_BUDGET,
@@ -79,6 +82,7 @@ static const struct option options[] = {
     {"shards", required_argument, NULL, FLAG_SHARDS},
     {"data", required_argument, NULL, FLAG_DATA},
     {"durability", required_argument, NULL, FLAG_DURABILITY},
+    {"saves-kept", required_argument, NULL, FLAG_SAVES_KEPT},
     {"ignore-other-logs", no_argument, NULL, FLAG_IGNORE_OTHER_LOGS},
     {"token", required_argument, NULL, FLAG_TOKEN},
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
@@ -182,6 +186,8 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
         return parse_text("--data", text, &flags->data, error);
     case FLAG_DURABILITY:
         return parse_durability(text, &flags->durability, error);
+    case FLAG_SAVES_KEPT:
+        return parse_count("--saves-kept", text, 1, 8, &flags->saves_kept, error);
     case FLAG_IGNORE_OTHER_LOGS:
         flags->ignore_other_logs = true;
         return MN_OK;
@@ -233,6 +239,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
                              .shards = 1,
                              .calls_max = 4096,
                              .groups_max = 16,
+                             .saves_kept = 1,
                              .tables_max = MN_COMMIT_TABLES_MAX,
                              .table_bytes_max = UINT64_C(16) << 40,
                              .receive_bytes_max = UINT64_C(1) << 30,

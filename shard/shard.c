@@ -29,6 +29,7 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     DEFAULT(table_bytes_max, UINT64_C(16) << 40);
     DEFAULT(message_bytes_max, MN_MESSAGE_BYTES_MAX);
     DEFAULT(durability, MN_DURABILITY_NONE);
+    DEFAULT(saves_kept, 1);
     DEFAULT(log_unsynced_bytes_max, UINT64_C(64) << 20);
     if (options->shards > MN_SHARDS_MAX)
         return mn_fail(error, MN_INVALID, "shards", "%u is more than %d", options->shards,
@@ -52,6 +53,9 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     if (options->durability > MN_DURABILITY_SYNC)
         return mn_fail(error, MN_INVALID, "durability", "%u is unknown",
                        (unsigned)options->durability);
+    if (options->saves_kept > SAVES_KEPT_MAX)
+        return mn_fail(error, MN_INVALID, "saves_kept", "%u is more than %d", options->saves_kept,
+                       (int)SAVES_KEPT_MAX);
     if (options->message_bytes_max < 4096)
         return mn_fail(error, MN_INVALID, "message_bytes_max", "%u is less than 4096",
                        options->message_bytes_max);

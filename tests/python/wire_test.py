@@ -205,6 +205,7 @@ class Wire(unittest.TestCase):
                              (["--groups-max", "65"], "--groups-max"),
                              (["--tables-max", "0"], "--tables-max"),
                              (["--table-budget", "all"], "--table-budget"),
+                             (["--saves-kept", "9"], "--saves-kept"),
                              (["--nonsense"], "--nonsense"), (["extra"], "extra")):
             run = subprocess.run([os.environ["MNEME_SHARD"], *flags], capture_output=True,
                                  text=True, timeout=20)

@@ -10,15 +10,15 @@ enum { ROWS = 256, DIM = 48, BLOCKS = 8 };
 struct job {
     struct fixture f;
     struct fixture_table columns, rows;
-    uint64_t step;
+    uint64_t step, wanted; /* to be loaded; 0: the newest */
 };
 
-static void setup(struct job *job, uint32_t shards)
+static void setup_with(struct job *job, uint32_t shards, const mn_shard_options *options)
 {
     mn_table_spec columns = fixture_spec("columns", ROWS, DIM),
                   rows = fixture_spec("rows", ROWS, DIM);
     memset(job, 0, sizeof *job);
-    fixture_init(&job->f, shards, NULL);
+    fixture_init(&job->f, shards, options);
     fixture_join(&job->f, 1);
     columns.tiles = 3;
     rows.split = MN_ROWS;
@@ -27,6 +27,8 @@ static void setup(struct job *job, uint32_t shards)
     job->columns = fixture_table(&job->f, &columns);
     job->rows = fixture_table(&job->f, &rows);
 }
+
+static void setup(struct job *job, uint32_t shards) { setup_with(job, shards, NULL); }
 
 /* A step that changes `count` rows of one table; without a table, none. */
 static void train(struct job *job, const struct fixture_table *table, const uint64_t *indices,
@@ -55,6 +57,7 @@ static enum mn_status ask(struct job *job, uint32_t shard, enum mn_verb verb,
     request.context.incarnation = 0;
     request.files = phase;
     memcpy(request.path, path, strlen(path) + 1);
+    request.saved_step = saves ? 0 : job->wanted;
     struct answer *answer = fixture_send(&job->f, shard, &request, NULL, 0);
     fixture_tick(&job->f);
     enum mn_status status = answer->call.reply.status;
@@ -171,6 +174,37 @@ static void any_history_loads_alike(void **state)
     }
 }
 
+/* Of five saves three are kept, each loadable by its step, none that has gone. */
+static void earlier_saves_are_kept(void **state)
+{
+    static float trained[5][2 * ROWS * DIM], loaded[2 * ROWS * DIM];
+    const mn_shard_options options = {.saves_kept = 3};
+    struct job job;
+    uint64_t bytes = 0;
+    (void)state;
+    setup_with(&job, 2, &options);
+    for (uint32_t i = 0; i < 5; i++) {
+        uint64_t indices[4];
+        block_rows(&job, i, indices, 4);
+        train(&job, &job.rows, indices, 4, false);
+        (void)save(&job, "snap");
+        read_all(&job, trained[i]);
+    }
+    assert_int_equal(files_of(&job, "snap", "manifest-"), 3);
+    assert_int_equal(files_of(&job, "snap", ".tile"),
+                     3 + BLOCKS + 2); /* two blocks changed since */
+    for (uint64_t step = 5; step >= 3; step--) {
+        job.wanted = job.step = step;
+        load(&job, "snap");
+        read_all(&job, loaded);
+        assert_memory_equal(loaded, trained[step - 1], sizeof loaded);
+    }
+    job.wanted = 2;
+    job.f.epoch += FIXTURE_RESTORED;
+    assert_int_equal(ask(&job, 0, MN_VERB_RESTORE, MN_FILES_LOAD, "snap", &bytes), MN_NOT_FOUND);
+    fixture_deinit(&job.f);
+}
+
 /* A part that names what is not there, or something else, ends in no manifest. */
 static void parts_are_doubted(void **state)
 {
@@ -219,6 +253,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_what_changed_is_written),
         cmocka_unit_test(any_history_loads_alike),
+        cmocka_unit_test(earlier_saves_are_kept),
         cmocka_unit_test(parts_are_doubted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
