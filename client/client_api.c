@@ -76,8 +76,8 @@ static enum mn_status too_many(mn_error *error)
     return mn_fail(error, MN_BUSY, "calls_max", "as many calls as calls_max allows are alive");
 }
 
-/* Takes the transport's next answers on this thread; false: another does, or there are none to come.
- * Not for long at once: a call may also be ended by the ticker. Under the mutex, given back
+/* Takes the transport's next answers on this thread; false: another does, or there are none to
+ * come. Not for long at once: a call may also be ended by the ticker. Under the mutex, given back
  * meanwhile. */
 static bool look_after(mn_client *client, uint64_t until_ns)
 {

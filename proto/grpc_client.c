@@ -534,6 +534,8 @@ static void refuse_overflow(grpc_transport *transport)
 
 /* ---- Draining ----------------------------------------------------------------------------- */
 
+static struct tag kicked; /* of the kick's batches: nothing follows from them */
+
 /* One event of the queue, if one comes by then, and what follows from it. */
 static grpc_completion_type drain_once(grpc_transport *transport, uint64_t until_ns)
 {
@@ -542,9 +544,8 @@ static grpc_completion_type drain_once(grpc_transport *transport, uint64_t until
     until_ns = until_ns < late_ns ? until_ns : late_ns;
     grpc_event event =
         grpc_completion_queue_next(transport->queue, instant_of(transport, until_ns), NULL);
-    const struct tag *tag = event.tag;
-    if (event.type == GRPC_OP_COMPLETE && tag->call)
-        on_batch_end(transport, tag);
+    if (event.type == GRPC_OP_COMPLETE && event.tag != &kicked)
+        on_batch_end(transport, event.tag);
     if (transport->late)
         look_after_late(transport);
     refuse_overflow(transport);
@@ -572,15 +573,15 @@ static struct timespec monotonic(uint64_t instant_ns)
                              .tv_nsec = (long)(instant_ns % 1000000000u)};
 }
 
-/* Under the lock. Our own thread goes when it is told; a caller that polls, when it has its answer. */
+/* Under the lock. Our own thread goes when it is told; a caller that polls goes when it has its
+ * answer. */
 static void ask_for_turn(grpc_transport *transport, uint64_t until_ns)
 {
-    static const struct tag none = {.call = NULL};
     struct timespec until = monotonic(until_ns);
     bool in_time = true;
     while (transport->polling && transport->ours && in_time) {
         if (!transport->asked)
-            start_batch(transport->kick, NULL, 0, (struct tag *)&none);
+            start_batch(transport->kick, NULL, 0, &kicked);
         transport->asked = true;
         in_time = !pthread_cond_timedwait(&transport->free_turn, &transport->lock, &until);
     }

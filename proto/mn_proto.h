@@ -552,9 +552,10 @@ typedef struct mn_grpc_client_options {
     const mn_env *env;
 } mn_grpc_client_options;
 /* One channel a shard and one completion queue, drained by whoever polls, else by a thread of its
- * own; done() runs there, on one thread at a time. Keepalive 10 s / 20 s. Explicit deadlines on every call. grpc status -> mn_status:
- * DEADLINE_EXCEEDED MN_DEADLINE, CANCELLED MN_CANCELLED, UNAVAILABLE MN_UNAVAILABLE, UNIMPLEMENTED
- * MN_UNSUPPORTED, RESOURCE_EXHAUSTED MN_BUSY or MN_INVALID, other MN_CORRUPT. */
+ * own; done() runs there, on one thread at a time. Keepalive 10 s / 20 s. Explicit deadlines on
+ * every call. grpc status -> mn_status: DEADLINE_EXCEEDED MN_DEADLINE, CANCELLED MN_CANCELLED,
+ * UNAVAILABLE MN_UNAVAILABLE, UNIMPLEMENTED MN_UNSUPPORTED, RESOURCE_EXHAUSTED MN_BUSY or
+ * MN_INVALID, other MN_CORRUPT. */
 enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
                                      mn_transport **out_transport, mn_error *error);
 
