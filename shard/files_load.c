@@ -4,17 +4,15 @@
 
 /* ---- A tile */
 
-static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct table *table,
-                                 uint32_t tile, mn_error *error)
+enum mn_status mn_shard_load_start(mn_shard *shard, struct files_job *job,
+                                   const struct tile_source *source, mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
+    const char *path = source->path;
     struct file_tile_head due, head;
     uint8_t bytes[FILE_BYTES_tile_head];
-    char path[FILE_PATH_BYTES];
-    struct tile_name name = {table->id, job->manifest.head.map_epoch, job->step, tile};
-    mn_shard_tile_path(job->call->request.path, name, path);
-    enum mn_status status = mn_shard_transfer_start(shard, transfer, job->manifest.head.group,
-                                                    table, tile, job->step, error);
+    enum mn_status status = mn_shard_transfer_start(shard, transfer, source->group, source->table,
+                                                    source->tile, job->step, error);
     if (!status)
         status = mn_shard_reader_open(&job->reader, shard->env.storage, path, error);
     if (!status)
@@ -44,6 +42,30 @@ static uint32_t bits_of(const uint8_t *bitmap, uint32_t rows)
     return count;
 }
 
+/* unpack_chunk for one that holds all rows which it spans: each array in one copy. */
+static bool unpack_all(const struct tile_transfer *transfer, const struct file_chunk_head *chunk,
+                       const uint8_t *arrays)
+{
+    mn_tile *plane = transfer->plane;
+    const struct file_tile_head *head = &transfer->head;
+    const uint64_t rows = chunk->rows, base = transfer->row_first + chunk->first;
+    uint32_t *updates = plane->updates + base;
+    uint32_t before = 0, zero = 0;
+    for (uint64_t i = 0; i < rows; i++)
+        before |= updates[i];
+    memcpy(updates, arrays, rows * sizeof *updates);
+    for (uint64_t i = 0; i < rows; i++)
+        zero |= !updates[i];
+    arrays += rows * sizeof *updates;
+    memcpy((uint8_t *)plane->values + base * head->value_bytes, arrays, rows * head->value_bytes);
+    arrays += rows * head->value_bytes;
+    if (head->state_bytes)
+        memcpy((uint8_t *)plane->state + base * head->state_bytes, arrays,
+               rows * head->state_bytes);
+    plane->rows_written += rows;
+    return !before && !zero;
+}
+
 /* Puts a verified chunk's rows where they belong; false if an update count is zero, or a row has
  * come before. */
 static bool unpack_chunk(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
@@ -55,6 +77,8 @@ static bool unpack_chunk(const struct tile_transfer *transfer, const struct file
     const uint8_t *values = updates + (uint64_t)chunk->written * sizeof(uint32_t);
     const uint8_t *states = values + (uint64_t)chunk->written * head->value_bytes;
     uint64_t packed = 0;
+    if (chunk->written == chunk->rows)
+        return unpack_all(transfer, chunk, updates);
     for (uint32_t i = 0; i < chunk->rows; i++) {
         if (!(bitmap[i / 8] >> i % 8 & 1))
             continue;
@@ -112,6 +136,13 @@ static enum mn_status finish_tile(struct files_job *job, const struct file_tile_
     mn_shard_reader_close(reader);
     job->transfer.active = false;
     return MN_OK;
+}
+
+enum mn_status mn_shard_load_next(struct files_job *job, const struct tile_source *source,
+                                  bool *out_done, mn_error *error)
+{
+    *out_done = job->reader.offset + FILE_BYTES_end >= job->reader.bytes;
+    return *out_done ? finish_tile(job, source->record, error) : load_chunk(job, error);
 }
 
 /* ---- The group */
@@ -177,6 +208,8 @@ static enum mn_status swap(mn_shard *shard, struct files_job *job, mn_error *err
         mn_shard_group_deinit(shard, group);
     }
     *group = job->fresh;
+    group->log.image_bytes = job->bytes; /* its first image will take as much */
+    group->log.untidy = true;
     job->fresh_stands = false;
     for (uint32_t i = 0; i < shard->options.tables_max; i++)
         if (group->tables[i].id)
@@ -208,18 +241,21 @@ enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool 
             continue;
         }
         uint32_t tile = table->tile_first + job->tile;
-        const struct file_tile_record *record =
-            &manifest->tiles[manifest->first_tile[job->table_place] + tile];
-        uint64_t before = job->reader.offset;
-        if (!transfer->active) {
-            status = start_tile(shard, job, table, tile, error);
-            before = 0;
-        } else if (job->reader.offset + FILE_BYTES_end < job->reader.bytes) {
-            status = load_chunk(job, error);
-        } else {
-            status = finish_tile(job, record, error);
-            job->tile++;
-        }
+        char path[FILE_PATH_BYTES];
+        struct tile_name name = {table->id, manifest->head.map_epoch, job->step, tile, NULL};
+        const struct tile_source source = {
+            .path = path,
+            .group = manifest->head.group,
+            .table = table,
+            .tile = tile,
+            .record = &manifest->tiles[manifest->first_tile[job->table_place] + tile],
+        };
+        uint64_t before = transfer->active ? job->reader.offset : 0;
+        bool ended = false;
+        mn_shard_tile_path(job->call->request.path, name, path);
+        status = transfer->active ? mn_shard_load_next(job, &source, &ended, error)
+                                  : mn_shard_load_start(shard, job, &source, error);
+        job->tile += ended;
         bytes += job->reader.offset - before;
     }
     return status;

@@ -16,17 +16,23 @@ static void temporary_of(const char *path, char out_path[TEMPORARY_BYTES])
     (void)snprintf(out_path, TEMPORARY_BYTES, "%s.new", path); /* it fits */
 }
 
+enum mn_status mn_shard_writer_open(struct file_writer *writer, mn_storage *storage,
+                                    const char *path, mn_error *error)
+{
+    *writer = (struct file_writer){.storage = storage};
+    return storage->create(storage, path, &writer->file, error);
+}
+
 static enum mn_status writer_open(struct file_writer *writer, mn_storage *storage, const char *path,
                                   mn_error *error)
 {
     char temporary[TEMPORARY_BYTES];
     temporary_of(path, temporary);
-    *writer = (struct file_writer){.storage = storage};
-    return storage->create(storage, temporary, &writer->file, error);
+    return mn_shard_writer_open(writer, storage, temporary, error);
 }
 
-static enum mn_status writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
-                                    mn_error *error)
+enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
+                                      mn_error *error)
 {
     enum mn_status status = writer->storage->append(writer->file, bytes, count, error);
     if (!status)
@@ -34,9 +40,8 @@ static enum mn_status writer_append(struct file_writer *writer, const void *byte
     return status;
 }
 
-static enum mn_status writer_finish(struct file_writer *writer, const char *path, mn_error *error)
+enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error)
 {
-    mn_storage *storage = writer->storage;
     struct file_end end = {
         .magic = END_MAGIC,
         .records = writer->records,
@@ -45,10 +50,16 @@ static enum mn_status writer_finish(struct file_writer *writer, const char *path
         .chain = writer->chain,
     };
     uint8_t bytes[FILE_BYTES_end];
-    char temporary[TEMPORARY_BYTES];
     uint64_t chain = 0;
     mn_shard_encode_end(&end, &chain, bytes);
-    enum mn_status status = writer_append(writer, bytes, sizeof bytes, error);
+    return mn_shard_writer_append(writer, bytes, sizeof bytes, error);
+}
+
+static enum mn_status writer_finish(struct file_writer *writer, const char *path, mn_error *error)
+{
+    mn_storage *storage = writer->storage;
+    char temporary[TEMPORARY_BYTES];
+    enum mn_status status = mn_shard_writer_end(writer, error);
     if (!status)
         status = storage->sync(writer->file, error);
     mn_shard_writer_abort(writer);
@@ -70,7 +81,9 @@ void mn_shard_writer_abort(struct file_writer *writer)
 static struct tile_name name_of(const struct files_job *job, const struct table *table,
                                 uint32_t tile)
 {
-    return (struct tile_name){table->id, job->group->map_epoch, job->step, tile};
+    const bool image = job->sequence != 0;
+    return (struct tile_name){table->id, job->group->map_epoch, image ? job->sequence : job->step,
+                              tile, image ? job->group->name : NULL};
 }
 
 static void path_of(const struct files_job *job, const struct tile_transfer *transfer,
@@ -123,12 +136,15 @@ static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct 
     char path[FILE_PATH_BYTES];
     uint8_t record[FILE_BYTES_tile_head];
     path_of(job, transfer, path);
-    enum mn_status status = writer_open(&save->writer, shard->env.storage, path, error);
+    enum mn_status status =
+        job->sequence /* it counts with its image alone */
+            ? mn_shard_writer_open(&save->writer, shard->env.storage, path, error)
+            : writer_open(&save->writer, shard->env.storage, path, error);
     if (status)
         return status;
     mn_shard_encode_tile_head(&transfer->head, &save->writer.chain, record);
     job->bytes += sizeof record;
-    return writer_append(&save->writer, record, sizeof record, error);
+    return mn_shard_writer_append(&save->writer, record, sizeof record, error);
 }
 
 enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,
@@ -153,15 +169,15 @@ enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struc
     writer->records++;
     writer->rows_written += written;
     job->bytes += sizeof record + bytes;
-    status = writer_append(writer, record, sizeof record, error);
+    status = mn_shard_writer_append(writer, record, sizeof record, error);
     if (!status)
-        status = writer_append(writer, transfer->buffer, bytes, error);
+        status = mn_shard_writer_append(writer, transfer->buffer, bytes, error);
     return status;
 }
 
 /* The tile's next rows: those written that no commit has put into the file already. */
-static enum mn_status save_next(mn_shard *shard, struct files_job *job, struct tile_save *save,
-                                mn_error *error)
+enum mn_status mn_shard_save_next(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                  mn_error *error)
 {
     const struct tile_transfer *transfer = &job->transfer;
     uint64_t first = save->next_row, left = transfer->rows - first;
@@ -182,6 +198,15 @@ static enum mn_status save_next(mn_shard *shard, struct files_job *job, struct t
     return mn_shard_save_chunk(shard, job, save, transfer, first, rows, written, error);
 }
 
+enum mn_status mn_shard_save_end(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                 mn_error *error)
+{
+    enum mn_status status = MN_OK;
+    if (!save->writer.file) /* no row of it was ever written */
+        status = begin_tile(shard, job, save, &job->transfer, error);
+    return status ? status : mn_shard_writer_end(&save->writer, error);
+}
+
 static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
                                   mn_error *error)
 {
@@ -198,9 +223,8 @@ static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct
     return writer_finish(&save->writer, path, error);
 }
 
-/* The next tile held here, or false when all are done. */
-static bool next_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
-                      uint32_t *out_tile)
+bool mn_shard_save_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
+                        uint32_t *out_tile)
 {
     for (; job->table_place < shard->options.tables_max; job->table_place++, job->tile = 0) {
         struct table *table = &job->group->tables[job->table_place];
@@ -225,7 +249,7 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
         struct table *table;
         uint32_t tile;
         if (!transfer->active) {
-            if (!next_tile(shard, job, &table, &tile)) {
+            if (!mn_shard_save_tile(shard, job, &table, &tile)) {
                 *out_done = true;
                 return MN_OK;
             }
@@ -239,7 +263,7 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
             transfer->active = false;
         } else if (save->next_row < transfer->rows) {
             rows += transfer->head.chunk_rows_max;
-            status = save_next(shard, job, save, error);
+            status = mn_shard_save_next(shard, job, save, error);
         } else {
             status = finish_tile(shard, job, save, error);
         }
@@ -275,7 +299,7 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
 
 /* ---- The manifest */
 
-static struct file_table_record record_of(const struct table *table)
+struct file_table_record mn_shard_table_record(const struct table *table)
 {
     const mn_table_spec *spec = &table->spec;
     struct file_table_record record = {
@@ -327,13 +351,13 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
         return status;
     writer->records = (uint64_t)head.tables + head.tiles;
     mn_shard_encode_manifest_head(&head, &writer->chain, bytes);
-    status = writer_append(writer, bytes, FILE_BYTES_manifest_head, error);
+    status = mn_shard_writer_append(writer, bytes, FILE_BYTES_manifest_head, error);
     for (uint32_t i = 0; !status && i < shard->options.tables_max; i++) {
         if (!group->tables[i].id)
             continue;
-        struct file_table_record record = record_of(&group->tables[i]);
+        struct file_table_record record = mn_shard_table_record(&group->tables[i]);
         mn_shard_encode_table_record(&record, &writer->chain, bytes);
-        status = writer_append(writer, bytes, FILE_BYTES_table_record, error);
+        status = mn_shard_writer_append(writer, bytes, FILE_BYTES_table_record, error);
     }
     return status;
 }
@@ -352,7 +376,7 @@ static enum mn_status append_tile(mn_shard *shard, struct files_job *job, struct
         return status;
     mn_shard_encode_tile_record(&record, &job->writer.chain, bytes);
     job->writer.rows_written += record.rows_written;
-    return writer_append(&job->writer, bytes, sizeof bytes, error);
+    return mn_shard_writer_append(&job->writer, bytes, sizeof bytes, error);
 }
 
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,

@@ -89,6 +89,7 @@ typedef struct sim_disk {
     bool faulty; /* the weather counts now */
     bool dead;   /* nothing works: the shard must be gone, and come back */
     uint64_t full_until_ns, operations;
+    uint32_t images; /* that stood */
 } sim_disk;
 
 sim_files *sim_files_create(void);
@@ -120,6 +121,9 @@ typedef struct sim_config {
     sim_disk_weather disk;
     uint32_t shard_deaths; /* at most; by the disk's weather */
     uint64_t unsynced_bytes_max;
+    uint64_t cut_bytes;            /* of a log, after which an image is made; 0: none ever is */
+    uint32_t image_log_percent;    /* 0: the default */
+    uint64_t image_bytes_a_second; /* likewise */
     uint64_t read_bytes_max, change_bytes_max, change_reserve_bytes; /* 0: the default */
     uint64_t deadline_ms;                                            /* of one call */
     uint64_t calm_ns;                                                /* when faults stop */
@@ -284,6 +288,7 @@ struct sim_world {
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left, shard_deaths_left, shard_deaths;
+    uint32_t images; /* of shards that are gone */
     bool finished, failed;
     char violation[512];
     uint64_t messages, deliveries, events, change_bytes_seen, read_bytes_seen;
@@ -304,7 +309,7 @@ typedef struct sim_result {
     char violation[512];
     uint64_t tables_hash; /* of all final values */
     uint64_t ended_ns, messages, events, change_bytes, read_bytes;
-    uint32_t shard_deaths;
+    uint32_t shard_deaths, images;
 } sim_result;
 void sim_run(const sim_config *config, sim_result *out_result);
 void sim_config_of_seed(uint64_t seed, sim_config *out_config);

@@ -52,6 +52,9 @@ static void start_shard(sim_world *world, uint32_t i)
                                 .reduces_max = 16,
                                 .durability = config->durability,
                                 .log_unsynced_bytes_max = config->unsynced_bytes_max,
+                                .log_cut_bytes = config->cut_bytes,
+                                .image_log_percent = config->image_log_percent,
+                                .image_bytes_a_second = config->image_bytes_a_second,
                                 .plants = config->shard_plants};
     mn_error error = {0};
     uint64_t seed = config->seed + i + UINT64_C(1000003) * shard->lives++;
@@ -86,8 +89,10 @@ static void destroy_shard(sim_world *world, uint32_t i)
 
 static void destroy_shards(sim_world *world)
 {
-    for (uint32_t i = 0; i < world->shard_count; i++)
+    for (uint32_t i = 0; i < world->shard_count; i++) {
         destroy_shard(world, i);
+        world->images += world->shards[i].disk.images;
+    }
 }
 
 /* ---- A shard's death and return */
@@ -157,8 +162,7 @@ bool sim_world_answers(sim_world *world, uint32_t i, const mn_call *call)
     enum mn_verb verb = call->request.verb;
     bool foretold = verb == MN_VERB_RESTORE && call->request.files == MN_FILES_CHECK;
     if ((status && mn_status_retryable(status)) || status == MN_CANCELLED || foretold ||
-        verb == MN_VERB_STATUS ||
-        call->reply.map_epoch < shard->told_epoch)
+        verb == MN_VERB_STATUS || call->reply.map_epoch < shard->told_epoch)
         return true;
     if (call->reply.map_epoch > shard->told_epoch)
         shard->told_step = 0;
@@ -627,7 +631,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
                                .events = world->events,
                                .change_bytes = world->change_bytes_seen,
                                .read_bytes = world->read_bytes_seen,
-                               .shard_deaths = world->shard_deaths};
+                               .shard_deaths = world->shard_deaths,
+                               .images = world->images};
     memcpy(out_result->violation, world->violation, sizeof out_result->violation);
     free(world);
 }
