@@ -1,5 +1,5 @@
-/* Loading an image: its manifest, then of its base the group and its tables, the tiles, and the rest
- * of the base. Whatever stands in a file is doubted: each number is bounded before it is used. */
+/* Loading an image: its manifest, then of its base the group and its tables, the tiles, and the
+ * rest of the base. Whatever stands in a file is doubted: each number is bounded before use. */
 #include "recover.h"
 
 static void path_of(const mn_shard *shard, const struct log_name *image, enum log_kind kind,
