@@ -18,8 +18,9 @@ static const char usage[] =
     "  --data DIR             holds the logs and snapshots                  [nothing is kept]\n"
     "  --durability LEVEL     when changes of groups that ask for no level are acknowledged:\n"
     "                         none: at once; process: once in the log, kill -9 loses nothing;\n"
-    "                         sync: once on disk, power loss loses nothing. The log is not cut:\n"
-    "                         it takes what is pushed, on disk              [none]\n"
+    "                         sync: once on disk, power loss loses nothing  [process with --data]\n"
+    "  --log-cut-bytes SIZE   a log is cut when it holds so much, or as much\n"
+    "                         as the last image: an image then replaces it  [256MiB]\n"
     "  --token TOKEN          admit only calls with the metadata\n"
     "                         \"authorization: Bearer TOKEN\"                 [admit all]\n"
     "\n"
@@ -48,6 +49,7 @@ enum flag {
     FLAG_SHARDS,
     FLAG_DATA,
     FLAG_DURABILITY,
+    FLAG_LOG_CUT_BYTES,
     FLAG_TOKEN,
     FLAG_READ_BUDGET,
     FLAG_CHANGE_BUDGET,
@@ -67,6 +69,7 @@ static const struct option options[] = {
     {"shards", required_argument, NULL, FLAG_SHARDS},
     {"data", required_argument, NULL, FLAG_DATA},
     {"durability", required_argument, NULL, FLAG_DURABILITY},
+    {"log-cut-bytes", required_argument, NULL, FLAG_LOG_CUT_BYTES},
     {"token", required_argument, NULL, FLAG_TOKEN},
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
@@ -165,6 +168,8 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
         return parse_text("--data", text, &flags->data, error);
     case FLAG_DURABILITY:
         return parse_durability(text, &flags->durability, error);
+    case FLAG_LOG_CUT_BYTES:
+        return parse_size("--log-cut-bytes", text, 1, &flags->log_cut_bytes, error);
     case FLAG_TOKEN:
         return parse_text("--token", text, &flags->token, error);
     case FLAG_READ_BUDGET:
@@ -206,7 +211,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
                              .read_bytes_max = UINT64_C(256) << 20,
                              .change_bytes_max = UINT64_C(4) << 30,
                              .usage_bytes_max = UINT64_C(64) << 20,
-                             .durability = MN_DURABILITY_NONE,
+                             .log_cut_bytes = UINT64_C(256) << 20,
                              .reply_bytes_max = UINT64_C(256) << 20,
                              .log_level = 1};
     opterr = 0; /* the caller words it */
@@ -223,6 +228,8 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
     if (flags.shard >= flags.shards)
         return mn_fail(error, MN_INVALID, "--shard", "%u is not below --shards %u", flags.shard,
                        flags.shards);
+    if (!flags.durability)
+        flags.durability = flags.data ? MN_DURABILITY_PROCESS : MN_DURABILITY_NONE;
     if (flags.durability > MN_DURABILITY_NONE && !flags.data)
         return mn_fail(error, MN_INVALID, "--durability", "%s needs --data",
                        mn_durability_name(flags.durability));
@@ -234,11 +241,13 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
 {
     (void)snprintf(
         out_text, bytes_max,
-        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s token=%s read_budget=%llu "
-        "change_budget=%llu reply_budget=%llu usage_budget=%llu calls_max=%u info_seconds=%u",
+        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s log_cut_bytes=%llu token=%s "
+        "read_budget=%llu change_budget=%llu reply_budget=%llu usage_budget=%llu calls_max=%u "
+        "info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
-        mn_durability_name(flags->durability), flags->token ? "given" : "none",
-        (unsigned long long)flags->read_bytes_max, (unsigned long long)flags->change_bytes_max,
-        (unsigned long long)flags->reply_bytes_max, (unsigned long long)flags->usage_bytes_max,
-        flags->calls_max, flags->info_seconds); /* cut when too long */
+        mn_durability_name(flags->durability), (unsigned long long)flags->log_cut_bytes,
+        flags->token ? "given" : "none", (unsigned long long)flags->read_bytes_max,
+        (unsigned long long)flags->change_bytes_max, (unsigned long long)flags->reply_bytes_max,
+        (unsigned long long)flags->usage_bytes_max, flags->calls_max,
+        flags->info_seconds); /* cut when too long */
 }

@@ -8,8 +8,9 @@ typedef struct mn_server_flags {
     const char *listen;            /* "HOST:PORT" */
     const char *data;              /* folder for logs and snapshots; NULL: none */
     enum mn_durability durability; /* of groups that name none */
-    const char *port_file;         /* NULL: none */
-    const char *token;             /* NULL: everybody is admitted */
+    uint64_t log_cut_bytes;
+    const char *port_file; /* NULL: none */
+    const char *token;     /* NULL: everybody is admitted */
     uint32_t shard, shards;
     uint32_t calls_max;
     uint32_t info_seconds; /* between info lines; 0: none */

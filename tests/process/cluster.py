@@ -159,7 +159,7 @@ class Cluster:
                                 "--shard", str(i), "--shards", str(self.count), "--data",
                                 os.path.join(self.folder, "data"), "--durability",
                                 self.durability, "--port-file", port_file, "--usage-budget",
-                                "1MiB"])
+                                "1MiB", "--log-cut-bytes", "64KiB"])
         end = time.monotonic() + 30
         while not os.path.exists(port_file):
             assert time.monotonic() < end, f"shard {i} does not serve: {self.shards[i].lines}"
