@@ -403,14 +403,19 @@ static void tidy(mn_shard *shard)
             shard->groups[i].log.untidy = false; /* what is left goes with what follows it */
 }
 
-uint64_t mn_shard_image_work(mn_shard *shard, uint64_t now_ns)
+static bool is_untidy(const mn_shard *shard)
 {
     bool untidy = false;
-    if (shard->recovery || !shard->env.storage)
-        return UINT64_MAX;
     for (uint32_t i = 0; i < shard->options.groups_max; i++)
         untidy |= shard->groups[i].name[0] && is_ready(&shard->groups[i]);
-    if (untidy)
+    return untidy;
+}
+
+uint64_t mn_shard_image_work(mn_shard *shard, uint64_t now_ns)
+{
+    if (shard->recovery || !shard->env.storage)
+        return UINT64_MAX;
+    if (is_untidy(shard))
         tidy(shard);
     struct image *image = shard->image;
     if (image && image->job.due_ns <= now_ns) {
@@ -419,6 +424,7 @@ uint64_t mn_shard_image_work(mn_shard *shard, uint64_t now_ns)
         if (next_piece(shard, image, now_ns, &error))
             give_up(shard, &error);
     }
-    uint64_t next_ns = shard->image ? shard->image->job.due_ns : UINT64_MAX;
-    return untidy ? now_ns : next_ns;
+    if (is_untidy(shard))
+        return now_ns;
+    return shard->image ? shard->image->job.due_ns : UINT64_MAX;
 }

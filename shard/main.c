@@ -194,7 +194,8 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                              .change_bytes_max = flags->change_bytes_max,
                              .usage_bytes_max = flags->usage_bytes_max,
                              .durability = flags->durability,
-                             .log_cut_bytes = flags->log_cut_bytes};
+                             .log_cut_bytes = flags->log_cut_bytes,
+                             .image_bytes_a_second = flags->image_bytes_a_second};
     enum mn_status status = mn_shard_create(&core, &it->env, &it->shard, error);
     if (status)
         return status;

@@ -21,6 +21,8 @@ static const char usage[] =
     "                         sync: once on disk, power loss loses nothing  [process with --data]\n"
     "  --log-cut-bytes SIZE   a log is cut when it holds so much, or as much\n"
     "                         as the last image: an image then replaces it  [256MiB]\n"
+    "  --image-rate SIZE      bytes of it written a second, beside twice\n"
+    "                         what the log takes meanwhile                  [16MiB]\n"
     "  --token TOKEN          admit only calls with the metadata\n"
     "                         \"authorization: Bearer TOKEN\"                 [admit all]\n"
     "\n"
@@ -50,6 +52,7 @@ enum flag {
     FLAG_DATA,
     FLAG_DURABILITY,
     FLAG_LOG_CUT_BYTES,
+    FLAG_IMAGE_RATE,
     FLAG_TOKEN,
     FLAG_READ_BUDGET,
     FLAG_CHANGE_BUDGET,
@@ -70,6 +73,7 @@ static const struct option options[] = {
     {"data", required_argument, NULL, FLAG_DATA},
     {"durability", required_argument, NULL, FLAG_DURABILITY},
     {"log-cut-bytes", required_argument, NULL, FLAG_LOG_CUT_BYTES},
+    {"image-rate", required_argument, NULL, FLAG_IMAGE_RATE},
     {"token", required_argument, NULL, FLAG_TOKEN},
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
@@ -170,6 +174,8 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
         return parse_durability(text, &flags->durability, error);
     case FLAG_LOG_CUT_BYTES:
         return parse_size("--log-cut-bytes", text, 1, &flags->log_cut_bytes, error);
+    case FLAG_IMAGE_RATE:
+        return parse_size("--image-rate", text, 1, &flags->image_bytes_a_second, error);
     case FLAG_TOKEN:
         return parse_text("--token", text, &flags->token, error);
     case FLAG_READ_BUDGET:
@@ -212,6 +218,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
                              .change_bytes_max = UINT64_C(4) << 30,
                              .usage_bytes_max = UINT64_C(64) << 20,
                              .log_cut_bytes = UINT64_C(256) << 20,
+                             .image_bytes_a_second = UINT64_C(16) << 20,
                              .reply_bytes_max = UINT64_C(256) << 20,
                              .log_level = 1};
     opterr = 0; /* the caller words it */
@@ -241,13 +248,14 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
 {
     (void)snprintf(
         out_text, bytes_max,
-        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s log_cut_bytes=%llu token=%s "
+        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s log_cut_bytes=%llu "
+        "image_rate=%llu token=%s "
         "read_budget=%llu change_budget=%llu reply_budget=%llu usage_budget=%llu calls_max=%u "
         "info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
         mn_durability_name(flags->durability), (unsigned long long)flags->log_cut_bytes,
-        flags->token ? "given" : "none", (unsigned long long)flags->read_bytes_max,
-        (unsigned long long)flags->change_bytes_max, (unsigned long long)flags->reply_bytes_max,
-        (unsigned long long)flags->usage_bytes_max, flags->calls_max,
-        flags->info_seconds); /* cut when too long */
+        (unsigned long long)flags->image_bytes_a_second, flags->token ? "given" : "none",
+        (unsigned long long)flags->read_bytes_max, (unsigned long long)flags->change_bytes_max,
+        (unsigned long long)flags->reply_bytes_max, (unsigned long long)flags->usage_bytes_max,
+        flags->calls_max, flags->info_seconds); /* cut when too long */
 }

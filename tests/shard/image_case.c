@@ -131,8 +131,14 @@ const float *image_case_values(void)
 
 void image_case_settle(struct image_case *it)
 {
-    for (int tick = 0; tick < 200; tick++)
-        (void)mn_shard_tick(it->f.shards[0], it->f.world.now_ns += UINT64_C(1000000000));
+    uint64_t *now_ns = &it->f.world.now_ns;
+    for (int tick = 0; tick < 10000; tick++) {
+        uint64_t next_ns = mn_shard_tick(it->f.shards[0], *now_ns);
+        if (next_ns == UINT64_MAX)
+            return;
+        *now_ns = next_ns > *now_ns ? next_ns : *now_ns;
+    }
+    fail_msg("the shard finds no rest");
 }
 
 void image_case_go_on(struct image_case *it, uint64_t acknowledged)

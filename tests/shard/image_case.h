@@ -24,7 +24,8 @@ uint64_t image_case_play(struct image_case *it, uint64_t last, uint32_t tries);
 void image_case_read(struct image_case *it, float out_values[CASE_VALUES]);
 /* The values after CASE_STEPS steps of a shard that keeps no log. */
 const float *image_case_values(void);
-/* Runs the shard until no image is written and nothing is left to be removed. */
+/* Runs the shard when it wants to, until it does not: no image is written, none is left to be
+ * removed. */
 void image_case_settle(struct image_case *it);
 /* Comes back, plays to the end: the values must be those. */
 void image_case_go_on(struct image_case *it, uint64_t acknowledged);
