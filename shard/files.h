@@ -197,6 +197,7 @@ struct image {
     bool whole;              /* it is a tile's, and holds its end */
     uint64_t unsynced_bytes; /* of the tile being written */
     uint64_t number;         /* of the log's file that began with it */
+    uint64_t log_bytes;      /* that it replaces */
     uint64_t bytes;          /* of the base and all tiles, once they stand */
     enum mn_status (*run)(mn_shard *shard, struct image *image, uint64_t now_ns, mn_error *error);
 };

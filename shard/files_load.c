@@ -42,30 +42,6 @@ static uint32_t bits_of(const uint8_t *bitmap, uint32_t rows)
     return count;
 }
 
-/* unpack_chunk for one that holds all rows which it spans: each array in one copy. */
-static bool unpack_all(const struct tile_transfer *transfer, const struct file_chunk_head *chunk,
-                       const uint8_t *arrays)
-{
-    mn_tile *plane = transfer->plane;
-    const struct file_tile_head *head = &transfer->head;
-    const uint64_t rows = chunk->rows, base = transfer->row_first + chunk->first;
-    uint32_t *updates = plane->updates + base;
-    uint32_t before = 0, zero = 0;
-    for (uint64_t i = 0; i < rows; i++)
-        before |= updates[i];
-    memcpy(updates, arrays, rows * sizeof *updates);
-    for (uint64_t i = 0; i < rows; i++)
-        zero |= !updates[i];
-    arrays += rows * sizeof *updates;
-    memcpy((uint8_t *)plane->values + base * head->value_bytes, arrays, rows * head->value_bytes);
-    arrays += rows * head->value_bytes;
-    if (head->state_bytes)
-        memcpy((uint8_t *)plane->state + base * head->state_bytes, arrays,
-               rows * head->state_bytes);
-    plane->rows_written += rows;
-    return !before && !zero;
-}
-
 /* Puts a verified chunk's rows where they belong; false if an update count is zero, or a row has
  * come before. */
 static bool unpack_chunk(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
@@ -77,8 +53,6 @@ static bool unpack_chunk(const struct tile_transfer *transfer, const struct file
     const uint8_t *values = updates + (uint64_t)chunk->written * sizeof(uint32_t);
     const uint8_t *states = values + (uint64_t)chunk->written * head->value_bytes;
     uint64_t packed = 0;
-    if (chunk->written == chunk->rows)
-        return unpack_all(transfer, chunk, updates);
     for (uint32_t i = 0; i < chunk->rows; i++) {
         if (!(bitmap[i / 8] >> i % 8 & 1))
             continue;
@@ -97,6 +71,45 @@ static bool unpack_chunk(const struct tile_transfer *transfer, const struct file
     return true;
 }
 
+/* A chunk that holds all rows which it spans: each array is read to where it belongs, and checked
+ * there. What is damaged is never served: the tables are not, until all of them stand. */
+static enum mn_status load_whole(struct files_job *job, const struct file_chunk_head *chunk,
+                                 mn_error *error)
+{
+    const struct tile_transfer *transfer = &job->transfer;
+    const struct file_tile_head *head = &transfer->head;
+    struct file_reader *reader = &job->reader;
+    mn_tile *plane = transfer->plane;
+    const uint64_t rows = chunk->rows, base = transfer->row_first + chunk->first;
+    uint32_t *updates = plane->updates + base, before = 0, zero = 0;
+    const struct {
+        uint8_t *to;
+        uint64_t count;
+    } arrays[] = {{transfer->buffer, (rows + 7) / 8},
+                  {(uint8_t *)updates, rows * sizeof *updates},
+                  {(uint8_t *)plane->values + base * head->value_bytes, rows * head->value_bytes},
+                  {head->state_bytes ? (uint8_t *)plane->state + base * head->state_bytes : NULL,
+                   rows * head->state_bytes}};
+    mn_span spans[4];
+    enum mn_status status = MN_OK;
+    for (uint64_t i = 0; i < rows; i++)
+        before |= updates[i];
+    for (int i = 0; i < 4 && !status; i++) {
+        spans[i] = (mn_span){arrays[i].to, arrays[i].count};
+        if (arrays[i].count)
+            status = mn_shard_reader_take(reader, arrays[i].to, arrays[i].count, error);
+    }
+    if (status)
+        return status;
+    for (uint64_t i = 0; i < rows; i++)
+        zero |= !updates[i];
+    if (mn_checksum_spans(spans, 4, 0) != chunk->body_checksum || before || zero ||
+        bits_of(transfer->buffer, chunk->rows) != chunk->rows)
+        return mn_shard_damaged(reader->path, "chunk body", error);
+    plane->rows_written += rows;
+    return MN_OK;
+}
+
 static enum mn_status load_chunk(struct files_job *job, mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
@@ -111,6 +124,9 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
         chunk.rows > transfer->head.chunk_rows_max || chunk.rows > transfer->rows - chunk.first ||
         !chunk.written || chunk.written > chunk.rows)
         return mn_shard_damaged(reader->path, "chunk_head", error);
+    reader->records++;
+    if (chunk.written == chunk.rows)
+        return load_whole(job, &chunk, error);
     uint64_t body = mn_shard_chunk_bytes(&transfer->head, chunk.rows, chunk.written);
     assert(body <= transfer->buffer_bytes);
     status = mn_shard_reader_take(reader, transfer->buffer, body, error);
@@ -119,7 +135,6 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     if (mn_checksum(transfer->buffer, body, 0) != chunk.body_checksum ||
         bits_of(transfer->buffer, chunk.rows) != chunk.written || !unpack_chunk(transfer, &chunk))
         return mn_shard_damaged(reader->path, "chunk body", error);
-    reader->records++;
     return MN_OK;
 }
 

@@ -81,6 +81,7 @@ static void stands(mn_shard *shard)
                  image->job.step, image->tile_count, log->image_bytes);
     log->image = image->job.sequence;
     log->needed = image->number;
+    log->bytes -= image->log_bytes;
     log->doubted = 0;
     log->untidy = true;
     destroy(shard);
@@ -122,8 +123,9 @@ static bool has_room(const mn_shard *shard, struct image *image, uint64_t now_ns
 {
     struct files_job *job = &image->job;
     double seconds = (double)(now_ns - job->start_ns) * 1e-9;
-    double room = seconds * (double)shard->options.image_bytes_a_second +
-                  (double)job->group->log.bytes * shard->options.image_log_percent / 100;
+    double room =
+        seconds * (double)shard->options.image_bytes_a_second +
+        (double)(job->group->log.bytes - image->log_bytes) * shard->options.image_log_percent / 100;
     if ((double)job->bytes <= room)
         return true;
     job->due_ns = now_ns + look_after_ns;
@@ -278,8 +280,9 @@ static enum mn_status next_piece(mn_shard *shard, struct image *image, uint64_t 
 static bool is_due(const mn_shard *shard, const struct group *group)
 {
     const struct group_log *log = &group->log;
-    uint64_t most = shard->options.log_cut_bytes;
-    most = log->image_bytes > most ? log->image_bytes : most;
+    uint64_t most = log->image_bytes / 100 * shard->options.log_cut_percent;
+    if (most < shard->options.log_cut_bytes)
+        most = shard->options.log_cut_bytes;
     bool due = log->bytes > most || log->number - log->needed > LOG_FILES_MAX;
     bool calm = group->change_bytes < WINDOW_BYTES || log->bytes > 2 * most;
     return due && calm && log->level > MN_DURABILITY_NONE && !shard->recovery && !shard->image &&
@@ -304,6 +307,7 @@ static enum mn_status begin(mn_shard *shard, struct image *image, struct group *
     if (status)
         return status;
     image->number = group->log.number;
+    image->log_bytes = group->log.bytes;
     path_of(shard, image, LOG_BASE, true, path);
     status = mn_shard_base_write(shard, group, path, &image->base, error);
     if (status)

@@ -32,7 +32,7 @@ struct group_log {
     uint64_t retry_ns;               /* after trouble: when a new file is tried */
     uint64_t image;                  /* sequence of the image that stands; 0: none */
     uint64_t image_bytes;            /* it takes; of a restored group, its snapshot */
-    uint64_t bytes;                  /* of the records after the last cut */
+    uint64_t bytes;                  /* of the records after the image */
     uint64_t needed;                 /* number of the first file that recovery needs */
     uint64_t image_retry_ns;         /* after an image was given up: when one is tried */
     uint64_t doubted;                /* images from this one on may stand, for all that was heard */

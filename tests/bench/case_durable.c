@@ -1,6 +1,7 @@
 /* What safety costs: pushes and bag gradients with a log (`durable-push`, `durable-bag-grad`),
  * commits while a snapshot is written, a snapshot's own rate, and how fast a log is played
  * again. */
+#include "mn_shard.h"
 #include "peers/peers.h"
 
 #include <fcntl.h>
@@ -403,7 +404,7 @@ static void replay_log(void)
 
 enum { HEAD_BYTES = 128 }; /* of a log file without a record */
 
-/* Until an image holds all: the log, one file, begins anew after it. */
+/* Until an image holds all: the log, one file, has begun anew after it. */
 static void await_image(const char *folder)
 {
     double start = bench_now();
@@ -431,20 +432,27 @@ typedef struct loader {
 
 enum { LOAD_STEPS = 4 };
 
-/* From the start of a process until its client is served. */
+/* A shard of this very process: no start of one, no client that asks again now and then. */
 static double load_image(void *opaque, uint64_t round)
 {
     loader *it = opaque;
-    bench_service again;
+    mn_storage *storage;
+    mn_env env;
+    mn_shard *shard;
+    mn_error error;
+    const mn_shard_options options = {.durability = MN_DURABILITY_PROCESS};
     (void)round;
+    bench_check(mn_storage_uv_create(it->base.folder, &storage, &error), &error, "folder");
+    mn_env_posix(&env, storage, 3);
     double start = bench_now();
-    bench_service_start_at(&again, 1, &(bench_log){it->base.folder, "process", NULL});
+    bench_check(mn_shard_create(&options, &env, &shard, &error), &error, "shard");
+    enum mn_status state = mn_shard_state(shard, &error);
+    for (; state == MN_UNAVAILABLE; state = mn_shard_state(shard, &error))
+        (void)mn_shard_tick(shard, env.now_ns(env.context));
     double seconds = bench_now() - start;
-    if (mn_client_step(again.client) != LOAD_STEPS)
-        bench_die("recovery: step %llu is committed, not %d",
-                  (unsigned long long)mn_client_step(again.client), LOAD_STEPS);
-    (void)kill(again.shards[0].process, SIGKILL);
-    bench_service_stop(&again);
+    bench_check(state, &error, "recovery");
+    mn_shard_destroy(shard);
+    mn_storage_uv_destroy(storage);
     return seconds;
 }
 
@@ -470,7 +478,9 @@ static void load_images(void)
 {
     loader it = {.bytes = UINT64_C(2) * PUSH_ROWS * DIM * 2 * sizeof(float)}; /* with state */
     durable_start(&it.base, "process", "200MiB");
-    for (int step = 0; step < LOAD_STEPS; step++)
+    (void)push_step(&it.base, PUSH_ROWS);
+    await_image(it.base.folder);
+    for (int step = 1; step < LOAD_STEPS; step++)
         (void)push_step(&it.base, PUSH_ROWS);
     await_image(it.base.folder);
     (void)kill(it.base.service.shards[0].process, SIGKILL);

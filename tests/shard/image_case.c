@@ -5,6 +5,7 @@ mn_shard_options image_case_options(enum mn_durability level)
 {
     return (mn_shard_options){.durability = level,
                               .log_cut_bytes = 1,
+                              .log_cut_percent = 1,
                               .image_log_percent = 1,
                               .image_bytes_a_second = 12000,
                               .message_bytes_max = 1 << 20};

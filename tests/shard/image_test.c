@@ -119,6 +119,24 @@ static void the_log_is_cut(void **state)
     image_case_settle(&it);
     assert_null(strstr(image_case_path(&it, ".log"), "@1-1.log"));
     image_case_end(&it);
+    options.log_cut_percent = 0; /* the default: no more is written of images than of logs */
+    image_case_start(&it, &options);
+    uint32_t images = 0;
+    uint64_t log_bytes = 0;
+    char last[256] = "";
+    for (uint64_t step = 1; step <= 40; step++) {
+        assert_int_equal(image_case_play(&it, step, 0), step);
+        image_case_settle(&it);
+        const char *path = image_case_path(&it, ".image");
+        if (path && strcmp(last, path) != 0) {
+            (void)snprintf(last, sizeof last, "%.255s", path);
+            images++;
+        }
+        assert_non_null(mem_storage_bytes(it.f.storage, image_case_path(&it, ".log"), &log_bytes));
+        assert_true(log_bytes < 16384);
+    }
+    assert_true(images > 2 && images < 15);
+    image_case_end(&it);
     options.log_cut_bytes = 0; /* the default: none is made of so little */
     image_case_start(&it, &options);
     assert_int_equal(image_case_play(&it, 40, 0), 40);

@@ -53,6 +53,7 @@ static void start_shard(sim_world *world, uint32_t i)
                                 .durability = config->durability,
                                 .log_unsynced_bytes_max = config->unsynced_bytes_max,
                                 .log_cut_bytes = config->cut_bytes,
+                                .log_cut_percent = 1,
                                 .image_log_percent = config->image_log_percent,
                                 .image_bytes_a_second = config->image_bytes_a_second,
                                 .plants = config->shard_plants};
