@@ -80,6 +80,35 @@ static void damage_is_found(void **state)
     image_case_end(&it);
 }
 
+/* A table all of whose rows are written: its chunks are read to where they belong. */
+static void damage_of_a_whole_table_is_found(void **state)
+{
+    (void)state;
+    struct image_case it;
+    static float rows[CASE_VALUES / 2], values[CASE_VALUES], again[CASE_VALUES];
+    uint64_t indices[CASE_ROWS], pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+    const mn_shard_options options = image_case_options(MN_DURABILITY_PROCESS);
+    const struct fixture_piece piece = {.step = 1};
+    const mn_proposal proposal = fixture_proposal(1);
+    image_case_start(&it, &options);
+    for (uint64_t i = 0; i < CASE_ROWS; i++)
+        indices[i] = i;
+    for (uint32_t i = 0; i < CASE_VALUES / 2; i++)
+        rows[i] = (float)i + 1;
+    assert_int_equal(fixture_store(&it.f, &it.columns, &piece, indices, CASE_ROWS, rows, pieces[0]),
+                     MN_OK);
+    fixture_commit(&it.f, 1, &proposal, 1, pieces);
+    image_case_settle(&it);
+    assert_int_equal(image_case_count(&it, ".image"), 1);
+    image_case_read(&it, values);
+    damage(&it, "-1-0.tile");
+    assert_int_equal(fixture_come_back(&it.f, &options, NULL), MN_OK);
+    image_case_read(&it, again);
+    assert_memory_equal(values, again, sizeof values);
+    assert_memory_equal(values, rows, sizeof rows);
+    image_case_end(&it);
+}
+
 static void put_back(struct image_case *it, const struct copy *copy)
 {
     mn_file *file;
@@ -256,6 +285,7 @@ int main(int argc, char **argv)
         return write_golden();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(damage_is_found),
+        cmocka_unit_test(damage_of_a_whole_table_is_found),
         cmocka_unit_test(missing_files_are_named),
         cmocka_unit_test(another_images_files_are_refused),
         cmocka_unit_test(the_golden_image_is_written),
