@@ -119,12 +119,17 @@ static void return_shard(void *argument)
     free(r);
 }
 
-/* Its disk says that it is dead: what it still does in this event was never seen. */
+static void follow(sim_world *world, uint32_t i, uint64_t step);
+
+/* Its disk says that it is dead: what it still does in this event was never seen. What it told
+ * before was: a commit may be answered, and the next operation be the last. */
 static void bury_shard(sim_world *world, uint32_t i)
 {
     sim_shard *shard = &world->shards[i];
     sim_trace(world, "shard %u dies", i);
     shard->away = true;
+    if (shard->told_epoch == world->epoch && shard->told_step > world->model.step)
+        follow(world, i, shard->told_step);
     destroy_shard(world, i);
     if (world->shard_deaths_left)
         world->shard_deaths_left--;
