@@ -174,6 +174,8 @@ typedef struct mn_span {
     const uint8_t *bytes;
     uint64_t count;
 } mn_span;
+/* mn_checksum of all their bytes, one after another. */
+uint64_t mn_checksum_spans(const mn_span *spans, uint32_t count, uint64_t seed);
 typedef struct mn_payload {
     const mn_span *spans;
     uint32_t span_count;

@@ -52,7 +52,8 @@ static bool visit_log(void *context, const char *text)
 {
     struct search *search = context;
     struct log_name name;
-    if (!mn_shard_log_name_parse(text, &name))
+    if (!mn_shard_log_parse(text, &name) || name.temporary ||
+        (name.kind != LOG_RECORDS && name.kind != LOG_IMAGE))
         return true;
     for (uint32_t i = 0; i < search->own_count; i++)
         if (!strcmp(search->own[i].group, name.group) && search->own[i].epoch > name.epoch)

@@ -1,5 +1,5 @@
-/* Snapshot and Restore: one job at a time, run in bounded pieces by the shard's tick. Private to
- * the folder. */
+/* Snapshot and Restore: one job at a time, run in bounded pieces by the shard's tick; beside it,
+ * the image of a group's log. Private to the folder. */
 #ifndef MN_SHARD_FILES_H
 #define MN_SHARD_FILES_H
 
@@ -64,6 +64,7 @@ struct manifest {
 
 struct files_job {
     mn_call *call;
+    uint64_t sequence;   /* of an image, whose tiles these are; 0: a Snapshot or Restore */
     struct group *group; /* Snapshot: whose tables */
     uint64_t step;
     uint64_t start_ns, due_ns;  /* when it began, when it wants to run again */
@@ -105,8 +106,9 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
 void mn_shard_transfer_deinit(mn_shard *shard, struct tile_transfer *transfer);
 /* A name says which state it holds: no other save writes under it anything else. */
 struct tile_name {
-    uint64_t table, epoch, step; /* the group's when it was saved */
+    uint64_t table, epoch, step; /* the group's when it was saved; images: its log's sequence */
     uint32_t tile;
+    const char *group; /* images: whose; else NULL */
 };
 void mn_shard_tile_path(const char *folder, struct tile_name name, char out_path[FILE_PATH_BYTES]);
 void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES]);
@@ -118,6 +120,7 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
                                    mn_error *error);
 enum mn_status mn_shard_save_manifest(mn_shard *shard, struct files_job *job, bool *out_done,
                                       mn_error *error);
+/* Begins the file under a temporary name; finish or rename gives it its own. */
 enum mn_status mn_shard_writer_open(struct file_writer *writer, mn_storage *storage,
                                     const char *path, mn_error *error);
 enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
@@ -127,7 +130,22 @@ enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *pa
 /* Syncs, closes, and gives the file its name; finish puts an end record before. */
 enum mn_status mn_shard_writer_rename(struct file_writer *writer, const char *path,
                                       mn_error *error);
+/* Begins the file under the very path. */
+enum mn_status mn_shard_writer_open_at(struct file_writer *writer, mn_storage *storage,
+                                       const char *path, mn_error *error);
+/* Appends the end: the file is whole, but not durable. */
+enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);
+struct file_table_record mn_shard_table_record(const struct table *table);
+/* The next tile of the job that is held here; false when all are done. */
+bool mn_shard_save_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
+                        uint32_t *out_tile);
+/* Saves the next rows of the tile that the job's transfer aims at. */
+enum mn_status mn_shard_save_next(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                  mn_error *error);
+/* Its end, after the last row. */
+enum mn_status mn_shard_save_end(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                 mn_error *error);
 /* The group has come to the step that is saved: from now on its rows are kept. */
 enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
 /* Whether the tile's file is whole, written now or by a save of the same step before: a name is
@@ -148,7 +166,7 @@ enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, boo
 
 static inline struct tile_name mn_shard_record_name(const struct file_tile_record *record)
 {
-    return (struct tile_name){record->table, record->epoch, record->step, record->tile};
+    return (struct tile_name){record->table, record->epoch, record->step, record->tile, NULL};
 }
 /* Of the tiles held, those that files of the folder's manifest hold as they are now are finished.
  */
@@ -199,9 +217,44 @@ void mn_shard_manifest_deinit(mn_shard *shard, struct manifest *manifest);
 enum mn_status mn_shard_tile_summary(mn_storage *storage, const char *path,
                                      const struct file_tile_head *due,
                                      struct file_tile_record *out_record, mn_error *error);
+mn_table_spec mn_shard_spec_of(const struct file_table_record *record); /* not checked */
+/* A tile's file at `path` into the table, piece by piece: start, then next until *out_done. The
+ * record says what the file must be. */
+struct tile_source {
+    const char *path, *group;
+    struct table *table;
+    uint32_t tile;
+    uint64_t step; /* that the file is of */
+    const struct file_tile_record *record;
+};
+enum mn_status mn_shard_load_start(mn_shard *shard, struct files_job *job,
+                                   const struct tile_source *source, mn_error *error);
+enum mn_status mn_shard_load_next(struct files_job *job, const struct tile_source *source,
+                                  bool *out_done, mn_error *error);
 enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool *out_done,
                                    mn_error *error);
 enum mn_status mn_shard_load_check(mn_shard *shard, struct files_job *job, bool *out_done,
                                    mn_error *error);
+
+/* ---- The image of a group's log (image.c, image_base.c): LOG.md */
+
+struct image {
+    struct files_job job; /* writes the tiles, and keeps their rows, as a Snapshot's does */
+    mn_call call;         /* the job's own: its path is the log's folder */
+    struct file_writer base, manifest;
+    struct file_tile_record *tiles; /* [job.save_count] as they are finished */
+    uint32_t tile_count;
+    mn_file *syncing;        /* waited for before anything else is written */
+    bool whole;              /* it is a tile's, and holds its end */
+    uint64_t unsynced_bytes; /* of the tile being written */
+    uint64_t number;         /* of the log's file that began with it */
+    uint64_t log_bytes;      /* that it replaces */
+    uint64_t bytes;          /* of the base and all tiles, once they stand */
+    enum mn_status (*run)(mn_shard *shard, struct image *image, uint64_t now_ns, mn_error *error);
+};
+
+/* Writes the base to `writer`, which stays open: the group as it is now. */
+enum mn_status mn_shard_base_write(mn_shard *shard, struct group *group, const char *path,
+                                   struct file_writer *writer, mn_error *error);
 
 #endif

@@ -18,7 +18,7 @@ struct stale {
 /* Whether the name is one that mn_shard_tile_path makes, or its temporary one. */
 static bool is_tile(const char *text, struct tile_name *out_name)
 {
-    struct tile_name name;
+    struct tile_name name = {0};
     char path[FILE_PATH_BYTES];
     if (sscanf(text, "%" SCNu64 "-%" SCNu32 "-%" SCNx64 "-%" SCNu64, &name.table, &name.tile,
                &name.epoch, &name.step) != 4)

@@ -5,6 +5,10 @@
  *   tile file   tile_head, { chunk_head, body }*, end
  *   manifest    manifest_head, table_record [tables], tile_record [tiles], end
  *   part        part_head, tile_record [tiles], end: what one shard has of a manifest to come
+ *   base        base_head, base_rank [ranks], base_commit [commits], base_drop [drops],
+ *               table_record [tables], { base_reduce, body } [reduces],
+ *               { base_request, body } [requests], end
+ *   image       image_head, tile_record [tiles], end
  *
  * A chunk's body holds written rows among `rows` rows from `first` on: a bitmap [rows / 8, rounded
  * up], then their update counts u32, values and states, each array dense. Chunks come in any order;
@@ -28,6 +32,8 @@ enum {
 
 #define LOG_MAGIC        UINT64_C(0x0a2e676f6c4d4e4d) /* "MNMlog.\n" */
 #define LOG_RECORD_MAGIC UINT32_C(0x4365524c)         /* "LReC" */
+#define BASE_MAGIC       UINT64_C(0x0a657361624d4e4d) /* "MNMbase\n" */
+#define IMAGE_MAGIC      UINT64_C(0x0a67616d694d4e4d) /* "MNMimag\n" */
 
 /* Every file begins with these. */
 #define PREAMBLE_FIELDS(X)                                                                         \
@@ -119,6 +125,67 @@ enum {
     X(U64, body_bytes)                                                                             \
     X(U64, body_checksum)
 
+/* An image (LOG.md): a group's state at this shard once its record `sequence`, a Commit, had taken
+ * effect. The base is all of it but the tiles. */
+#define BASE_HEAD_FIELDS(X)                                                                        \
+    PREAMBLE_FIELDS(X)                                                                             \
+    X(NAME, group)                                                                                 \
+    X(U64, map_epoch)                                                                              \
+    X(U64, sequence)                                                                               \
+    X(U64, step)                                                                                   \
+    X(U64, next_table)                                                                             \
+    X(U64, loaded_digest)                                                                          \
+    X(U32, durability)                                                                             \
+    X(U32, shard)                                                                                  \
+    X(U32, shards)                                                                                 \
+    X(U32, ranks)                                                                                  \
+    X(U32, commits)                                                                                \
+    X(U32, drops)                                                                                  \
+    X(U32, tables)                                                                                 \
+    X(U64, reduces)                                                                                \
+    X(U64, requests)
+
+#define BASE_RANK_FIELDS(X)                                                                        \
+    X(U64, known) /* incarnation */                                                                \
+    X(U64, assigned)
+
+#define BASE_COMMIT_FIELDS(X)                                                                      \
+    X(U64, step)                                                                                   \
+    X(U64, digest)
+
+#define BASE_DROP_FIELDS(X) X(U64, table)
+
+/* Its body: of each rank whether it came, its checksum and incarnation, u64 each; then the sum f64,
+ * or else the values of those that came. */
+#define BASE_REDUCE_FIELDS(X)                                                                      \
+    X(U64, step)                                                                                   \
+    X(NAME, name)                                                                                  \
+    X(U64, count)                                                                                  \
+    X(U32, summed)                                                                                 \
+    X(U64, body_bytes)                                                                             \
+    X(U64, body_checksum)
+
+/* Its body: a request as on the wire. The first is the last Commit, the others are the pieces of
+ * the open steps. */
+#define BASE_REQUEST_FIELDS(X)                                                                     \
+    X(U32, verb)                                                                                   \
+    X(U64, body_bytes)                                                                             \
+    X(U64, body_checksum)
+
+#define IMAGE_HEAD_FIELDS(X)                                                                       \
+    PREAMBLE_FIELDS(X)                                                                             \
+    X(NAME, group)                                                                                 \
+    X(U64, map_epoch)                                                                              \
+    X(U64, sequence)                                                                               \
+    X(U64, step)                                                                                   \
+    X(U64, number) /* the newest log file when this was written: it or a later one must stand */   \
+    X(U32, shard)                                                                                  \
+    X(U32, shards)                                                                                 \
+    X(U32, tiles)                                                                                  \
+    X(U64, bytes)         /* of the base and the tile files */                                     \
+    X(U64, base_bytes)    /* of the base */                                                        \
+    X(U64, base_checksum) /* of the base's last record */
+
 #define RECORD_LIST(X)                                                                             \
     X(tile_head, TILE_HEAD_FIELDS)                                                                 \
     X(chunk_head, CHUNK_HEAD_FIELDS)                                                               \
@@ -129,6 +196,13 @@ enum {
     X(tile_record, TILE_RECORD_FIELDS)                                                             \
     X(log_head, LOG_HEAD_FIELDS)                                                                   \
     X(log_record, LOG_RECORD_FIELDS)                                                               \
+    X(base_head, BASE_HEAD_FIELDS)                                                                 \
+    X(base_rank, BASE_RANK_FIELDS)                                                                 \
+    X(base_commit, BASE_COMMIT_FIELDS)                                                             \
+    X(base_drop, BASE_DROP_FIELDS)                                                                 \
+    X(base_reduce, BASE_REDUCE_FIELDS)                                                             \
+    X(base_request, BASE_REQUEST_FIELDS)                                                           \
+    X(image_head, IMAGE_HEAD_FIELDS)                                                               \
     X(end, END_FIELDS)
 
 #define FIELD_IN_STRUCT(type, field) FIELD_IN_STRUCT_##type(field)

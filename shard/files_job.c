@@ -9,9 +9,14 @@
 
 void mn_shard_tile_path(const char *folder, struct tile_name name, char out_path[FILE_PATH_BYTES])
 {
-    (void)snprintf(out_path, FILE_PATH_BYTES, "%s/%" PRIu64 "-%u-%" PRIx64 "-%" PRIu64 ".tile",
-                   folder, name.table, name.tile, name.epoch,
-                   name.step); /* it fits: the path was checked */
+    if (name.group)
+        (void)snprintf(out_path, FILE_PATH_BYTES,
+                       "%s/%s@%" PRIx64 "-%" PRIu64 "-%" PRIu64 "-%u.tile", folder, name.group,
+                       name.epoch, name.step, name.table, name.tile); /* it fits */
+    else
+        (void)snprintf(out_path, FILE_PATH_BYTES, "%s/%" PRIu64 "-%u-%" PRIx64 "-%" PRIu64 ".tile",
+                       folder, name.table, name.tile, name.epoch,
+                       name.step); /* it fits: the path was checked */
 }
 
 void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES])
@@ -226,7 +231,7 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
     status = check_save_step(shard, group, request, error);
     if (status)
         return status;
-    if (group->log.level > MN_DURABILITY_NONE &&
+    if (group->log.level > MN_DURABILITY_NONE && !group->log.image &&
         group->loaded_digest == mn_shard_path_digest(request->path))
         return mn_fail(error, MN_CONFLICT, "path",
                        "group %s was loaded from %.120s, which its log needs: save elsewhere",

@@ -27,7 +27,8 @@ enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_er
         job->first_save[i] = table->id ? first : NO_SAVE;
         first += table->id ? table->tile_count : 0;
     }
-    mn_shard_save_reuse(shard, job);
+    if (!job->sequence)
+        mn_shard_save_reuse(shard, job);
     return MN_OK;
 }
 
@@ -136,12 +137,11 @@ static enum mn_status keep_rows(mn_shard *shard, struct files_job *job, struct t
     return status ? status : flush(shard, job, &window, error);
 }
 
-void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *table, uint32_t plane,
-                        const struct row_list *list)
+static void keep_for(mn_shard *shard, struct files_job *job, struct table *table, uint32_t plane,
+                     const struct row_list *list)
 {
-    struct files_job *job = shard->job;
-    if (!job || job->group != group || job->run != mn_shard_save_tiles || job->trouble.status ||
-        group->committed < job->step || planted(shard, MN_PLANT_NO_KEEP))
+    const struct group *group = job->group;
+    if (job->trouble.status || group->committed < job->step)
         return;
     enum mn_status status = MN_OK;
     if (!job->saves)
@@ -149,4 +149,15 @@ void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *tabl
     if (!status && job->first_save[table - group->tables] != NO_SAVE)
         status = keep_rows(shard, job, table, plane, list, &job->trouble);
     job->trouble.status = status;
+}
+
+void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *table, uint32_t plane,
+                        const struct row_list *list)
+{
+    struct files_job *job = shard->job;
+    if (job && job->group == group && job->run == mn_shard_save_tiles &&
+        !planted(shard, MN_PLANT_NO_KEEP))
+        keep_for(shard, job, table, plane, list);
+    if (shard->image && shard->image->job.group == group && !planted(shard, MN_PLANT_IMAGE_NO_KEEP))
+        keep_for(shard, &shard->image->job, table, plane, list);
 }

@@ -4,16 +4,15 @@
 
 /* ---- A tile */
 
-static enum mn_status start_tile(mn_shard *shard, struct files_job *job, struct table *table,
-                                 const struct file_tile_record *record, mn_error *error)
+enum mn_status mn_shard_load_start(mn_shard *shard, struct files_job *job,
+                                   const struct tile_source *source, mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
+    const char *path = source->path;
     struct file_tile_head due, head;
     uint8_t bytes[FILE_BYTES_tile_head];
-    char path[FILE_PATH_BYTES];
-    mn_shard_tile_path(job->call->request.path, mn_shard_record_name(record), path);
-    enum mn_status status = mn_shard_transfer_start(shard, transfer, job->manifest.head.group,
-                                                    table, record->tile, record->step, error);
+    enum mn_status status = mn_shard_transfer_start(shard, transfer, source->group, source->table,
+                                                    source->tile, source->step, error);
     if (!status)
         status = mn_shard_reader_open(&job->reader, shard->env.storage, path, error);
     if (!status)
@@ -72,6 +71,45 @@ static bool unpack_chunk(const struct tile_transfer *transfer, const struct file
     return true;
 }
 
+/* A chunk that holds all rows which it spans: each array is read to where it belongs, and checked
+ * there. What is damaged is never served: the tables are not, until all of them stand. */
+static enum mn_status load_whole(struct files_job *job, const struct file_chunk_head *chunk,
+                                 mn_error *error)
+{
+    const struct tile_transfer *transfer = &job->transfer;
+    const struct file_tile_head *head = &transfer->head;
+    struct file_reader *reader = &job->reader;
+    mn_tile *plane = transfer->plane;
+    const uint64_t rows = chunk->rows, base = transfer->row_first + chunk->first;
+    uint32_t *updates = plane->updates + base, before = 0, zero = 0;
+    const struct {
+        uint8_t *to;
+        uint64_t count;
+    } arrays[] = {{transfer->buffer, (rows + 7) / 8},
+                  {(uint8_t *)updates, rows * sizeof *updates},
+                  {(uint8_t *)plane->values + base * head->value_bytes, rows * head->value_bytes},
+                  {head->state_bytes ? (uint8_t *)plane->state + base * head->state_bytes : NULL,
+                   rows * head->state_bytes}};
+    mn_span spans[4];
+    enum mn_status status = MN_OK;
+    for (uint64_t i = 0; i < rows; i++)
+        before |= updates[i];
+    for (int i = 0; i < 4 && !status; i++) {
+        spans[i] = (mn_span){arrays[i].to, arrays[i].count};
+        if (arrays[i].count)
+            status = mn_shard_reader_take(reader, arrays[i].to, arrays[i].count, error);
+    }
+    if (status)
+        return status;
+    for (uint64_t i = 0; i < rows; i++)
+        zero |= !updates[i];
+    if (mn_checksum_spans(spans, 4, 0) != chunk->body_checksum || before || zero ||
+        bits_of(transfer->buffer, chunk->rows) != chunk->rows)
+        return mn_shard_damaged(reader->path, "chunk body", error);
+    plane->rows_written += rows;
+    return MN_OK;
+}
+
 static enum mn_status load_chunk(struct files_job *job, mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
@@ -86,6 +124,9 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
         chunk.rows > transfer->head.chunk_rows_max || chunk.rows > transfer->rows - chunk.first ||
         !chunk.written || chunk.written > chunk.rows)
         return mn_shard_damaged(reader->path, "chunk_head", error);
+    reader->records++;
+    if (chunk.written == chunk.rows)
+        return load_whole(job, &chunk, error);
     uint64_t body = mn_shard_chunk_bytes(&transfer->head, chunk.rows, chunk.written);
     assert(body <= transfer->buffer_bytes);
     status = mn_shard_reader_take(reader, transfer->buffer, body, error);
@@ -94,7 +135,6 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     if (mn_checksum(transfer->buffer, body, 0) != chunk.body_checksum ||
         bits_of(transfer->buffer, chunk.rows) != chunk.written || !unpack_chunk(transfer, &chunk))
         return mn_shard_damaged(reader->path, "chunk body", error);
-    reader->records++;
     return MN_OK;
 }
 
@@ -111,6 +151,13 @@ static enum mn_status finish_tile(struct files_job *job, const struct file_tile_
     mn_shard_reader_close(reader);
     job->transfer.active = false;
     return MN_OK;
+}
+
+enum mn_status mn_shard_load_next(struct files_job *job, const struct tile_source *source,
+                                  bool *out_done, mn_error *error)
+{
+    *out_done = job->reader.offset + FILE_BYTES_end >= job->reader.bytes;
+    return *out_done ? finish_tile(job, source->record, error) : load_chunk(job, error);
 }
 
 /* ---- The group */
@@ -195,6 +242,8 @@ static enum mn_status swap(mn_shard *shard, struct files_job *job, mn_error *err
         mn_shard_group_deinit(shard, group);
     }
     *group = job->fresh;
+    group->log.image_bytes = job->bytes; /* its first image will take as much */
+    group->log.untidy = true;
     job->fresh_stands = false;
     for (uint32_t i = 0; i < shard->options.tables_max; i++)
         if (group->tables[i].id)
@@ -228,17 +277,23 @@ enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool 
         uint32_t tile = table->tile_first + job->tile;
         const struct file_tile_record *record =
             &manifest->tiles[manifest->first_tile[job->table_place] + tile];
-        uint64_t before = job->reader.offset;
-        if (!transfer->active) {
-            status = start_tile(shard, job, table, record, error);
-            before = 0;
-        } else if (job->reader.offset + FILE_BYTES_end < job->reader.bytes) {
-            status = load_chunk(job, error);
-        } else {
-            status = finish_tile(job, record, error);
+        char path[FILE_PATH_BYTES];
+        const struct tile_source source = {
+            .path = path,
+            .group = manifest->head.group,
+            .table = table,
+            .tile = tile,
+            .step = record->step,
+            .record = record,
+        };
+        uint64_t before = transfer->active ? job->reader.offset : 0;
+        bool ended = false;
+        mn_shard_tile_path(job->call->request.path, mn_shard_record_name(record), path);
+        status = transfer->active ? mn_shard_load_next(job, &source, &ended, error)
+                                  : mn_shard_load_start(shard, job, &source, error);
+        if (ended)
             table->marks[job->tile++] =
                 (struct tile_mark){.loaded_epoch = record->epoch, .loaded_step = record->step};
-        }
         bytes += job->reader.offset - before;
     }
     return status;

@@ -88,7 +88,7 @@ static enum mn_status read_head(mn_shard *shard, struct file_reader *reader,
     return mn_name_valid(head->group) ? MN_OK : mn_shard_damaged(reader->path, "group", error);
 }
 
-static mn_table_spec spec_of(const struct file_table_record *record)
+mn_table_spec mn_shard_spec_of(const struct file_table_record *record)
 {
     mn_table_spec spec = {
         .rows = record->rows,
@@ -119,7 +119,7 @@ static enum mn_status read_tables(struct file_reader *reader, struct manifest *m
         enum mn_status status = TAKE_RECORD(reader, table_record, bytes, &record, error);
         if (status)
             return status;
-        mn_table_spec spec = spec_of(&record);
+        mn_table_spec spec = mn_shard_spec_of(&record);
         const char *field;
         if (mn_spec_check(&spec, &manifest->specs[i], NULL) ||
             !mn_spec_equal(&spec, &manifest->specs[i], &field))

@@ -219,7 +219,7 @@ enum mn_status mn_shard_part_tile(mn_shard *shard, struct files_job *job, const 
                                   mn_error *error)
 {
     struct file_tile_record *told = record_at(shard, job, table->id, tile), found;
-    struct tile_name name = {table->id, job->group->map_epoch, job->step, tile};
+    struct tile_name name = {table->id, job->group->map_epoch, job->step, tile, NULL};
     struct file_tile_head due = {.table = table->id, .tile = tile};
     char path[FILE_PATH_BYTES];
     memcpy(due.group, job->group->name, sizeof due.group);

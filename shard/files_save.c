@@ -21,8 +21,14 @@ enum mn_status mn_shard_writer_open(struct file_writer *writer, mn_storage *stor
 {
     char temporary[TEMPORARY_BYTES];
     temporary_of(path, temporary);
+    return mn_shard_writer_open_at(writer, storage, temporary, error);
+}
+
+enum mn_status mn_shard_writer_open_at(struct file_writer *writer, mn_storage *storage,
+                                       const char *path, mn_error *error)
+{
     *writer = (struct file_writer){.storage = storage};
-    return storage->create(storage, temporary, &writer->file, error);
+    return storage->create(storage, path, &writer->file, error);
 }
 
 enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
@@ -34,7 +40,7 @@ enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *by
     return status;
 }
 
-enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path, mn_error *error)
+enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error)
 {
     struct file_end end = {
         .magic = END_MAGIC,
@@ -46,7 +52,12 @@ enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *pa
     uint8_t bytes[FILE_BYTES_end];
     uint64_t chain = 0;
     mn_shard_encode_end(&end, &chain, bytes);
-    enum mn_status status = mn_shard_writer_append(writer, bytes, sizeof bytes, error);
+    return mn_shard_writer_append(writer, bytes, sizeof bytes, error);
+}
+
+enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path, mn_error *error)
+{
+    enum mn_status status = mn_shard_writer_end(writer, error);
     if (!status)
         return mn_shard_writer_rename(writer, path, error);
     mn_shard_writer_abort(writer);
@@ -77,7 +88,9 @@ void mn_shard_writer_abort(struct file_writer *writer)
 static struct tile_name name_of(const struct files_job *job, const struct table *table,
                                 uint32_t tile)
 {
-    return (struct tile_name){table->id, job->group->map_epoch, job->step, tile};
+    const bool image = job->sequence != 0;
+    return (struct tile_name){table->id, job->group->map_epoch, image ? job->sequence : job->step,
+                              tile, image ? job->group->name : NULL};
 }
 
 static void path_of(const struct files_job *job, const struct tile_transfer *transfer,
@@ -134,7 +147,10 @@ static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct 
     char path[FILE_PATH_BYTES];
     uint8_t record[FILE_BYTES_tile_head];
     path_of(job, transfer, path);
-    enum mn_status status = mn_shard_writer_open(&save->writer, shard->env.storage, path, error);
+    enum mn_status status =
+        job->sequence /* it counts with its image alone */
+            ? mn_shard_writer_open_at(&save->writer, shard->env.storage, path, error)
+            : mn_shard_writer_open(&save->writer, shard->env.storage, path, error);
     if (status)
         return status;
     mn_shard_encode_tile_head(&transfer->head, &save->writer.chain, record);
@@ -171,8 +187,8 @@ enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struc
 }
 
 /* The tile's next rows: those written that no commit has put into the file already. */
-static enum mn_status save_next(mn_shard *shard, struct files_job *job, struct tile_save *save,
-                                mn_error *error)
+enum mn_status mn_shard_save_next(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                  mn_error *error)
 {
     const struct tile_transfer *transfer = &job->transfer;
     uint64_t first = save->next_row, left = transfer->rows - first;
@@ -191,6 +207,15 @@ static enum mn_status save_next(mn_shard *shard, struct files_job *job, struct t
     if (!written)
         return MN_OK;
     return mn_shard_save_chunk(shard, job, save, transfer, first, rows, written, error);
+}
+
+enum mn_status mn_shard_save_end(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                 mn_error *error)
+{
+    enum mn_status status = MN_OK;
+    if (!save->writer.file) /* no row of it was ever written */
+        status = begin_tile(shard, job, save, &job->transfer, error);
+    return status ? status : mn_shard_writer_end(&save->writer, error);
 }
 
 static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
@@ -217,9 +242,8 @@ static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct
     return status;
 }
 
-/* The next tile held here, or false when all are done. */
-static bool next_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
-                      uint32_t *out_tile)
+bool mn_shard_save_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
+                        uint32_t *out_tile)
 {
     for (; job->table_place < shard->options.tables_max; job->table_place++, job->tile = 0) {
         struct table *table = &job->group->tables[job->table_place];
@@ -244,7 +268,7 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
         struct table *table;
         uint32_t tile;
         if (!transfer->active) {
-            if (!next_tile(shard, job, &table, &tile)) {
+            if (!mn_shard_save_tile(shard, job, &table, &tile)) {
                 status = mn_shard_part_write(shard, job, error);
                 *out_done = !status;
                 return status;
@@ -259,7 +283,7 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
             transfer->active = false;
         } else if (save->next_row < transfer->rows) {
             rows += transfer->head.chunk_rows_max;
-            status = save_next(shard, job, save, error);
+            status = mn_shard_save_next(shard, job, save, error);
         } else {
             status = finish_tile(shard, job, save, error);
         }
@@ -295,7 +319,7 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
 
 /* ---- The manifest */
 
-static struct file_table_record record_of(const struct table *table)
+struct file_table_record mn_shard_table_record(const struct table *table)
 {
     const mn_table_spec *spec = &table->spec;
     struct file_table_record record = {
@@ -351,7 +375,7 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
     for (uint32_t i = 0; !status && i < shard->options.tables_max; i++) {
         if (!group->tables[i].id)
             continue;
-        struct file_table_record record = record_of(&group->tables[i]);
+        struct file_table_record record = mn_shard_table_record(&group->tables[i]);
         mn_shard_encode_table_record(&record, &writer->chain, bytes);
         status = mn_shard_writer_append(writer, bytes, FILE_BYTES_table_record, error);
     }

@@ -58,6 +58,7 @@ enum mn_status mn_shard_group_init(mn_shard *shard, const char *name, uint32_t r
 void mn_shard_group_deinit(mn_shard *shard, struct group *group)
 {
     assert(!group->parked_first);
+    mn_shard_image_abort(shard, group);
     mn_shard_log_close(shard, group);
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
         mn_shard_step_drop(shard, group, &group->steps[i]);

@@ -17,10 +17,48 @@ void mn_shard_log_folder(const mn_shard *shard, char out_folder[LOG_FOLDER_BYTES
 void mn_shard_log_path(const mn_shard *shard, const struct log_name *name,
                        char out_path[LOG_PATH_BYTES])
 {
-    char folder[LOG_FOLDER_BYTES];
+    static const char *const ends[] = {".log", ".base", ".image", ".tile"};
+    char folder[LOG_FOLDER_BYTES], tile[32] = "";
     mn_shard_log_folder(shard, folder);
-    (void)snprintf(out_path, LOG_PATH_BYTES, "%s/%s@%" PRIx64 "-%" PRIu64 ".log", folder,
-                   name->group, name->epoch, name->number); /* it fits */
+    if (name->kind == LOG_TILE)
+        (void)snprintf(tile, sizeof tile, "-%" PRIu64 "-%u", name->table, name->tile); /* it fits */
+    (void)snprintf(out_path, LOG_PATH_BYTES, "%s/%s@%" PRIx64 "-%" PRIu64 "%s%s%s", folder,
+                   name->group, name->epoch, name->number, tile, ends[name->kind],
+                   name->temporary ? ".new" : ""); /* likewise */
+}
+
+bool mn_shard_log_parse(const char *text, struct log_name *out_name)
+{
+    static const struct {
+        const char *end;
+        enum log_kind kind;
+        bool temporary;
+    } ends[] = {
+        {".log", LOG_RECORDS, false}, {".log.new", LOG_RECORDS, true},
+        {".base", LOG_BASE, false},   {".base.new", LOG_BASE, true},
+        {".image", LOG_IMAGE, false}, {".image.new", LOG_IMAGE, true},
+        {".tile", LOG_TILE, false},
+    };
+    struct log_name name = {0};
+    const char *at = strchr(text, '@');
+    int used = 0, more = 0;
+    if (!at || at == text || at - text >= MN_NAME_BYTES)
+        return false;
+    memcpy(name.group, text, (size_t)(at - text));
+    if (sscanf(at, "@%" SCNx64 "-%" SCNu64 "%n", &name.epoch, &name.number, &used) != 2 || !used)
+        return false;
+    at += used;
+    if (sscanf(at, "-%" SCNu64 "-%" SCNu32 "%n", &name.table, &name.tile, &more) == 2)
+        at += more;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (strcmp(at, ends[i].end) != 0 || (ends[i].kind == LOG_TILE) != (more > 0))
+            continue;
+        name.kind = ends[i].kind;
+        name.temporary = ends[i].temporary;
+        *out_name = name;
+        return mn_name_valid(name.group);
+    }
+    return false;
 }
 
 enum mn_status mn_shard_log_level(const mn_shard *shard, enum mn_durability asked,
@@ -258,6 +296,16 @@ static enum mn_status ensure_file(mn_shard *shard, struct group *group, mn_error
     return MN_OK;
 }
 
+enum mn_status mn_shard_log_cut(mn_shard *shard, struct group *group, mn_error *error)
+{
+    struct group_log *log = &group->log;
+    if (log->file)
+        shard->env.storage->close(log->file);
+    log->file = NULL;
+    log->syncing = 0;
+    return ensure_file(shard, group, error);
+}
+
 /* ---- Appending */
 
 static bool reads_depend(enum mn_verb verb)
@@ -308,6 +356,7 @@ enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const m
                        cause.message);
     }
     log->written++;
+    log->bytes += FILE_BYTES_log_record + record->head.body_bytes;
     if (reads_depend(request->verb))
         log->state = log->written;
     if (log->level == MN_DURABILITY_PROCESS) {
@@ -331,6 +380,7 @@ enum mn_status mn_shard_log_replayed(mn_shard *shard, struct group *group,
     if (synced && !record)
         return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
     log->written = log->state = head->sequence;
+    log->bytes += FILE_BYTES_log_record + head->body_bytes;
     promise(shard, group, synced ? head->promised : head->sequence);
     if (!synced)
         return MN_OK;

@@ -8,7 +8,7 @@
 
 struct group;
 
-enum { LOG_FOLDER_BYTES = 32, LOG_PATH_BYTES = 192 };
+enum { LOG_FOLDER_BYTES = 32, LOG_PATH_BYTES = 256 };
 
 /* What was written and is not durable yet: it must be written again if the file turns out bad. */
 struct log_record {
@@ -30,6 +30,13 @@ struct group_log {
     struct log_record *first, *last; /* level sync: after `promised` */
     mn_call *held_first, *held_last; /* answers that wait, `held` ascending but for reads */
     uint64_t retry_ns;               /* after trouble: when a new file is tried */
+    uint64_t image;                  /* sequence of the image that stands; 0: none */
+    uint64_t image_bytes;            /* it takes; of a restored group, its snapshot */
+    uint64_t bytes;                  /* of the records after the image */
+    uint64_t needed;                 /* number of the first file that recovery needs */
+    uint64_t image_retry_ns;         /* after an image was given up: when one is tried */
+    uint64_t doubted;                /* images from this one on may stand, for all that was heard */
+    bool untidy;                     /* files may stand that recovery does not need */
     mn_error trouble;                /* why; status 0: none */
 };
 
@@ -51,6 +58,9 @@ enum mn_status mn_shard_log_replayed(mn_shard *shard, struct group *group,
 void mn_shard_log_proven(mn_shard *shard, const char *group, uint64_t sequence);
 /* Starts and ends syncs, lets answers go. Returns when it wants to run again. */
 uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns);
+/* Ends the file; the next one stands, durable at the group's level as far as anything was written
+ * before. */
+enum mn_status mn_shard_log_cut(mn_shard *shard, struct group *group, mn_error *error);
 void mn_shard_log_close(mn_shard *shard, struct group *group); /* no answer may be held */
 
 /* Keeps the answer until what it tells is durable; false: it may leave now. */
@@ -58,12 +68,20 @@ bool mn_shard_log_hold(mn_shard *shard, struct group *group, mn_call *call);
 void mn_shard_log_unhold(mn_shard *shard, mn_call *call); /* out of its list; not answered */
 
 void mn_shard_log_folder(const mn_shard *shard, char out_folder[LOG_FOLDER_BYTES]);
+enum log_kind { LOG_RECORDS, LOG_BASE, LOG_IMAGE, LOG_TILE };
+/* A file in the folder. */
 struct log_name {
+    enum log_kind kind;
     char group[MN_NAME_BYTES];
-    uint64_t epoch, number;
+    uint64_t epoch, number; /* images: the sequence that they are of */
+    uint64_t table;         /* LOG_TILE */
+    uint32_t tile;          /* likewise */
+    bool temporary;
 };
 void mn_shard_log_path(const mn_shard *shard, const struct log_name *name,
                        char out_path[LOG_PATH_BYTES]);
+/* false: no file of ours has this name. */
+bool mn_shard_log_parse(const char *text, struct log_name *out_name);
 
 /* ---- Whose the folder is (data_folder.c) */
 
@@ -72,7 +90,6 @@ void mn_shard_log_path(const mn_shard *shard, const struct log_name *name,
 enum mn_status mn_shard_data_claim(mn_shard *shard, const struct log_name *own, uint32_t count,
                                    mn_error *error);
 void mn_shard_data_release(mn_shard *shard);
-bool mn_shard_log_name_parse(const char *text, struct log_name *out_name); /* false: none of ours */
 
 /* ---- Reading (recover.c) */
 

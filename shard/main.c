@@ -197,6 +197,8 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                              .groups_max = flags->groups_max,
                              .tables_max = flags->tables_max,
                              .durability = flags->durability,
+                             .log_cut_bytes = flags->log_cut_bytes,
+                             .image_bytes_a_second = flags->image_bytes_a_second,
                              .saves_kept = flags->saves_kept,
                              .claim_data = true,
                              .ignore_other_logs = flags->ignore_other_logs};

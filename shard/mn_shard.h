@@ -34,6 +34,12 @@ typedef struct mn_shard_options {
                                    MN_MESSAGE_BYTES_MAX */
     enum mn_durability durability;   /* of groups that name none; default MN_DURABILITY_NONE */
     uint64_t log_unsynced_bytes_max; /* of a group's log, waiting for the disk; default 64 MiB */
+    /* A log is cut by an image when it has grown by more than both since the last one: */
+    uint64_t log_cut_bytes;   /* default 256 MiB */
+    uint32_t log_cut_percent; /* of what the last image takes; default 100 */
+    /* What is written of an image meanwhile: */
+    uint32_t image_log_percent;    /* of what the log takes; default 200 */
+    uint64_t image_bytes_a_second; /* beside it; default 16 MiB */
     uint32_t saves_kept; /* in a folder of saves, the newest included; default 1, at most 8 */
     bool claim_data; /* the folder of the logs is this shard's from the start, not from its first
                         log on */
@@ -45,23 +51,28 @@ typedef struct mn_shard_options {
 
 /* What the simulator plants to prove that its checks can fail. */
 enum mn_plant {
-    MN_PLANT_ONE_BUDGET = 1 << 0,     /* reads and changes share one budget, without a reserve */
-    MN_PLANT_NO_FENCE = 1 << 1,       /* an earlier incarnation's requests are served */
-    MN_PLANT_NO_DEDUP = 1 << 2,       /* a repeated piece is staged again */
-    MN_PLANT_NO_COUNT = 1 << 3,       /* Seal does not compare the number of pieces */
-    MN_PLANT_READ_EARLY = 1 << 4,     /* reads do not wait for step - 1 */
-    MN_PLANT_ARRIVAL_ORDER = 1 << 5,  /* contributions merge in arrival order */
-    MN_PLANT_NO_EPOCH = 1 << 6,       /* the map epoch is not checked */
-    MN_PLANT_KEEP_ON_REPLAY = 1 << 7, /* Join REPLAY keeps the old parts */
-    MN_PLANT_ACK_UNSYNCED = 1 << 8,   /* answers do not wait for the log's sync */
-    MN_PLANT_SYNC_AGAIN = 1 << 9,     /* a failed sync is just made again */
-    MN_PLANT_TORN_RECORD = 1 << 10,   /* a record's body is taken without its checksum */
-    MN_PLANT_OLD_EPOCH = 1 << 11,     /* recovery replays the group's first epoch, not its last */
-    MN_PLANT_LOG_NO_JOIN = 1 << 12,   /* Joins are not logged */
-    MN_PLANT_LOG_NO_SEAL = 1 << 13,   /* Seals are not logged */
-    MN_PLANT_LOG_LATE = 1 << 15,      /* a change is acknowledged though its log write failed */
-    MN_PLANT_NO_KEEP = 1 << 16,       /* a snapshot does not keep what commits change meanwhile */
-    MN_PLANT_NO_SETTLED = 1 << 17     /* a shard behind its callers does not see that it is */
+    MN_PLANT_ONE_BUDGET = 1 << 0,       /* reads and changes share one budget, without a reserve */
+    MN_PLANT_NO_FENCE = 1 << 1,         /* an earlier incarnation's requests are served */
+    MN_PLANT_NO_DEDUP = 1 << 2,         /* a repeated piece is staged again */
+    MN_PLANT_NO_COUNT = 1 << 3,         /* Seal does not compare the number of pieces */
+    MN_PLANT_READ_EARLY = 1 << 4,       /* reads do not wait for step - 1 */
+    MN_PLANT_ARRIVAL_ORDER = 1 << 5,    /* contributions merge in arrival order */
+    MN_PLANT_NO_EPOCH = 1 << 6,         /* the map epoch is not checked */
+    MN_PLANT_KEEP_ON_REPLAY = 1 << 7,   /* Join REPLAY keeps the old parts */
+    MN_PLANT_ACK_UNSYNCED = 1 << 8,     /* answers do not wait for the log's sync */
+    MN_PLANT_SYNC_AGAIN = 1 << 9,       /* a failed sync is just made again */
+    MN_PLANT_TORN_RECORD = 1 << 10,     /* a record's body is taken without its checksum */
+    MN_PLANT_OLD_EPOCH = 1 << 11,       /* recovery replays the group's first epoch, which stays */
+    MN_PLANT_LOG_NO_JOIN = 1 << 12,     /* Joins are not logged */
+    MN_PLANT_LOG_NO_SEAL = 1 << 13,     /* Seals are not logged */
+    MN_PLANT_LOG_LATE = 1 << 15,        /* a change is acknowledged though its log write failed */
+    MN_PLANT_NO_KEEP = 1 << 16,         /* a snapshot does not keep what commits change meanwhile */
+    MN_PLANT_IMAGE_NO_KEEP = 1 << 17,   /* nor does an image */
+    MN_PLANT_IMAGE_NO_WINDOW = 1 << 18, /* an image is without the open steps' pieces */
+    MN_PLANT_IMAGE_EARLY = 1 << 19,     /* an image's forerunners go before it stands */
+    MN_PLANT_IMAGE_UNSYNCED = 1 << 20,  /* an image stands before its tiles are synced */
+    MN_PLANT_IMAGE_SKIP = 1 << 21,      /* recovery skips a record after the image's */
+    MN_PLANT_NO_SETTLED = 1 << 22       /* a shard behind its callers does not see that it is */
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer

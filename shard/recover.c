@@ -1,31 +1,15 @@
-/* Recovery: a shard that starts replays the logs in its storage, record by record, through the same
- * functions that served the requests (LOG.md). Whatever stands in a file is doubted. */
-#include "files.h"
+/* Recovery: a shard that starts loads the newest image of each group, and replays the log that
+ * follows it, record by record, through the functions that served the requests (LOG.md). Whatever
+ * stands in a file is doubted. */
+#include "recover.h"
 
 #include <stdio.h>
 
-enum { NAMES_MAX = 4096, SCAN_BYTES = 1 << 16, TABLES_LOST_MAX = (1 << 20) - 1 };
-
-/* The file being replayed. */
-struct log_file {
-    struct file_reader reader;
-    struct file_log_head head;
-    uint64_t chain;
-    uint64_t end; /* sequence at which a later file goes on; UINT64_MAX: this is the last */
-};
-
-struct recovery {
-    mn_shard *shard;
-    struct log_name *names; /* [count], by group, epoch, number */
-    uint32_t count, next;
-    struct log_file file;
-    mn_call call; /* that is replayed */
-    bool answered;
-    uint8_t *body;   /* [body_bytes_max] */
-    uint8_t *header; /* [MN_HEADER_BYTES_MAX] */
-    uint64_t body_bytes_max;
-    uint64_t records, bytes, bytes_due;
-    mn_error failed; /* status 0: it goes on */
+enum {
+    NAMES_MAX = 4096,
+    SCAN_BYTES = 1 << 16,
+    RECOVER_PIECE_BYTES = 16 << 20, /* of one tick */
+    TABLES_LOST_MAX = (1 << 20) - 1
 };
 
 /* ---- Which files there are */
@@ -34,21 +18,6 @@ struct listing {
     struct recovery *recovery;
     bool full;
 };
-
-bool mn_shard_log_name_parse(const char *text, struct log_name *out_name)
-{
-    struct log_name name = {0};
-    const char *at = strchr(text, '@');
-    int used = 0;
-    if (!at || at == text || at - text >= MN_NAME_BYTES)
-        return false;
-    memcpy(name.group, text, (size_t)(at - text));
-    if (sscanf(at, "@%" SCNx64 "-%" SCNu64 ".log%n", &name.epoch, &name.number, &used) != 2 ||
-        !used || at[used])
-        return false;
-    *out_name = name;
-    return mn_name_valid(name.group);
-}
 
 /* A restore begins a new epoch with a log of its own: the last epoch comes first, and others count
  * only when it holds nothing. */
@@ -59,7 +28,9 @@ static bool before(const mn_shard *shard, const struct log_name *a, const struct
         return order < 0;
     if (a->epoch != b->epoch)
         return planted(shard, MN_PLANT_OLD_EPOCH) ? a->epoch < b->epoch : a->epoch > b->epoch;
-    return a->number < b->number;
+    if (a->kind != b->kind)
+        return a->kind == LOG_IMAGE;
+    return a->kind == LOG_IMAGE ? a->number > b->number : a->number < b->number;
 }
 
 static bool insert_name(void *context, const char *text)
@@ -67,7 +38,8 @@ static bool insert_name(void *context, const char *text)
     struct listing *listing = context;
     struct recovery *recovery = listing->recovery;
     struct log_name name;
-    if (!mn_shard_log_name_parse(text, &name))
+    if (!mn_shard_log_parse(text, &name) || name.temporary ||
+        (name.kind != LOG_RECORDS && name.kind != LOG_IMAGE))
         return true;
     listing->full = recovery->count == NAMES_MAX;
     if (listing->full)
@@ -84,12 +56,24 @@ static bool same_log(const struct log_name *a, const struct log_name *b)
     return !strcmp(a->group, b->group) && a->epoch == b->epoch;
 }
 
+/* Which images and log files will be read; of the latter, some may turn out not to be needed. */
+static bool is_newest(const struct recovery *recovery, uint32_t i)
+{
+    return i == 0 || !same_log(&recovery->names[i - 1], &recovery->names[i]);
+}
+
 static enum mn_status measure(mn_shard *shard, struct recovery *recovery, mn_error *error)
 {
     enum mn_status status = MN_OK;
     for (uint32_t i = 0; !status && i < recovery->count; i++) {
         char path[LOG_PATH_BYTES];
         struct file_reader reader;
+        if (recovery->names[i].kind == LOG_IMAGE) {
+            if (is_newest(recovery, i))
+                recovery->image_bytes_due +=
+                    mn_shard_recover_image_bytes(shard, &recovery->names[i]);
+            continue;
+        }
         mn_shard_log_path(shard, &recovery->names[i], path);
         status = mn_shard_reader_open(&reader, shard->env.storage, path, error);
         if (status)
@@ -126,6 +110,7 @@ void mn_shard_recover_stop(mn_shard *shard)
     const mn_env *env = &shard->env;
     if (!recovery)
         return;
+    mn_shard_recover_image_stop(shard);
     mn_shard_reader_close(&recovery->file.reader);
     env->release(env->context, recovery->header, MN_HEADER_BYTES_MAX);
     env->release(env->context, recovery->body, recovery->body_bytes_max);
@@ -174,28 +159,46 @@ static uint8_t *reserve(mn_call *call, uint64_t bytes)
 
 static void finish(mn_call *call) { of_call(call)->answered = true; }
 
-static enum mn_status damaged(const struct recovery *recovery, const char *what, mn_error *error)
+enum mn_status mn_shard_recover_damaged(const struct recovery *recovery, const char *what,
+                                        mn_error *error)
 {
-    const struct file_reader *reader = &recovery->file.reader;
+    const struct file_reader *reader = recovery->reading;
     return mn_fail(error, MN_CORRUPT, "log", "%.100s is damaged at byte %" PRIu64 ": %.80s",
                    reader->path, reader->offset, what);
 }
 
-static enum mn_status decode(struct recovery *recovery, const struct file_log_record *record,
-                             mn_span *body, mn_span *payload_span, mn_error *error)
+static enum mn_status decode(struct recovery *recovery, enum mn_verb verb, uint64_t body_bytes,
+                             mn_error *error)
 {
     mn_payload payload = {0};
     uint32_t header_bytes = 0;
     mn_request *request = &recovery->call.request;
-    *body = (mn_span){recovery->body, record->body_bytes};
-    enum mn_status status = mn_scan_payload(body, 1, recovery->header, MN_HEADER_BYTES_MAX,
-                                            &header_bytes, payload_span, 1, &payload, error);
+    recovery->body_span = (mn_span){recovery->body, body_bytes};
+    enum mn_status status =
+        mn_scan_payload(&recovery->body_span, 1, recovery->header, MN_HEADER_BYTES_MAX,
+                        &header_bytes, &recovery->payload_span, 1, &payload, error);
     if (!status)
-        status = mn_request_decode((enum mn_verb)record->verb, recovery->header, header_bytes,
-                                   request, error);
+        status = mn_request_decode(verb, recovery->header, header_bytes, request, error);
     if (!status)
         request->payload = payload;
     return status;
+}
+
+enum mn_status mn_shard_recover_decode(mn_shard *shard, enum mn_verb verb, uint64_t body_bytes,
+                                       const char *group, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    mn_call *call = &recovery->call;
+    memset(call, 0, sizeof *call);
+    call->reserve = reserve;
+    call->finish = finish;
+    call->deadline_ns = UINT64_MAX;
+    recovery->answered = false;
+    if (decode(recovery, verb, body_bytes, error))
+        return mn_shard_recover_damaged(recovery, "a request that cannot be read", error);
+    if (strncmp(call->request.context.group, group, MN_NAME_BYTES) != 0)
+        return mn_shard_recover_damaged(recovery, "a request of another group", error);
+    return MN_OK;
 }
 
 /* What a live request may have been answered when it was logged. */
@@ -203,6 +206,22 @@ static bool as_before(const mn_call *call)
 {
     return !call->reply.status ||
            (call->request.verb == MN_VERB_DROP && call->reply.status == MN_NOT_FOUND);
+}
+
+enum mn_status mn_shard_recover_serve(mn_shard *shard, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    mn_call *call = &recovery->call;
+    mn_shard_run(shard, call);
+    while (shard->job)
+        mn_shard_job_run(shard);
+    if (!recovery->answered)
+        mn_shard_unpark(shard, call); /* it waits for others, as it did */
+    else if (!as_before(call))
+        return mn_fail(error, MN_CORRUPT, "log", "%.60s byte %" PRIu64 ": %s is refused: %.80s",
+                       recovery->reading->path, recovery->reading->offset,
+                       mn_verb_name(call->request.verb), call->reply.error.message);
+    return MN_OK;
 }
 
 static bool is_logged(enum mn_verb verb)
@@ -215,31 +234,19 @@ static bool is_logged(enum mn_verb verb)
 static enum mn_status replay(mn_shard *shard, const struct file_log_record *record, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
-    mn_call *call = &recovery->call;
-    mn_span body, payload_span;
-    memset(call, 0, sizeof *call);
-    call->reserve = reserve;
-    call->finish = finish;
-    call->deadline_ns = UINT64_MAX;
-    recovery->answered = false;
-    if (!is_logged((enum mn_verb)record->verb) ||
-        decode(recovery, record, &body, &payload_span, error))
-        return damaged(recovery, "a request that cannot be read", error);
-    if (strncmp(call->request.context.group, recovery->file.head.group, MN_NAME_BYTES) != 0)
-        return damaged(recovery, "a request of another group", error);
-    mn_shard_run(shard, call);
-    while (shard->job)
-        mn_shard_job_run(shard);
-    if (!recovery->answered)
-        mn_shard_unpark(shard, call); /* it waits for others, as it did */
-    else if (!as_before(call))
-        return mn_fail(error, MN_CORRUPT, "log", "%.60s byte %" PRIu64 ": %s is refused: %.80s",
-                       recovery->file.reader.path, recovery->file.reader.offset,
-                       mn_verb_name(call->request.verb), call->reply.error.message);
-    struct group *group = mn_shard_group_find(shard, call->request.context.group);
-    if (!group || group->map_epoch != recovery->file.head.map_epoch)
-        return damaged(recovery, "a request of another epoch", error);
-    group->log.level = (enum mn_durability)recovery->file.head.durability;
+    const struct file_log_head *head = &recovery->file.head;
+    if (!is_logged((enum mn_verb)record->verb))
+        return mn_shard_recover_damaged(recovery, "a request that cannot be read", error);
+    enum mn_status status = mn_shard_recover_decode(shard, (enum mn_verb)record->verb,
+                                                    record->body_bytes, head->group, error);
+    if (!status)
+        status = mn_shard_recover_serve(shard, error);
+    if (status)
+        return status;
+    struct group *group = mn_shard_group_find(shard, head->group);
+    if (!group || group->map_epoch != head->map_epoch)
+        return mn_shard_recover_damaged(recovery, "a request of another epoch", error);
+    group->log.level = (enum mn_durability)head->durability;
     recovery->records++;
     return mn_shard_log_replayed(shard, group, record, recovery->body, error);
 }
@@ -274,28 +281,36 @@ static enum mn_status open_log(mn_shard *shard, const struct log_name *name, str
     return status;
 }
 
-static uint64_t expected_sequence(mn_shard *shard, const struct log_name *name)
-{
-    const struct group *group = mn_shard_group_find(shard, name->group);
-    return group ? group->log.written + 1 : 1;
-}
-
-static enum mn_status begin_file(mn_shard *shard, mn_error *error)
+/* Where the file's records begin to count: after the image, or after the file before it. */
+static enum mn_status check_first(mn_shard *shard, const struct group *group, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
-    const struct log_name *name = &recovery->names[recovery->next];
-    struct log_file *file = &recovery->file;
-    const struct group *group = mn_shard_group_find(shard, name->group);
-    if (group && group->map_epoch != name->epoch) {
-        recovery->next++; /* a later epoch's log has been replayed */
+    const uint64_t first = recovery->file.head.first;
+    const uint64_t due = group ? group->log.written + 1 : 1;
+    bool after_image = group && group->log.image == group->log.written;
+    if (first == due || (after_image && first < due))
         return MN_OK;
-    }
+    return mn_shard_recover_damaged(recovery, "records before it are missing", error);
+}
+
+/* The image holds all of the file's records. */
+static void pass_over(struct recovery *recovery, struct group *group)
+{
+    group->log.number = recovery->file.head.number;
+    recovery->bytes += recovery->file.reader.bytes;
+    mn_shard_reader_close(&recovery->file.reader);
+    recovery->next++;
+}
+
+static enum mn_status begin_log(mn_shard *shard, const struct log_name *name, struct group *group,
+                                mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    struct log_file *file = &recovery->file;
+    recovery->reading = &file->reader;
     enum mn_status status = open_log(shard, name, file, error);
     if (status)
         return status;
-    if (file->head.first != expected_sequence(shard, name))
-        return damaged(recovery, "records before it are missing", error);
-    mn_shard_log_proven(shard, name->group, file->head.first - 1);
     file->end = UINT64_MAX;
     if (recovery->next + 1 < recovery->count && same_log(name, name + 1)) {
         struct log_file later = {0};
@@ -303,7 +318,35 @@ static enum mn_status begin_file(mn_shard *shard, mn_error *error)
         file->end = later.head.first;
         mn_shard_reader_close(&later.reader);
     }
-    return status;
+    if (status)
+        return status;
+    if (group && group->log.image && file->end <= group->log.image + 1) {
+        pass_over(recovery, group);
+        return MN_OK;
+    }
+    status = check_first(shard, group, error);
+    if (status)
+        return status;
+    if (group && group->log.image && !group->log.needed)
+        group->log.needed = file->head.number;
+    file->sequence = file->head.first;
+    mn_shard_log_proven(shard, name->group, file->head.first - 1);
+    return MN_OK;
+}
+
+static enum mn_status begin_next(mn_shard *shard, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    const struct log_name *name = &recovery->names[recovery->next];
+    struct group *group = mn_shard_group_find(shard, name->group);
+    bool later = group && group->map_epoch != name->epoch;
+    if (later || (group && name->kind == LOG_IMAGE)) {
+        recovery->next++; /* a later epoch, or a later image, stands already */
+        return MN_OK;
+    }
+    if (name->kind == LOG_IMAGE)
+        return mn_shard_recover_image_begin(shard, name, error);
+    return begin_log(shard, name, group, error);
 }
 
 /* The record at `offset`, its body in recovery->body; *out_whole false: there is none, or it is not
@@ -371,12 +414,15 @@ static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *er
     const struct log_file *file = &recovery->file;
     bool promised = false;
     if (file->end != UINT64_MAX)
-        return sequence < file->end ? damaged(recovery, "a record is missing", error) : MN_OK;
+        return sequence < file->end
+                   ? mn_shard_recover_damaged(recovery, "a record is missing", error)
+                   : MN_OK;
     if (file->reader.offset == file->reader.bytes)
         return MN_OK;
     enum mn_status status = look_beyond(shard, file->reader.offset, sequence, &promised, error);
     if (!status && promised)
-        status = damaged(recovery, "a record is damaged, and good ones follow it", error);
+        status = mn_shard_recover_damaged(recovery, "a record is damaged, and good ones follow it",
+                                          error);
     if (status || !shard->env.log)
         return status;
     char text[320];
@@ -403,6 +449,14 @@ static enum mn_status end_file(mn_shard *shard, mn_error *error)
     return status;
 }
 
+/* Whether the image that recovery began with holds the record. */
+static bool is_held(mn_shard *shard, uint64_t sequence)
+{
+    const struct group *group = mn_shard_group_find(shard, shard->recovery->file.head.group);
+    uint64_t image = group ? group->log.image : 0;
+    return sequence <= image + (image && planted(shard, MN_PLANT_IMAGE_SKIP));
+}
+
 static enum mn_status next_record(mn_shard *shard, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
@@ -410,21 +464,33 @@ static enum mn_status next_record(mn_shard *shard, mn_error *error)
     struct file_log_record record;
     bool whole = false;
     enum mn_status status = MN_OK;
-    if (!file->reader.file)
-        return begin_file(shard, error);
-    uint64_t sequence = expected_sequence(shard, &recovery->names[recovery->next]);
-    if (sequence < file->end)
+    if (file->sequence < file->end)
         status = look_at(shard, file->reader.offset, &record, &whole, error);
-    if (!status && whole && record.sequence == sequence) {
-        status = replay(shard, &record, error);
+    if (!status && whole && record.sequence == file->sequence) {
+        if (!is_held(shard, record.sequence))
+            status = replay(shard, &record, error);
         uint64_t bytes = FILE_BYTES_log_record + record.body_bytes;
         file->reader.offset += bytes;
         recovery->bytes += bytes;
+        file->sequence++;
         return status;
     }
     if (!status)
-        status = check_end(shard, sequence, error);
+        status = check_end(shard, file->sequence, error);
     return status ? status : end_file(shard, error);
+}
+
+static enum mn_status next_piece(mn_shard *shard, mn_error *error)
+{
+    struct recovery *recovery = shard->recovery;
+    bool done = false;
+    if (recovery->file.reader.file)
+        return next_record(shard, error);
+    if (!recovery->image.group)
+        return begin_next(shard, error);
+    enum mn_status status = mn_shard_recover_image_next(shard, &done, error);
+    recovery->next += done;
+    return status;
 }
 
 /* ---- The whole of it */
@@ -432,28 +498,31 @@ static enum mn_status next_record(mn_shard *shard, mn_error *error)
 static void finished(mn_shard *shard)
 {
     const struct recovery *recovery = shard->recovery;
-    char text[160];
-    (void)snprintf(text, sizeof text, "shard=%u files=%u records=%" PRIu64 " bytes=%" PRIu64,
-                   shard->options.shard, recovery->count, recovery->records,
-                   recovery->bytes); /* it fits */
+    char text[200];
+    (void)snprintf(text, sizeof text,
+                   "shard=%u files=%u records=%" PRIu64 " bytes=%" PRIu64 " image_bytes=%" PRIu64,
+                   shard->options.shard, recovery->count, recovery->records, recovery->bytes,
+                   recovery->image_bytes); /* it fits */
     /* Of tables whose making may be lost (level process, without power) no id is given again. */
     shard->next_table = (shard->next_table | TABLES_LOST_MAX) + 1;
     if (shard->env.log)
         shard->env.log(shard->env.context, 1, "recovered", text);
+    for (uint32_t i = 0; i < shard->options.groups_max; i++)
+        shard->groups[i].log.untidy = shard->groups[i].name[0] != '\0';
     mn_shard_recover_stop(shard);
 }
 
 void mn_shard_recover_run(mn_shard *shard)
 {
     struct recovery *recovery = shard->recovery;
-    uint64_t until = recovery->bytes + JOB_PIECE_BYTES;
-    while (!recovery->failed.status && recovery->bytes < until) {
+    uint64_t until = recovery->bytes + recovery->image_bytes + RECOVER_PIECE_BYTES;
+    while (!recovery->failed.status && recovery->bytes + recovery->image_bytes < until) {
         if (recovery->next == recovery->count) {
             finished(shard);
             return;
         }
         mn_error error = {0};
-        if (next_record(shard, &error))
+        if (next_piece(shard, &error))
             recovery->failed = error;
     }
 }
@@ -465,8 +534,10 @@ enum mn_status mn_shard_recover_refuse(const mn_shard *shard, mn_error *error)
         return mn_fail(error, MN_UNAVAILABLE, "shard", "it cannot recover: %s",
                        recovery->failed.message);
     return mn_fail(error, MN_UNAVAILABLE, "shard",
-                   "recovering: %" PRIu64 " of %" PRIu64 " bytes of its log are replayed",
-                   recovery->bytes, recovery->bytes_due);
+                   "recovering: %" PRIu64 " of %" PRIu64 " bytes of its images are loaded, %" PRIu64
+                   " of %" PRIu64 " bytes of its log replayed",
+                   recovery->image_bytes, recovery->image_bytes_due, recovery->bytes,
+                   recovery->bytes_due);
 }
 
 enum mn_status mn_shard_state(const mn_shard *shard, mn_error *error)

@@ -116,6 +116,27 @@ void mn_shard_reduce_drop(mn_shard *shard, struct group *group, uint64_t before_
     }
 }
 
+/* An empty one, which is not of a step that is too far ahead. */
+static enum mn_status add_reduce(mn_shard *shard, struct group *group, uint64_t number,
+                                 const char *name, struct reduce **out_reduce, mn_error *error)
+{
+    enum mn_status status;
+    struct reduce *reduce = take(shard, group, number, header_bytes(group->ranks), &status, error);
+    if (!reduce)
+        return status;
+    memset(reduce, 0, header_bytes(group->ranks));
+    reduce->step = number;
+    memcpy(reduce->name, name, strnlen(name, MN_NAME_BYTES - 1));
+    reduce->ranks = group->ranks;
+    struct reduce **bucket = bucket_of(group, number, name);
+    reduce->next = *bucket;
+    *bucket = reduce;
+    if (number > group->committed)
+        mn_shard_step_at(shard, group, number)->reduce_count++;
+    *out_reduce = reduce;
+    return MN_OK;
+}
+
 static enum mn_status open_reduce(mn_shard *shard, struct group *group, const mn_request *request,
                                   uint64_t count, struct reduce **out_reduce, mn_error *error)
 {
@@ -129,21 +150,10 @@ static enum mn_status open_reduce(mn_shard *shard, struct group *group, const mn
     if (step->reduce_count >= shard->options.reduces_max)
         return mn_fail(error, MN_BUSY, "reduces_max", "step %" PRIu64 " has %u reduces already",
                        number, step->reduce_count);
-    enum mn_status status;
-    struct reduce *reduce = take(shard, group, number, header_bytes(group->ranks), &status, error);
-    if (!reduce)
-        return status;
-    memset(reduce, 0, header_bytes(group->ranks));
-    reduce->step = number;
-    memcpy(reduce->name, request->name, strnlen(request->name, MN_NAME_BYTES - 1));
-    reduce->count = count;
-    reduce->ranks = group->ranks;
-    struct reduce **bucket = bucket_of(group, number, request->name);
-    reduce->next = *bucket;
-    *bucket = reduce;
-    step->reduce_count++;
-    *out_reduce = reduce;
-    return MN_OK;
+    enum mn_status status = add_reduce(shard, group, number, request->name, out_reduce, error);
+    if (!status)
+        (*out_reduce)->count = count;
+    return status;
 }
 
 /* The rank's values join, once: a repeat is recognised, a newer incarnation's replace the older's
@@ -181,6 +191,108 @@ static enum mn_status contribute(mn_shard *shard, struct group *group, struct re
     entry->incarnation = context->incarnation;
     return MN_OK;
 }
+
+/* ---- As an image's base holds them */
+
+enum { ENTRY_BYTES = 3 * sizeof(uint64_t) };
+
+struct reduce *mn_shard_reduce_after(const struct group *group, const struct reduce *after)
+{
+    uint64_t bucket = 0;
+    if (after && after->next)
+        return after->next;
+    if (after)
+        bucket = (uint64_t)(bucket_of((struct group *)group, after->step, after->name) -
+                            group->reduces) +
+                 1;
+    while (bucket < REDUCE_BUCKETS && !group->reduces[bucket])
+        bucket++;
+    return bucket < REDUCE_BUCKETS ? group->reduces[bucket] : NULL;
+}
+
+struct file_base_reduce mn_shard_reduce_head(const struct reduce *reduce)
+{
+    uint64_t arrays = reduce->sum ? 1 : reduce->came;
+    struct file_base_reduce head = {
+        .step = reduce->step,
+        .count = reduce->count,
+        .summed = reduce->sum != NULL,
+        .body_bytes = reduce->ranks * (uint64_t)ENTRY_BYTES + arrays * reduce->count * 8,
+    };
+    memcpy(head.name, reduce->name, sizeof head.name);
+    return head;
+}
+
+void mn_shard_reduce_pack(const struct reduce *reduce, uint8_t *out_body)
+{
+    uint8_t *at = out_body;
+    const uint64_t bytes = reduce->count * sizeof(double);
+    for (uint32_t rank = 0; rank < reduce->ranks; rank++, at += ENTRY_BYTES) {
+        const struct reduce_entry *entry = &reduce->entries[rank];
+        const uint64_t words[] = {entry->came, entry->checksum, entry->incarnation};
+        memcpy(at, words, sizeof words);
+    }
+    if (reduce->sum)
+        memcpy(at, reduce->sum, bytes);
+    for (uint32_t rank = 0; !reduce->sum && rank < reduce->ranks; rank++) {
+        if (!reduce->entries[rank].came)
+            continue;
+        memcpy(at, reduce->entries[rank].values, bytes);
+        at += bytes;
+    }
+}
+
+static enum mn_status unpack_arrays(mn_shard *shard, struct group *group, struct reduce *reduce,
+                                    bool summed, const uint8_t *arrays, mn_error *error)
+{
+    const uint64_t bytes = reduce->count * sizeof(double);
+    enum mn_status status = MN_OK;
+    for (uint32_t rank = 0; rank < (summed ? 1 : reduce->ranks); rank++) {
+        double **values = summed ? &reduce->sum : &reduce->entries[rank].values;
+        if (!summed && !reduce->entries[rank].came)
+            continue;
+        *values = take(shard, group, reduce->step, bytes, &status, error);
+        if (!*values)
+            return status;
+        memcpy(*values, arrays, bytes);
+        arrays += bytes;
+    }
+    return MN_OK;
+}
+
+enum mn_status mn_shard_reduce_unpack(mn_shard *shard, struct group *group,
+                                      const struct file_base_reduce *head, const uint8_t *body,
+                                      mn_error *error)
+{
+    const uint64_t entries_bytes = group->ranks * (uint64_t)ENTRY_BYTES;
+    struct reduce *reduce = NULL;
+    uint64_t came = 0;
+    bool valid = mn_name_valid(head->name) && head->count && head->count <= MN_REDUCE_VALUES_MAX &&
+                 head->step && head->step >= group->committed &&
+                 head->step - group->committed <= shard->options.open_steps_max &&
+                 head->body_bytes >= entries_bytes && !find(group, head->step, head->name);
+    for (uint32_t rank = 0; valid && rank < group->ranks; rank++)
+        came += body[rank * (uint64_t)ENTRY_BYTES] & 1;
+    uint64_t arrays = head->summed ? 1 : came;
+    valid = valid && (!head->summed || came == group->ranks) &&
+            head->body_bytes == entries_bytes + arrays * head->count * sizeof(double);
+    if (!valid)
+        return mn_fail(error, MN_CORRUPT, "base_reduce", "no reduce of step %" PRIu64, head->step);
+    enum mn_status status = add_reduce(shard, group, head->step, head->name, &reduce, error);
+    if (status)
+        return status;
+    reduce->count = head->count;
+    reduce->came = (uint32_t)came;
+    for (uint32_t rank = 0; rank < group->ranks; rank++) {
+        uint64_t words[3];
+        memcpy(words, body + rank * (uint64_t)ENTRY_BYTES, sizeof words);
+        reduce->entries[rank] = (struct reduce_entry){
+            .came = words[0] & 1, .checksum = words[1], .incarnation = words[2]};
+    }
+    return unpack_arrays(shard, group, reduce, head->summed, body + entries_bytes, error);
+}
+
+/* ---- Summing */
 
 /* Rank 0's block becomes the sum; the others go back. */
 static void add_up(mn_shard *shard, struct group *group, struct reduce *reduce)

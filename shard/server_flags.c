@@ -18,8 +18,11 @@ static const char usage[] =
     "  --data DIR             holds the logs and snapshots                  [nothing is kept]\n"
     "  --durability LEVEL     when changes of groups that ask for no level are acknowledged:\n"
     "                         none: at once; process: once in the log, kill -9 loses nothing;\n"
-    "                         sync: once on disk, power loss loses nothing. The log is not cut:\n"
-    "                         it takes what is pushed, on disk              [none]\n"
+    "                         sync: once on disk, power loss loses nothing  [process with --data]\n"
+    "  --log-cut-bytes SIZE   a log is cut when it holds so much, or as much\n"
+    "                         as the last image: an image then replaces it  [256MiB]\n"
+    "  --image-rate SIZE      bytes of it written a second, beside twice\n"
+    "                         what the log takes meanwhile                  [16MiB]\n"
     "  --saves-kept COUNT     in a folder that is saved to again, the newest included,\n"
     "                         for mneme load --step; at most 8              [1]\n"
     "  --ignore-other-logs    start though --data holds logs of another shard or\n"
@@ -59,6 +62,8 @@ enum flag {
     FLAG_DURABILITY,
     FLAG_SAVES_KEPT,
     FLAG_IGNORE_OTHER_LOGS,
+    FLAG_LOG_CUT_BYTES,
+    FLAG_IMAGE_RATE,
     FLAG_TOKEN,
     FLAG_READ_BUDGET,
     FLAG_CHANGE_BUDGET,
@@ -84,6 +89,8 @@ static const struct option options[] = {
     {"durability", required_argument, NULL, FLAG_DURABILITY},
     {"saves-kept", required_argument, NULL, FLAG_SAVES_KEPT},
     {"ignore-other-logs", no_argument, NULL, FLAG_IGNORE_OTHER_LOGS},
+    {"log-cut-bytes", required_argument, NULL, FLAG_LOG_CUT_BYTES},
+    {"image-rate", required_argument, NULL, FLAG_IMAGE_RATE},
     {"token", required_argument, NULL, FLAG_TOKEN},
     {"read-budget", required_argument, NULL, FLAG_READ_BUDGET},
     {"change-budget", required_argument, NULL, FLAG_CHANGE_BUDGET},
@@ -191,6 +198,10 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
     case FLAG_IGNORE_OTHER_LOGS:
         flags->ignore_other_logs = true;
         return MN_OK;
+    case FLAG_LOG_CUT_BYTES:
+        return parse_size("--log-cut-bytes", text, 1, &flags->log_cut_bytes, error);
+    case FLAG_IMAGE_RATE:
+        return parse_size("--image-rate", text, 1, &flags->image_bytes_a_second, error);
     case FLAG_TOKEN:
         return parse_text("--token", text, &flags->token, error);
     case FLAG_READ_BUDGET:
@@ -247,7 +258,8 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
                              .read_bytes_max = UINT64_C(256) << 20,
                              .change_bytes_max = UINT64_C(4) << 30,
                              .usage_bytes_max = UINT64_C(64) << 20,
-                             .durability = MN_DURABILITY_NONE,
+                             .log_cut_bytes = UINT64_C(256) << 20,
+                             .image_bytes_a_second = UINT64_C(16) << 20,
                              .reply_bytes_max = UINT64_C(256) << 20,
                              .log_level = 1};
     opterr = 0; /* the caller words it */
@@ -264,6 +276,8 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
     if (flags.shard >= flags.shards)
         return mn_fail(error, MN_INVALID, "--shard", "%u is not below --shards %u", flags.shard,
                        flags.shards);
+    if (!flags.durability)
+        flags.durability = flags.data ? MN_DURABILITY_PROCESS : MN_DURABILITY_NONE;
     if (flags.durability > MN_DURABILITY_NONE && !flags.data)
         return mn_fail(error, MN_INVALID, "--durability", "%s needs --data",
                        mn_durability_name(flags.durability));
@@ -275,11 +289,13 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
 {
     (void)snprintf(
         out_text, bytes_max,
-        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s token=%s read_budget=%llu "
+        "version=%s listen=%s shard=%u shards=%u data=%s durability=%s log_cut_bytes=%llu "
+        "image_rate=%llu token=%s read_budget=%llu "
         "change_budget=%llu reply_budget=%llu usage_budget=%llu table_budget=%llu "
         "receive_budget=%llu groups_max=%u tables_max=%u calls_max=%u info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
-        mn_durability_name(flags->durability), flags->token ? "given" : "none",
+        mn_durability_name(flags->durability), (unsigned long long)flags->log_cut_bytes,
+        (unsigned long long)flags->image_bytes_a_second, flags->token ? "given" : "none",
         (unsigned long long)flags->read_bytes_max, (unsigned long long)flags->change_bytes_max,
         (unsigned long long)flags->reply_bytes_max, (unsigned long long)flags->usage_bytes_max,
         (unsigned long long)flags->table_bytes_max, (unsigned long long)flags->receive_bytes_max,

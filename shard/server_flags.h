@@ -9,6 +9,7 @@ typedef struct mn_server_flags {
     const char *data;              /* folder for logs and snapshots; NULL: none */
     enum mn_durability durability; /* of groups that name none */
     bool ignore_other_logs;
+    uint64_t log_cut_bytes, image_bytes_a_second;
     const char *port_file; /* NULL: none */
     const char *token;     /* NULL: everybody is admitted */
     uint32_t shard, shards;

@@ -31,6 +31,10 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     DEFAULT(durability, MN_DURABILITY_NONE);
     DEFAULT(saves_kept, 1);
     DEFAULT(log_unsynced_bytes_max, UINT64_C(64) << 20);
+    DEFAULT(log_cut_bytes, UINT64_C(256) << 20);
+    DEFAULT(log_cut_percent, 100);
+    DEFAULT(image_log_percent, 200);
+    DEFAULT(image_bytes_a_second, UINT64_C(16) << 20);
     if (options->shards > MN_SHARDS_MAX)
         return mn_fail(error, MN_INVALID, "shards", "%u is more than %d", options->shards,
                        MN_SHARDS_MAX);
@@ -319,6 +323,8 @@ uint64_t mn_shard_tick(mn_shard *shard, uint64_t now_ns)
     mn_shard_wake(shard);
     uint64_t log_ns = mn_shard_log_work(shard, now_ns);
     next_ns = log_ns < next_ns ? log_ns : next_ns;
+    uint64_t image_ns = mn_shard_image_work(shard, now_ns);
+    next_ns = image_ns < next_ns ? image_ns : next_ns;
     shard->running = false;
     return next_ns;
 }

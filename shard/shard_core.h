@@ -195,6 +195,7 @@ struct mn_shard {
     mn_file *data_lock;         /* the folder of the logs is ours; NULL: not yet */
     bool log_busy;              /* a group's log waits for the disk */
     struct files_job *job;      /* the snapshot or restore in progress, or NULL */
+    struct image *image;        /* the one being written, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
     mn_group_info *group_infos; /* [MN_INFO_MAX] */
     struct target usage_due;    /* a bag that is to be counted when its answer is on its way: */
@@ -247,6 +248,7 @@ struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t
 enum mn_status mn_shard_table_named(mn_shard *shard, struct group *group, const mn_request *request,
                                     struct table **out_table, mn_error *error);
 void mn_shard_table_promote(mn_shard *shard, struct table *table); /* when a quarter is written */
+void mn_shard_table_promote_now(mn_shard *shard, struct table *table);
 enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error);
 
@@ -344,6 +346,16 @@ void mn_shard_reduce_keep(struct group *group, struct step *step);
 void mn_shard_reduce_missing(struct group *group, const mn_request *request, char *out_text,
                              size_t bytes);
 
+/* What an image's base holds of them. after NULL: the first one; NULL: no more. */
+struct reduce *mn_shard_reduce_after(const struct group *group, const struct reduce *after);
+/* Without the checksum of the body, which pack writes. */
+struct file_base_reduce mn_shard_reduce_head(const struct reduce *reduce);
+void mn_shard_reduce_pack(const struct reduce *reduce, uint8_t *out_body);
+/* MN_CORRUPT: no shard has written this; MN_NO_MEMORY. */
+enum mn_status mn_shard_reduce_unpack(mn_shard *shard, struct group *group,
+                                      const struct file_base_reduce *head, const uint8_t *body,
+                                      mn_error *error);
+
 /* ---- Parked calls (park.c) */
 
 /* Parks the call, charged its `bytes` to the budget of its kind, read or change: MN_BUSY when that
@@ -369,6 +381,16 @@ enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error
 enum mn_status mn_shard_list(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error *error);
+
+/* ---- The image of a group's log (image.c) */
+
+/* The group has committed a step: begins an image of it, if the log has grown enough. */
+void mn_shard_image_cut(mn_shard *shard, struct group *group);
+/* What the group's image is of is about to go: the image is given up. */
+void mn_shard_image_abort(mn_shard *shard, const struct group *group);
+/* A bounded piece of the image, or of removing what none needs. Returns when it wants to run
+ * again. */
+uint64_t mn_shard_image_work(mn_shard *shard, uint64_t now_ns);
 
 /* ---- Rows about to change: a snapshot that has not come to them keeps them (files_keep.c) */
 

@@ -274,5 +274,6 @@ enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
     if (status)
         return status;
     make_permanent(shard, group, step, request);
+    mn_shard_image_cut(shard, group);
     return MN_OK;
 }

@@ -182,9 +182,14 @@ enum mn_status mn_shard_table_named(mn_shard *shard, struct group *group, const 
  * of it will be touched anyway, and large pages save the processor's address cache. */
 void mn_shard_table_promote(mn_shard *shard, struct table *table)
 {
+    if (table->plane_count && table->planes[0].rows_written >= table->planes[0].rows / 4)
+        mn_shard_table_promote_now(shard, table);
+}
+
+void mn_shard_table_promote_now(mn_shard *shard, struct table *table)
+{
     void *context = shard->env.context;
-    if (table->promoted || !table->plane_count ||
-        table->planes[0].rows_written < table->planes[0].rows / 4)
+    if (table->promoted)
         return;
     table->promoted = true;
     for (uint32_t i = 0; i < table->plane_count; i++) {
@@ -370,6 +375,7 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     call->reply.table = table->id;
     mn_shard_log(shard, 1, "drop", call, "table=%" PRIu64 " name=%s", table->id, table->spec.name);
+    mn_shard_image_abort(shard, group);
     mn_shard_table_deinit(shard, table);
     return MN_OK;
 }

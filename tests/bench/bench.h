@@ -78,9 +78,12 @@ typedef struct bench_service {
     mn_client *client;
 } bench_service;
 void bench_service_start(bench_service *service, uint32_t shards);
-/* The same with a folder, and changes acknowledged at this level ("none", "process", "sync"). */
-void bench_service_start_at(bench_service *service, uint32_t shards, const char *folder,
-                            const char *level);
+/* The same with a folder, and changes acknowledged at this level ("none", "process", "sync").
+ * `cut`: when logs are cut, by images that are written as fast as can be; NULL: by default. */
+typedef struct bench_log {
+    const char *folder, *level, *cut;
+} bench_log;
+void bench_service_start_at(bench_service *service, uint32_t shards, const bench_log *log);
 void bench_service_stop(bench_service *service);
 /* Opens a table and writes every row by Store: column c of row r is bench_value(r, c), exact in
  * bf16. */

@@ -1,15 +1,18 @@
 /* What safety costs: pushes and bag gradients with a log (`durable-push`, `durable-bag-grad`),
  * commits while a snapshot is written, a snapshot's own rate, and how fast a log is played
  * again. */
+#include "mn_shard.h"
 #include "peers/peers.h"
 
 #include <fcntl.h>
+#include <glob.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -90,11 +93,11 @@ typedef struct durable {
     float *gradients;
 } durable;
 
-static void durable_start(durable *it, const char *level)
+static void durable_start(durable *it, const char *level, const char *cut)
 {
     memset(it, 0, sizeof *it);
     folder_make(it->folder);
-    bench_service_start_at(&it->service, 1, it->folder, level);
+    bench_service_start_at(&it->service, 1, &(bench_log){it->folder, level, cut});
     it->indices = malloc(PUSH_ROWS * sizeof *it->indices);
     it->gradients = bench_huge((uint64_t)PUSH_ROWS * DIM * sizeof *it->gradients);
     if (!it->indices)
@@ -139,7 +142,7 @@ static double push_step(durable *it, uint32_t count)
 static double push_rate(const char *level, double bytes)
 {
     durable it;
-    durable_start(&it, level);
+    durable_start(&it, level, NULL);
     (void)push_step(&it, PUSH_ROWS);
     (void)push_step(&it, PUSH_ROWS); /* all rows stand */
     double done = 0, start = bench_now();
@@ -184,7 +187,7 @@ static void grads_start(grads *it, const char *level)
 {
     memset(it, 0, sizeof *it);
     folder_make(it->base.folder);
-    bench_service_start_at(&it->base.service, 2, it->base.folder, level);
+    bench_service_start_at(&it->base.service, 2, &(bench_log){it->base.folder, level, NULL});
     it->base.indices = malloc(QUERIES * READS * sizeof *it->base.indices);
     it->weights = malloc(QUERIES * READS * sizeof *it->weights);
     it->dots = malloc(QUERIES * READS * sizeof *it->dots);
@@ -362,7 +365,7 @@ static void snapshot_idle(durable *it)
 void bench_snapshot(void)
 {
     durable it;
-    durable_start(&it, "none");
+    durable_start(&it, "none", NULL);
     (void)push_step(&it, PUSH_ROWS);
     (void)push_step(&it, PUSH_ROWS); /* a gigabyte of rows and state */
     snapshot_while_training(&it);
@@ -372,19 +375,19 @@ void bench_snapshot(void)
 
 /* ---- recovery: a log played again, against the rate of the steps that wrote it */
 
-void bench_recovery(void)
+static void replay_log(void)
 {
     enum { STEPS = 12 };
     durable it;
     bench_service again;
-    durable_start(&it, "process");
+    durable_start(&it, "process", "1024TiB");
     double start = bench_now();
     for (int step = 0; step < STEPS; step++)
         (void)push_step(&it, PUSH_ROWS);
     double live = STEPS / (bench_now() - start);
     (void)kill(it.service.shards[0].process, SIGKILL);
     start = bench_now(); /* the client is served when the log has been played */
-    bench_service_start_at(&again, 1, it.folder, "process");
+    bench_service_start_at(&again, 1, &(bench_log){it.folder, "process", NULL});
     double rate = STEPS / (bench_now() - start);
     if (mn_client_step(again.client) != STEPS)
         bench_die("recovery: step %llu is committed, not %d",
@@ -395,4 +398,107 @@ void bench_recovery(void)
     bench_report("recovery", name, rate, "steps/s", "live", rate / live, 1, 0);
     bench_service_stop(&again);
     durable_stop(&it);
+}
+
+/* ---- and an image loaded, against memcpy to memory that is as new */
+
+enum { HEAD_BYTES = 128 }; /* of a log file without a record */
+
+/* Until an image holds all: the log, one file, has begun anew after it. */
+static void await_image(const char *folder)
+{
+    double start = bench_now();
+    for (bool stands = false; !stands;) {
+        char pattern[300];
+        glob_t logs, images;
+        struct stat log = {0};
+        (void)snprintf(pattern, sizeof pattern, "%s/@*/*.log", folder);
+        bool one = !glob(pattern, 0, NULL, &logs) && logs.gl_pathc == 1;
+        stands = one && !stat(logs.gl_pathv[0], &log) && log.st_size == HEAD_BYTES;
+        globfree(&logs);
+        (void)snprintf(pattern, sizeof pattern, "%s/@*/*.image", folder);
+        stands = stands && !glob(pattern, 0, NULL, &images) && images.gl_pathc == 1;
+        if (bench_now() - start > SECONDS_MAX)
+            bench_die("no image stands in %s", folder);
+        (void)usleep(10000);
+    }
+}
+
+typedef struct loader {
+    durable base;
+    char *from; /* [bytes] what memcpy copies */
+    uint64_t bytes;
+} loader;
+
+enum { LOAD_STEPS = 2 };
+
+/* A shard of this very process: no start of one, no client that asks again now and then. */
+static double load_image(void *opaque, uint64_t round)
+{
+    loader *it = opaque;
+    mn_storage *storage;
+    mn_env env;
+    mn_shard *shard;
+    mn_error error;
+    const mn_shard_options options = {.durability = MN_DURABILITY_PROCESS};
+    (void)round;
+    bench_check(mn_storage_uv_create(it->base.folder, &storage, &error), &error, "folder");
+    mn_env_posix(&env, storage, 3);
+    double start = bench_now();
+    bench_check(mn_shard_create(&options, &env, &shard, &error), &error, "shard");
+    enum mn_status state = mn_shard_state(shard, &error);
+    for (; state == MN_UNAVAILABLE; state = mn_shard_state(shard, &error))
+        (void)mn_shard_tick(shard, env.now_ns(env.context));
+    double seconds = bench_now() - start;
+    bench_check(state, &error, "recovery");
+    mn_shard_destroy(shard);
+    mn_storage_uv_destroy(storage);
+    return seconds;
+}
+
+/* To memory that is as new to the process as the tables are to a shard that starts. */
+static double copy_fresh(void *opaque, uint64_t round)
+{
+    loader *it = opaque;
+    (void)round;
+    char *to = mmap(NULL, it->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (to == MAP_FAILED)
+        bench_die("no memory");
+    (void)madvise(to, it->bytes, MADV_HUGEPAGE); /* slower without, never wrong */
+    double start = bench_now();
+    memcpy(to, it->from, it->bytes);
+    double seconds = bench_now() - start;
+    (void)munmap(to, it->bytes);
+    return seconds;
+}
+
+/* Two steps write all rows; the log is cut when it holds more than one of them. */
+static void load_images(void)
+{
+    loader it = {.bytes = UINT64_C(2) * PUSH_ROWS * DIM * 2 * sizeof(float)}; /* with state */
+    durable_start(&it.base, "process", "300MiB");
+    for (int step = 0; step < LOAD_STEPS; step++)
+        (void)push_step(&it.base, PUSH_ROWS);
+    await_image(it.base.folder);
+    (void)kill(it.base.service.shards[0].process, SIGKILL);
+    it.from = bench_huge(it.bytes);
+    char name[96];
+    (void)snprintf(name, sizeof name, "image dim=%d rows=%d gigabytes=%.2f", DIM, 2 * PUSH_ROWS,
+                   (double)it.bytes * 1e-9);
+    bench_case load = {.bench = "recovery",
+                       .name = name,
+                       .unit = "bytes/s",
+                       .work = (double)it.bytes,
+                       .mneme = {"mneme", load_image, &it, 0, 0},
+                       .peers = {{"memcpy", copy_fresh, &it, 0.5, 0}},
+                       .peer_count = 1};
+    bench_run(&load);
+    (void)munmap(it.from, it.bytes);
+    durable_stop(&it.base);
+}
+
+void bench_recovery(void)
+{
+    replay_log();
+    load_images();
 }

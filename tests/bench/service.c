@@ -13,28 +13,31 @@ float bench_value(uint64_t row, uint32_t column)
     return (float)((row * 31 + column * 7) % 251) - 125; /* small integers: exact in bf16 too */
 }
 
-static bench_child start_shard(uint32_t shard, uint32_t shards, const char *folder,
-                               const char *level)
+static bench_child start_shard(uint32_t shard, uint32_t shards, const bench_log *log)
 {
     char index[16], count[16];
     (void)snprintf(index, sizeof index, "%u", shard);
     (void)snprintf(count, sizeof count, "%u", shards);
-    const char *arguments[] = {
-        MN_BENCH_SHARD, "--listen",     "127.0.0.1:0", "--shard", index,
-        "--shards",     count,          "--log-level", "warning", folder ? "--data" : NULL,
-        folder,         "--durability", level,         NULL};
+    const char *arguments[] = {MN_BENCH_SHARD, "--listen",
+                               "127.0.0.1:0",  "--shard",
+                               index,          "--shards",
+                               count,          "--log-level",
+                               "warning",      log->folder ? "--data" : NULL,
+                               log->folder,    "--durability",
+                               log->level,     log->cut ? "--log-cut-bytes" : NULL,
+                               log->cut,       "--image-rate",
+                               "64GiB",        NULL};
     return bench_start(arguments, true, false);
 }
 
-void bench_service_start_at(bench_service *service, uint32_t shards, const char *folder,
-                            const char *level)
+void bench_service_start_at(bench_service *service, uint32_t shards, const bench_log *log)
 {
     char *target = service->target;
     memset(service, 0, sizeof *service);
     service->count = shards;
     (void)snprintf(target, sizeof service->target, "static:");
     for (uint32_t shard = 0; shard < shards; shard++) {
-        service->shards[shard] = start_shard(shard, shards, folder, level);
+        service->shards[shard] = start_shard(shard, shards, log);
         size_t used = strlen(target);
         (void)snprintf(target + used, sizeof service->target - used, "%s127.0.0.1:%d",
                        shard ? "," : "", service->shards[shard].port);
@@ -46,7 +49,7 @@ void bench_service_start_at(bench_service *service, uint32_t shards, const char 
 
 void bench_service_start(bench_service *service, uint32_t shards)
 {
-    bench_service_start_at(service, shards, NULL, NULL);
+    bench_service_start_at(service, shards, &(bench_log){0});
 }
 
 void bench_service_stop(bench_service *service)

@@ -156,7 +156,7 @@ def play(programs, rounds, seed, names):
         if disturbed != expected:
             raise Failure(f"the tables differ: {disturbed}, undisturbed {expected}")
     waits.sort()
-    print(f"calls made again, troubles of logs: {told}")
+    print(f"calls made again, what shards told of logs and images: {told}")
     print(f"{rounds} rounds, {last} steps, tables equal: {counts}, training went on after "
           f"{waits[len(waits) // 2]:.2f} s (median), {waits[-1]:.2f} s (most), "
           f"{time.monotonic() - began:.0f} s, seed {seed}")

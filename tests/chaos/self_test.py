@@ -9,7 +9,7 @@ from stage import PATIENCE_S, Failure, Stage
 FORGOT_AT = 20  # a step
 WAITS_S = 8  # of standing still
 LOUD = re.compile(r"^trainer-\d ended with 3: .*failed [a-z_]+ (LOST|STEP) "
-                  r"|^shard-\d ended with 1: .*is damaged at byte")
+                  r"|^shard-\d ended with 1: .*is (damaged at|missing)")
 # Records cut off at the end look like a kill amid a write to their shard, which no kill does to one
 # that was acknowledged. A change for a step far ahead is refused, so is a seal that counts what is
 # gone; a read waits for steps that will not come again, to its deadline.
@@ -18,10 +18,11 @@ WAITS = re.compile(LOUD.pattern + r"|^trainer-\d ended with 3: .* INCOMPLETE pie
 
 
 def log_of(stage, i):
+    """The newest: an image may have replaced what was before it."""
     logs = glob.glob(os.path.join(stage.disk(i), "**", "*.log"), recursive=True)
     if not logs:
         raise Failure(f"shard {i} has no log")
-    return sorted(logs)[-1]
+    return max(logs, key=lambda path: int(path.rsplit("-", 1)[1][:-len(".log")]))
 
 
 def forget(stage, i):
@@ -50,8 +51,8 @@ def halve(stage, i):
 # name, durability, victim (0 is the home shard), damage while it is dead, what is then said
 CASES = [("no durability", "none", 1, forget, LOUD),
          ("no durability, home shard", "none", 0, forget, LOUD),
-         ("log removed", "process", 1, remove, LOUD),
-         ("log removed, home shard", "process", 0, remove, LOUD),
+         ("log removed", "process", 1, remove, WAITS),
+         ("log removed, home shard", "process", 0, remove, WAITS),
          ("a bit of the log flipped", "process", 2, flip, LOUD),
          ("half of the log gone", "process", 3, halve, WAITS),
          ("half of the log gone, home shard", "process", 0, halve, WAITS)]

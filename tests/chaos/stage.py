@@ -143,7 +143,8 @@ class Stage:
     # ---- Processes
 
     def start_shard(self, i):
-        disk = ["--data", self.disk(i), "--durability", self.durability] if self.linked else []
+        disk = ["--data", self.disk(i), "--durability", self.durability, "--log-cut-bytes",
+                "64KiB"] if self.linked else []
         self.shards[i] = Child([self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}",
                                 "--shard", str(i), "--shards", str(len(self.shards)),
                                 "--usage-budget", "1MiB"] + disk)
@@ -215,7 +216,8 @@ class Stage:
         counts = {}
         for _, child in self.history:
             for line in child.lines:
-                match = re.match(r"retry \S+ (\w+)$", line) or re.search(r"event=(log_\w+)", line)
+                match = re.match(r"retry \S+ (\w+)$", line) or re.search(
+                    r"event=(log_\w+|image\w*|tidy) ", line)
                 if match:
                     counts[match.group(1)] = counts.get(match.group(1), 0) + 1
         return counts

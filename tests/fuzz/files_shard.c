@@ -1,6 +1,8 @@
 /* The shard of files_shard.h. */
 #include "files_shard.h"
 
+#include "fuzz.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +23,14 @@ static void finish(mn_call *call) { ((asked *)call)->finished = true; }
 
 enum mn_status files_shard_init(files_shard *out_files, mn_storage *storage)
 {
+    return files_shard_init_cut(out_files, storage, 0);
+}
+
+enum mn_status files_shard_init_cut(files_shard *out_files, mn_storage *storage,
+                                    uint64_t log_cut_bytes)
+{
     const mn_shard_options options = {.shards = 1,
+                                      .log_cut_bytes = log_cut_bytes,
                                       .groups_max = 2,
                                       .tables_max = 4,
                                       .table_bytes_max = 64 << 20,
@@ -75,4 +84,63 @@ enum mn_status files_ask(files_shard *files, const mn_request *request, mn_reply
     }
     *out_reply = one.call.reply;
     return one.call.reply.status;
+}
+
+/* ---- What a storage holds, and two lives of it */
+
+void files_put(mn_storage *storage, const char *path, const uint8_t *bytes, uint64_t count)
+{
+    mn_file *file;
+    FUZZ_CHECK(!storage->create(storage, path, &file, NULL));
+    FUZZ_CHECK(!storage->append(file, bytes, count, NULL));
+    storage->close(file);
+}
+
+/* What a life leaves to the next. */
+struct outcome {
+    enum mn_status listed;
+    uint64_t step, map_epoch;
+    uint32_t tables;
+};
+
+static struct outcome look(files_shard *files)
+{
+    mn_reply reply;
+    mn_request request = files_request(MN_VERB_LIST, 0, 0);
+    request.context.incarnation = 0;
+    enum mn_status listed = files_ask(files, &request, &reply);
+    return (struct outcome){listed, reply.step, reply.map_epoch, reply.table_count};
+}
+
+static void same_outcome(const struct outcome *a, const struct outcome *b)
+{
+    FUZZ_CHECK(a->listed == b->listed && a->step == b->step && a->map_epoch == b->map_epoch &&
+               a->tables == b->tables);
+}
+
+/* Appends a record, if the group stands. */
+static void write_on(files_shard *files, uint64_t map_epoch)
+{
+    mn_reply reply;
+    mn_request request = files_request(MN_VERB_JOIN, map_epoch, 0);
+    request.join = MN_JOIN_ASSIGN;
+    (void)files_ask(files, &request, &reply); /* the group may want other ranks */
+}
+
+void files_outlive(mn_storage *storage)
+{
+    files_shard files;
+    enum mn_status status = files_shard_init(&files, storage);
+    struct outcome before = {0};
+    if (!status) {
+        before = look(&files);
+        write_on(&files, before.map_epoch);
+    }
+    files_shard_deinit(&files);
+    if (status)
+        return;
+    FUZZ_CHECK(!files_shard_init(&files, storage));
+    struct outcome after = look(&files);
+    same_outcome(&before, &after);
+    files_shard_deinit(&files);
 }

@@ -1,7 +1,8 @@
 /* Writes the seeds of corpus/log: the log of a group that a real shard trained, at both levels, of
- * one life and of two.
+ * one life and of two; and those of corpus/image: an image of it with the log that follows.
  *
- * usage: log_seed FOLDER      (build/dev/tests/fuzz/log_seed tests/fuzz/corpus/log) */
+ * usage: log_seed LOGS IMAGES
+ *        (build/dev/tests/fuzz/log_seed tests/fuzz/corpus/log tests/fuzz/corpus/image) */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,14 +120,76 @@ static void live(const char *folder, enum mn_durability level, uint32_t lives)
     mem_storage_destroy(storage);
 }
 
+/* ---- Images */
+
+/* Runs until the image stands and what it replaces is gone. */
+static void settle(files_shard *files)
+{
+    for (int tick = 0; tick < 100; tick++)
+        (void)mn_shard_tick(files->shard, files->world.now_ns += 1000000000);
+}
+
+static uint64_t put_seed_file(uint8_t *out, const char *path, const uint8_t *bytes, uint64_t count)
+{
+    static const char *const ends[] = {".log", ".base", ".image", ".tile"};
+    unsigned number = 0;
+    uint8_t kind = 0;
+    must(sscanf(path, "@0-of-1/g@1-%u", &number) == 1 && number < 256 && count < 65536, path);
+    while (!strstr(path, ends[kind]))
+        kind++;
+    const uint8_t head[] = {kind, (uint8_t)number, (uint8_t)count, (uint8_t)(count >> 8)};
+    memcpy(out, head, sizeof head);
+    memcpy(out + sizeof head, bytes, count);
+    return sizeof head + count;
+}
+
+static void write_image_seed(const char *folder, const char *name, mem_storage *storage)
+{
+    uint8_t seed[SEED_BYTES_MAX];
+    char path[4096];
+    uint64_t count = 0;
+    for (uint32_t i = 0; mem_storage_path(storage, i); i++) {
+        uint64_t bytes = 0;
+        const char *from = mem_storage_path(storage, i);
+        const uint8_t *content = mem_storage_bytes(storage, from, &bytes);
+        must(count + bytes + 4 <= sizeof seed, "small files");
+        count += put_seed_file(seed + count, from, content, bytes);
+    }
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    must(file && fwrite(seed, 1, count, file) == count && fclose(file) == 0, path);
+}
+
+/* The next step's push comes before the cut: it is in the image's base. */
+static void live_cut(const char *folder, enum mn_durability level)
+{
+    mem_storage *storage = mem_storage_create();
+    files_shard files;
+    char name[32];
+    must(!files_shard_init_cut(&files, mem_storage_interface(storage), 1), "a shard");
+    begin(&files, level);
+    for (uint64_t step = 1; step <= 2; step++) {
+        change(&files, MN_VERB_PUSH, step + 1, 0);
+        train_step(&files, step);
+        settle(&files);
+    }
+    change(&files, MN_VERB_STORE, 3, 1); /* after it, in the log */
+    (void)snprintf(name, sizeof name, "%s", mn_durability_name(level));
+    write_image_seed(folder, name, storage);
+    files_shard_deinit(&files);
+    mem_storage_destroy(storage);
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 2) {
-        (void)fprintf(stderr, "usage: %s FOLDER\n", argv[0]);
+    if (argc != 3) {
+        (void)fprintf(stderr, "usage: %s LOGS IMAGES\n", argv[0]);
         return 2;
     }
     for (int level = MN_DURABILITY_PROCESS; level <= MN_DURABILITY_SYNC; level++)
         for (uint32_t lives = 1; lives <= 2; lives++)
             live(argv[1], (enum mn_durability)level, lives);
+    for (int level = MN_DURABILITY_PROCESS; level <= MN_DURABILITY_SYNC; level++)
+        live_cut(argv[2], (enum mn_durability)level);
     return 0;
 }

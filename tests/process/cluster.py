@@ -156,7 +156,8 @@ class Cluster:
         return [self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}", "--shard", str(i),
                 "--shards", str(self.count), "--data", os.path.join(self.folder, "data"),
                 "--durability", self.durability, "--port-file",
-                os.path.join(self.folder, f"port{i}"), "--usage-budget", "1MiB", *more]
+                os.path.join(self.folder, f"port{i}"), "--usage-budget", "1MiB",
+                "--log-cut-bytes", "64KiB", *more]
 
     def refused_shard(self, i, *more):
         """What a server that must not start says; its exit status is 1."""

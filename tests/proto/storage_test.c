@@ -268,6 +268,13 @@ static void checksums(void **state)
     assert_int_equal(mn_checksum("", 0, 0), 0x2d06800538d394c2u);
     assert_int_not_equal(mn_checksum("abc", 3, 0), mn_checksum("abd", 3, 0));
     assert_int_not_equal(mn_checksum("abc", 3, 0), mn_checksum("abc", 3, 1));
+    static uint8_t bytes[3000]; /* longer than what XXH3 takes in one go */
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (uint8_t)(i * 7);
+    for (uint64_t cut = 0; cut <= sizeof bytes; cut += 100) {
+        const mn_span spans[] = {{bytes, cut}, {NULL, 0}, {bytes + cut, sizeof bytes - cut}};
+        assert_int_equal(mn_checksum_spans(spans, 3, 5), mn_checksum(bytes, sizeof bytes, 5));
+    }
 }
 
 int main(void)

@@ -136,6 +136,8 @@ enum mn_status fixture_ask(struct fixture *fixture, uint32_t shard, const mn_req
                            const void *payload, uint64_t bytes, mn_error *out_error)
 {
     struct answer *answer = fixture_send(fixture, shard, request, payload, bytes);
+    if (fixture->gives_up && !answer->finished)
+        mn_shard_abandon(fixture->shards[shard], &answer->call);
     assert_true(answer->finished);
     enum mn_status status = answer->call.reply.status;
     if (out_error && status)
@@ -489,4 +491,28 @@ void fixture_successor(struct fixture *f, struct fixture *old, uint32_t shards)
     }
     f->epoch = FIXTURE_RESTORED;
     f->ranks = 1;
+}
+
+enum mn_status fixture_come_back(struct fixture *fixture, const mn_shard_options *options,
+                                 mn_error *out_error)
+{
+    mn_shard_options own = *options;
+    mn_shard **shard = &fixture->shards[own.shard];
+    own.shards = fixture->count;
+    own.message_bytes_max = 1 << 20;
+    mn_shard_destroy(*shard);
+    *shard = NULL;
+    enum mn_status status = mn_shard_create(&own, &fixture->world.env, shard, out_error);
+    while (!status && mn_shard_state(*shard, NULL) == MN_UNAVAILABLE)
+        (void)mn_shard_tick(*shard, fixture->world.now_ns);
+    return status ? status : mn_shard_state(*shard, out_error);
+}
+
+uint64_t fixture_committed(struct fixture *fixture)
+{
+    mn_request request = fixture_request(fixture, MN_VERB_STATUS, 0, 0);
+    struct answer *answer = fixture_send(fixture, 0, &request, NULL, 0);
+    uint64_t step = answer->call.reply.status ? 0 : answer->groups[0].committed_step;
+    fixture_free(answer);
+    return step;
 }

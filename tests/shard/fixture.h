@@ -25,6 +25,7 @@ struct fixture {
     uint64_t incarnations[FIXTURE_RANKS_MAX];
     bool segmented;       /* payloads come in several pieces of odd lengths */
     bool no_reply_buffer; /* reserve() answers NULL */
+    bool gives_up;        /* fixture_ask abandons a call that has to wait */
     uint64_t random;
 };
 
@@ -111,5 +112,10 @@ enum mn_status fixture_bag_grad(struct fixture *fixture, const struct fixture_ta
 void fixture_commit(struct fixture *fixture, uint64_t step, const mn_proposal *proposal,
                     float factor, uint64_t pieces[][FIXTURE_SHARDS_MAX]);
 mn_proposal fixture_proposal(float learning_rate);
+
+/* The next life of the shard that the options name, as far as it comes. */
+enum mn_status fixture_come_back(struct fixture *fixture, const mn_shard_options *options,
+                                 mn_error *out_error);
+uint64_t fixture_committed(struct fixture *fixture); /* at shard 0 */
 
 #endif

@@ -10,30 +10,6 @@ enum { HEAD_BYTES = 128, RECORD_BYTES = 48 }; /* files_format.h */
 
 static const mn_shard_options logged = {.durability = MN_DURABILITY_PROCESS};
 
-/* The shard's next life, as far as it comes. */
-static enum mn_status come_back(struct fixture *fixture, const mn_shard_options *options,
-                                mn_error *out_error)
-{
-    mn_shard_options own = *options;
-    own.message_bytes_max = 1 << 20;
-    mn_shard_destroy(fixture->shards[0]);
-    fixture->shards[0] = NULL;
-    enum mn_status status =
-        mn_shard_create(&own, &fixture->world.env, &fixture->shards[0], out_error);
-    while (!status && mn_shard_state(fixture->shards[0], NULL) == MN_UNAVAILABLE)
-        (void)mn_shard_tick(fixture->shards[0], fixture->world.now_ns);
-    return status ? status : mn_shard_state(fixture->shards[0], out_error);
-}
-
-static uint64_t committed(struct fixture *fixture)
-{
-    mn_request request = fixture_request(fixture, MN_VERB_STATUS, 0, 0);
-    struct answer *answer = fixture_send(fixture, 0, &request, NULL, 0);
-    uint64_t step = answer->call.reply.status ? 0 : answer->groups[0].committed_step;
-    fixture_free(answer);
-    return step;
-}
-
 /* ---- The same bits */
 
 struct script {
@@ -45,7 +21,7 @@ struct script {
 static void maybe_die(struct script *script)
 {
     if (script->dies)
-        assert_int_equal(come_back(&script->fixture, &logged, NULL), MN_OK);
+        assert_int_equal(fixture_come_back(&script->fixture, &logged, NULL), MN_OK);
 }
 
 static void push(struct script *script, uint32_t rank, uint64_t step, uint64_t *pieces)
@@ -85,7 +61,7 @@ static void play(struct script *script, bool dies, float out_rows[ROWS * DIM])
             push(script, rank, step, pieces[rank]);
         fixture_commit(&script->fixture, step, &proposal, 1.0f, pieces);
         maybe_die(script);
-        assert_int_equal(committed(&script->fixture), step);
+        assert_int_equal(fixture_committed(&script->fixture), step);
     }
     for (uint64_t i = 0; i < ROWS; i++)
         indices[i] = i;
@@ -113,7 +89,7 @@ static void without_a_log_all_is_lost(void **state)
     (void)state;
     fixture_init(&fixture, 1, &none);
     fixture_join(&fixture, 1);
-    assert_int_equal(come_back(&fixture, &none, NULL), MN_OK);
+    assert_int_equal(fixture_come_back(&fixture, &none, NULL), MN_OK);
     mn_request request = fixture_request(&fixture, MN_VERB_LIST, 0, 0);
     assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_LOST);
     fixture_deinit(&fixture);
@@ -148,14 +124,14 @@ static void cuts_are_found(void **state)
     for (uint64_t cut = HEAD_BYTES + RECORD_BYTES + first_body; cut <= count; cut++) {
         mem_storage_restore(script.fixture.storage, path, log, count);
         mem_storage_truncate(script.fixture.storage, path, cut);
-        assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_OK);
-        uint64_t step = committed(&script.fixture);
+        assert_int_equal(fixture_come_back(&script.fixture, &logged, NULL), MN_OK);
+        uint64_t step = fixture_committed(&script.fixture);
         assert_true(step == before || step == before + 1);
         before = step;
     }
     assert_int_equal(before, STEPS);
     mem_storage_truncate(script.fixture.storage, path, HEAD_BYTES - 1);
-    assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_CORRUPT);
+    assert_int_equal(fixture_come_back(&script.fixture, &logged, NULL), MN_CORRUPT);
     fixture_deinit(&script.fixture);
 }
 
@@ -174,20 +150,21 @@ static void changed_bytes_are_found(void **state)
         mem_storage_restore(script.fixture.storage, path, log, count);
         uint64_t bytes;
         mem_storage_bytes(script.fixture.storage, path, &bytes)[at] ^= 0x10;
-        enum mn_status status = come_back(&script.fixture, &logged, &error);
+        enum mn_status status = fixture_come_back(&script.fixture, &logged, &error);
         if (status) {
             assert_true(status == MN_CORRUPT || status == MN_UNSUPPORTED);
             assert_non_null(strstr(error.message, ".log"));
             found++;
         } else {
-            assert_int_equal(committed(&script.fixture), STEPS - 1); /* the last one was cut */
+            assert_int_equal(fixture_committed(&script.fixture),
+                             STEPS - 1); /* the last one was cut */
             cut++;
         }
     }
     assert_true(found > 10 * cut && cut > 0);
     mem_storage_restore(script.fixture.storage, path, log, count);
-    assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_OK);
-    assert_int_equal(committed(&script.fixture), STEPS);
+    assert_int_equal(fixture_come_back(&script.fixture, &logged, NULL), MN_OK);
+    assert_int_equal(fixture_committed(&script.fixture), STEPS);
     fixture_deinit(&script.fixture);
 }
 
@@ -216,7 +193,7 @@ static void forged_records_are_refused(void **state)
         memcpy(forged, log, count);
         forge(forged, HEAD_BYTES, 4, never_logged[i]);
         mem_storage_restore(script.fixture.storage, path, forged, count);
-        assert_int_equal(come_back(&script.fixture, &logged, &error), MN_CORRUPT);
+        assert_int_equal(fixture_come_back(&script.fixture, &logged, &error), MN_CORRUPT);
         assert_non_null(strstr(error.message, "cannot be read"));
     }
     for (uint64_t at = HEAD_BYTES; at < count; at += RECORD_BYTES + body_bytes) {
@@ -228,8 +205,8 @@ static void forged_records_are_refused(void **state)
     assert_memory_equal(forged, log, count);
     forge(forged, last, 16, UINT32_MAX); /* more is promised than is written */
     mem_storage_restore(script.fixture.storage, path, forged, count);
-    assert_int_equal(come_back(&script.fixture, &logged, NULL), MN_OK);
-    assert_int_equal(committed(&script.fixture), STEPS - 1); /* it is none */
+    assert_int_equal(fixture_come_back(&script.fixture, &logged, NULL), MN_OK);
+    assert_int_equal(fixture_committed(&script.fixture), STEPS - 1); /* it is none */
     fixture_deinit(&script.fixture);
 }
 
@@ -283,8 +260,8 @@ static void the_golden_log_is_replayed(void **state)
     assert_int_equal(storage->create(storage, "@0-of-1/g@1-1.log", &file, NULL), MN_OK);
     assert_int_equal(storage->append(file, log, count, NULL), MN_OK);
     storage->close(file);
-    assert_int_equal(come_back(&fixture, &logged, NULL), MN_OK);
-    assert_int_equal(committed(&fixture), STEPS);
+    assert_int_equal(fixture_come_back(&fixture, &logged, NULL), MN_OK);
+    assert_int_equal(fixture_committed(&fixture), STEPS);
     fixture_join(&fixture, RANKS);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&fixture, &spec); /* the one that came back */
@@ -331,7 +308,7 @@ static void a_failed_write_changes_nothing(void **state)
     assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, &error), MN_STORAGE); /* a while */
     fixture.world.now_ns += UINT64_C(1000000000);
     assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_OK);
-    assert_int_equal(come_back(&fixture, &logged, NULL), MN_OK);
+    assert_int_equal(fixture_come_back(&fixture, &logged, NULL), MN_OK);
     request = fixture_request(&fixture, MN_VERB_DESCRIBE, 0, 0);
     memcpy(request.spec.name, "t", 2);
     assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_OK);
@@ -389,7 +366,7 @@ static void tries_leave_nothing(void **state)
     assert_true(failures > 9);
     mem_storage_fail_at(f.storage, 0);
     assert_int_equal(assign(&f), MN_OK);
-    assert_int_equal(come_back(&f, &logged, NULL), MN_OK);
+    assert_int_equal(fixture_come_back(&f, &logged, NULL), MN_OK);
     fixture_deinit(&f);
 }
 
@@ -421,7 +398,7 @@ static void a_folder_has_one_shard(void **state)
     assert_int_equal(beside(&f, 0, 1, false, &error), MN_CONFLICT);
     assert_string_equal(error.field, "lock");
     assert_non_null(strstr(error.message, "@0-of-1/lock"));
-    assert_int_equal(come_back(&f, &logged, NULL), MN_OK); /* a dead shard's is free */
+    assert_int_equal(fixture_come_back(&f, &logged, NULL), MN_OK); /* a dead shard's is free */
     fixture_deinit(&f);
 }
 

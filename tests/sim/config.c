@@ -32,6 +32,7 @@ void sim_config_blackout(sim_config *config)
     config->disk = (sim_disk_weather){.death = 15};
     config->shard_deaths = 1;
     config->blackout = true;
+    config->cut_bytes = 0; /* one file, whose end goes: a hole before a later file is damage */
 }
 
 static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
@@ -61,6 +62,19 @@ void sim_config_tighten(sim_config *config)
     }
     config->change_bytes_max = config->change_reserve_bytes = bytes;
     config->read_bytes_max = READ_BYTES;
+}
+
+/* Steps are committed while an image is written, and shards die when it stands. */
+static void add_images(sim_random *random, sim_config *config)
+{
+    config->cut_bytes = 1 + (sim_below(random, 16384) >> sim_below(random, 10));
+    config->shard_deaths *= 2;
+    if (sim_chance(random, 700)) {
+        config->image_log_percent = 1 + (uint32_t)sim_below(random, 40);
+        config->image_bytes_a_second = 1000 + sim_below(random, 20000);
+    }
+    if (!config->change_bytes_max) /* the smallest ones are of so many steps */
+        config->steps += (uint32_t)sim_below(random, 7);
 }
 
 void sim_config_of_seed(uint64_t seed, sim_config *out_config)
@@ -102,6 +116,8 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
         config.disk =
             disk_weathers[sim_below(&disks, sizeof disk_weathers / sizeof *disk_weathers)];
         config.unsynced_bytes_max = sim_chance(&disks, 300) ? 4096 : 0;
+        if (sim_chance(&disks, 800))
+            add_images(&disks, &config);
     }
     *out_config = config;
 }

@@ -270,6 +270,7 @@ static enum mn_status rename_file(mn_storage *storage, const char *from, const c
     remove_file(disk->files, to);
     memset(file->path, 0, sizeof file->path);
     memcpy(file->path, to, strlen(to));
+    disk->images += strstr(to, ".image") != NULL;
     return MN_OK;
 }
 

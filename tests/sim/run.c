@@ -18,7 +18,7 @@ static void describe(const sim_config *c)
 {
     printf("  shards %u then %u, ranks %u, steps %u, staleness %u, deaths %u, chunk %u, window %u,"
            " deadline %llu ms, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s weather %u/%u/%u/%u, log %s,"
-           " disk %u/%u/%u, shard deaths %u\n",
+           " disk %u/%u/%u, shard deaths %u, cut %llu\n",
            c->shards, c->shards_after, c->ranks, c->steps, c->staleness, c->deaths, c->chunk_bytes,
            c->exchanges_max, (unsigned long long)c->deadline_ms,
            (unsigned long long)c->change_bytes_max, c->packed ? " packed" : "",
@@ -27,12 +27,12 @@ static void describe(const sim_config *c)
            c->roll_back ? " roll_back" : "", c->busy_save ? " busy_save" : "",
            c->rival ? " rival" : "", c->weather.lost, c->weather.doubled, c->weather.slow,
            c->weather.cut, mn_durability_name(c->durability), c->disk.death, c->disk.full,
-           c->disk.unsynced, c->shard_deaths);
+           c->disk.unsynced, c->shard_deaths, (unsigned long long)c->cut_bytes);
 }
 
 int main(int count, char **arguments)
 {
-    uint64_t seeds = 100, first = 1, failed = 0, messages = 0, events = 0;
+    uint64_t seeds = 100, first = 1, failed = 0, messages = 0, events = 0, images = 0;
     uint32_t shard_plants = 0, core_plants = 0;
     bool trace = false, blackout = false;
     for (int i = 1; i < count; i++) {
@@ -71,6 +71,7 @@ int main(int count, char **arguments)
         sim_run(&config, &result);
         messages += result.messages;
         events += result.events;
+        images += result.images;
         if (result.passed)
             continue;
         failed++;
@@ -78,8 +79,8 @@ int main(int count, char **arguments)
         describe(&config);
         fflush(stdout);
     }
-    printf("%llu messages, %llu events; %llu of %llu seeds passed\n", (unsigned long long)messages,
-           (unsigned long long)events, (unsigned long long)(seeds - failed),
-           (unsigned long long)seeds);
+    printf("%llu messages, %llu events, %llu images; %llu of %llu seeds passed\n",
+           (unsigned long long)messages, (unsigned long long)events, (unsigned long long)images,
+           (unsigned long long)(seeds - failed), (unsigned long long)seeds);
     return failed != 0;
 }

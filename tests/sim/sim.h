@@ -89,6 +89,7 @@ typedef struct sim_disk {
     bool faulty; /* the weather counts now */
     bool dead;   /* nothing works: the shard must be gone, and come back */
     uint64_t full_until_ns, operations;
+    uint32_t images; /* that stood */
 } sim_disk;
 
 sim_files *sim_files_create(void);
@@ -125,6 +126,9 @@ typedef struct sim_config {
     bool blackout; /* level process: a shard's death takes an end of its log along. The world ends
                       with the first LOST, which must come if something acknowledged is gone */
     uint64_t unsynced_bytes_max;
+    uint64_t cut_bytes;            /* of a log, after which an image is made; 0: none ever is */
+    uint32_t image_log_percent;    /* 0: the default */
+    uint64_t image_bytes_a_second; /* likewise */
     uint64_t read_bytes_max, change_bytes_max, change_reserve_bytes; /* 0: the default */
     uint64_t deadline_ms;                                            /* of one call */
     uint64_t calm_ns;                                                /* when faults stop */
@@ -290,6 +294,7 @@ struct sim_world {
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left, shard_deaths_left, shard_deaths;
+    uint32_t images;             /* of shards that are gone */
     bool finished, failed, lost; /* lost: a blackout ended as it should */
     char violation[512];
     uint64_t messages, deliveries, events, change_bytes_seen, read_bytes_seen;
@@ -312,7 +317,7 @@ typedef struct sim_result {
     char violation[512];
     uint64_t tables_hash; /* of all final values */
     uint64_t ended_ns, messages, events, change_bytes, read_bytes;
-    uint32_t shard_deaths;
+    uint32_t shard_deaths, images;
     bool lost;
 } sim_result;
 void sim_run(const sim_config *config, sim_result *out_result);

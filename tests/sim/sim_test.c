@@ -7,19 +7,22 @@
 
 #include <cmocka.h>
 
-enum { SEEDS = 250, PLANT_SEEDS = 400, BLACKOUT_SEEDS = 200 };
+enum { SEEDS = 250, PLANT_SEEDS = 2000, IMAGES = 500, BLACKOUT_SEEDS = 200 };
 
 static void test_seeds_pass(void **state)
 {
+    uint32_t images = 0;
     (void)state;
     for (uint64_t seed = 1; seed <= SEEDS; seed++) {
         sim_config config;
         sim_result result;
         sim_config_of_seed(seed, &config);
         sim_run(&config, &result);
+        images += result.images;
         if (!result.passed)
             fail_msg("seed %llu: %s", (unsigned long long)seed, result.violation);
     }
+    assert_true(images > IMAGES);
 }
 
 static void test_seed_repeats_itself(void **state)
@@ -60,6 +63,11 @@ static void test_plants_are_found(void **state)
         {"LOG_NO_SEAL", MN_PLANT_LOG_NO_SEAL, 0},
         {"LOG_LATE", MN_PLANT_LOG_LATE, 0},
         {"NO_KEEP", MN_PLANT_NO_KEEP, 0},
+        {"IMAGE_NO_KEEP", MN_PLANT_IMAGE_NO_KEEP, 0},
+        {"IMAGE_NO_WINDOW", MN_PLANT_IMAGE_NO_WINDOW, 0},
+        {"IMAGE_EARLY", MN_PLANT_IMAGE_EARLY, 0},
+        {"IMAGE_UNSYNCED", MN_PLANT_IMAGE_UNSYNCED, 0},
+        {"IMAGE_SKIP", MN_PLANT_IMAGE_SKIP, 0},
         {"NEW_KEY", 0, MN_CORE_PLANT_NEW_KEY},
         {"NO_TORN", 0, MN_CORE_PLANT_NO_TORN},
         {"NO_REPLAY", 0, MN_CORE_PLANT_NO_REPLAY},

@@ -53,6 +53,10 @@ static void start_shard(sim_world *world, uint32_t i)
                                 .durability = config->durability,
                                 .ignore_other_logs = true,
                                 .log_unsynced_bytes_max = config->unsynced_bytes_max,
+                                .log_cut_bytes = config->cut_bytes,
+                                .log_cut_percent = 1,
+                                .image_log_percent = config->image_log_percent,
+                                .image_bytes_a_second = config->image_bytes_a_second,
                                 .plants = config->shard_plants};
     mn_error error = {0};
     uint64_t seed = config->seed + i + UINT64_C(1000003) * shard->lives++;
@@ -87,8 +91,10 @@ static void destroy_shard(sim_world *world, uint32_t i)
 
 static void destroy_shards(sim_world *world)
 {
-    for (uint32_t i = 0; i < world->shard_count; i++)
+    for (uint32_t i = 0; i < world->shard_count; i++) {
         destroy_shard(world, i);
+        world->images += world->shards[i].disk.images;
+    }
 }
 
 /* ---- A shard's death and return */
@@ -117,12 +123,17 @@ static void return_shard(void *argument)
     free(r);
 }
 
-/* Its disk says that it is dead: what it still does in this event was never seen. */
+static void follow(sim_world *world, uint32_t i, uint64_t step);
+
+/* Its disk says that it is dead: what it still does in this event was never seen. What it told
+ * before was: a commit may be answered, and the next operation be the last. */
 static void bury_shard(sim_world *world, uint32_t i)
 {
     sim_shard *shard = &world->shards[i];
     sim_trace(world, "shard %u dies", i);
     shard->away = true;
+    if (shard->told_epoch == world->epoch && shard->told_step > world->model.step)
+        follow(world, i, shard->told_step);
     destroy_shard(world, i);
     if (world->shard_deaths_left)
         world->shard_deaths_left--;
@@ -649,7 +660,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
                                .change_bytes = world->change_bytes_seen,
                                .read_bytes = world->read_bytes_seen,
                                .shard_deaths = world->shard_deaths,
-                               .lost = world->lost};
+                               .lost = world->lost,
+                               .images = world->images};
     memcpy(out_result->violation, world->violation, sizeof out_result->violation);
     free(world);
 }

@@ -36,6 +36,8 @@ mn_storage *mem_storage_interface(mem_storage *storage);
 
 /* The operation with this number (from 1, counted from now) fails with MN_STORAGE; 0: none. */
 void mem_storage_fail_at(mem_storage *storage, uint64_t operation);
+/* Likewise that one and all later ones: the process is dead from there on. fail_at revives it. */
+void mem_storage_die_at(mem_storage *storage, uint64_t operation);
 uint64_t mem_storage_operations(const mem_storage *storage);
 /* Power loss: what was appended and not synced is gone, half of it at least (torn). Open handles
  * answer MN_STORAGE from then on. */

@@ -25,13 +25,15 @@ struct mem_storage {
     struct node *first, **last;
     struct node *locks;
     uint64_t operations, fail_at, life;
+    bool dies;
     uint32_t handles;
 };
 
 static enum mn_status step(mem_storage *storage, const char *what, const char *path,
                            mn_error *error)
 {
-    if (++storage->operations == storage->fail_at)
+    if (++storage->operations == storage->fail_at ||
+        (storage->dies && storage->operations > storage->fail_at))
         return mn_fail(error, MN_STORAGE, "storage", "%s %.100s: a planted fault", what, path);
     return MN_OK;
 }
@@ -312,6 +314,13 @@ void mem_storage_fail_at(mem_storage *storage, uint64_t operation)
 {
     storage->operations = 0;
     storage->fail_at = operation;
+    storage->dies = false;
+}
+
+void mem_storage_die_at(mem_storage *storage, uint64_t operation)
+{
+    mem_storage_fail_at(storage, operation);
+    storage->dies = true;
 }
 
 uint64_t mem_storage_operations(const mem_storage *storage) { return storage->operations; }

@@ -1,0 +1,264 @@
+/* The base of an image: a group as it is once a Commit has taken effect, but for its tiles. What
+ * open steps hold is written as the requests that brought it, so that the functions which served
+ * them take it in again (recover_image.c). */
+#include "files.h"
+
+struct base {
+    mn_shard *shard;
+    struct group *group;
+    struct file_writer *writer;
+};
+
+static enum mn_status put(struct base *base, const void *bytes, uint64_t count, mn_error *error)
+{
+    return mn_shard_writer_append(base->writer, bytes, count, error);
+}
+
+/* ---- What a group is */
+
+static uint64_t pieces_of(const struct base *base, const struct step *step)
+{
+    uint64_t pieces = 0;
+    for (uint32_t i = 0; i < base->shard->options.tables_max; i++)
+        for (const struct piece *piece = step->tables[i].first; piece; piece = piece->next_in_table)
+            pieces++;
+    return pieces;
+}
+
+static struct file_base_head head_of(const struct base *base)
+{
+    const mn_shard *shard = base->shard;
+    const struct group *group = base->group;
+    struct file_base_head head = {
+        .magic = BASE_MAGIC,
+        .format_version = FILE_FORMAT_VERSION,
+        .least_reader = FILE_READER_LEAST,
+        .endianness = FILE_ENDIANNESS,
+        .map_epoch = group->map_epoch,
+        .sequence = group->log.written,
+        .step = group->committed,
+        .next_table = shard->next_table,
+        .loaded_digest = group->loaded_digest,
+        .durability = group->log.level,
+        .shard = shard->options.shard,
+        .shards = shard->options.shards,
+        .ranks = group->ranks,
+        .commits = COMMITS_KEPT,
+        .drops = group->drop_count < DROPS_KEPT ? group->drop_count : DROPS_KEPT,
+        .requests = 1,
+    };
+    memcpy(head.group, group->name, sizeof head.group);
+    for (uint32_t i = 0; i < shard->options.tables_max; i++)
+        head.tables += group->tables[i].id != 0;
+    for (const struct reduce *reduce = mn_shard_reduce_after(group, NULL); reduce;
+         reduce = mn_shard_reduce_after(group, reduce))
+        head.reduces++;
+    for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
+        head.requests +=
+            planted(shard, MN_PLANT_IMAGE_NO_WINDOW) ? 0 : pieces_of(base, &group->steps[i]);
+    return head;
+}
+
+static enum mn_status put_head(struct base *base, const struct file_base_head *head,
+                               mn_error *error)
+{
+    uint8_t bytes[FILE_BYTES_base_head];
+    mn_shard_encode_base_head(head, &base->writer->chain, bytes);
+    base->writer->records = (uint64_t)head->ranks + head->commits + head->drops + head->tables +
+                            head->reduces + head->requests;
+    return put(base, bytes, sizeof bytes, error);
+}
+
+static enum mn_status put_ranks(struct base *base, mn_error *error)
+{
+    const struct group *group = base->group;
+    enum mn_status status = MN_OK;
+    for (uint32_t i = 0; !status && i < group->ranks; i++) {
+        const struct file_base_rank rank = {group->incarnations[i], group->assigned[i]};
+        uint8_t bytes[FILE_BYTES_base_rank];
+        mn_shard_encode_base_rank(&rank, &base->writer->chain, bytes);
+        status = put(base, bytes, sizeof bytes, error);
+    }
+    return status;
+}
+
+static enum mn_status put_commits(struct base *base, mn_error *error)
+{
+    enum mn_status status = MN_OK;
+    for (uint32_t i = 0; !status && i < COMMITS_KEPT; i++) {
+        const struct commit_record *commit = &base->group->commits[i];
+        const struct file_base_commit record = {commit->step, commit->digest};
+        uint8_t bytes[FILE_BYTES_base_commit];
+        mn_shard_encode_base_commit(&record, &base->writer->chain, bytes);
+        status = put(base, bytes, sizeof bytes, error);
+    }
+    return status;
+}
+
+/* The oldest first. */
+static enum mn_status put_drops(struct base *base, uint32_t drops, mn_error *error)
+{
+    const struct group *group = base->group;
+    enum mn_status status = MN_OK;
+    for (uint32_t i = group->drop_count - drops; !status && i < group->drop_count; i++) {
+        const struct file_base_drop record = {group->dropped[i % DROPS_KEPT]};
+        uint8_t bytes[FILE_BYTES_base_drop];
+        mn_shard_encode_base_drop(&record, &base->writer->chain, bytes);
+        status = put(base, bytes, sizeof bytes, error);
+    }
+    return status;
+}
+
+static enum mn_status put_tables(struct base *base, mn_error *error)
+{
+    enum mn_status status = MN_OK;
+    for (uint32_t i = 0; !status && i < base->shard->options.tables_max; i++) {
+        uint8_t bytes[FILE_BYTES_table_record];
+        if (!base->group->tables[i].id)
+            continue;
+        const struct file_table_record record = mn_shard_table_record(&base->group->tables[i]);
+        mn_shard_encode_table_record(&record, &base->writer->chain, bytes);
+        status = put(base, bytes, sizeof bytes, error);
+    }
+    return status;
+}
+
+static enum mn_status put_reduces(struct base *base, mn_error *error)
+{
+    struct block_pool *pool = &base->shard->pool;
+    enum mn_status status = MN_OK;
+    for (const struct reduce *reduce = mn_shard_reduce_after(base->group, NULL); reduce && !status;
+         reduce = mn_shard_reduce_after(base->group, reduce)) {
+        struct file_base_reduce head = mn_shard_reduce_head(reduce);
+        uint8_t bytes[FILE_BYTES_base_reduce];
+        uint8_t *body = mn_shard_block_take(pool, head.body_bytes);
+        if (!body)
+            return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a reduce");
+        mn_shard_reduce_pack(reduce, body);
+        head.body_checksum = mn_checksum(body, head.body_bytes, 0);
+        mn_shard_encode_base_reduce(&head, &base->writer->chain, bytes);
+        status = put(base, bytes, sizeof bytes, error);
+        if (!status)
+            status = put(base, body, head.body_bytes, error);
+        mn_shard_block_give(pool, body, head.body_bytes);
+    }
+    return status;
+}
+
+/* ---- Requests */
+
+static enum mn_status put_request(struct base *base, const mn_request *request, mn_error *error)
+{
+    struct block_pool *pool = &base->shard->pool;
+    uint8_t *header = base->shard->log_header, record[FILE_BYTES_base_request];
+    uint32_t header_bytes = 0;
+    enum mn_status status =
+        mn_request_encode(request, header, MN_HEADER_BYTES_MAX, &header_bytes, error);
+    if (status)
+        return status;
+    uint64_t bytes = header_bytes + request->payload.bytes;
+    uint8_t *body = mn_shard_block_take(pool, bytes);
+    if (!body)
+        return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a piece");
+    memcpy(body, header, header_bytes);
+    if (request->payload.bytes) {
+        mn_cursor cursor;
+        mn_cursor_init(&cursor, &request->payload, 0);
+        mn_cursor_read(&cursor, body + header_bytes, request->payload.bytes);
+    }
+    const struct file_base_request head = {request->verb, bytes, mn_checksum(body, bytes, 0)};
+    mn_shard_encode_base_request(&head, &base->writer->chain, record);
+    status = put(base, record, sizeof record, error);
+    if (!status)
+        status = put(base, body, bytes, error);
+    mn_shard_block_give(pool, body, bytes);
+    return status;
+}
+
+static mn_request request_of(const struct base *base, enum mn_verb verb)
+{
+    mn_request request = {.verb = verb};
+    request.context = (mn_context){
+        .version = MN_PROTOCOL_VERSION, .map_epoch = base->group->map_epoch, .remaining_ms = 1};
+    memcpy(request.context.group, base->group->name, sizeof request.context.group);
+    return request;
+}
+
+static enum mn_status put_commit(struct base *base, mn_error *error)
+{
+    const struct group *group = base->group;
+    mn_request request = request_of(base, MN_VERB_COMMIT);
+    request.context.step = group->committed;
+    request.proposal = group->last_proposal;
+    request.incarnation_sum = group->last_incarnation_sum;
+    memcpy(request.factors, group->last_factors, sizeof request.factors);
+    return put_request(base, &request, error);
+}
+
+static enum mn_status put_piece(struct base *base, const struct table *table, uint64_t step,
+                                const struct piece *piece, mn_error *error)
+{
+    static const enum mn_verb verbs[] = {[PIECE_PUSH] = MN_VERB_PUSH,
+                                         [PIECE_BAG_GRAD] = MN_VERB_BAG_GRAD,
+                                         [PIECE_STORE] = MN_VERB_STORE};
+    const struct layout *layout = &piece->layout;
+    const mn_span spans[] = {{piece->indices, layout->indices_bytes},
+                             {piece->weights, layout->weights_bytes},
+                             {piece->rows, layout->rows_bytes},
+                             {piece->states, layout->states_bytes}};
+    mn_request request = request_of(base, verbs[piece->kind]);
+    request.context.step = step;
+    request.context.rank = piece->rank;
+    request.context.incarnation = piece->incarnation;
+    request.table = piece->table;
+    request.tile_first = table->tile_first;
+    request.tile_count = table->tile_count;
+    request.part = piece->part;
+    request.position = piece->position;
+    request.count = piece->count;
+    request.per_query = piece->kind == PIECE_BAG_GRAD ? piece->per_query : 0;
+    request.index_encoding = piece->index_encoding;
+    request.weight_dtype = piece->weight_dtype;
+    request.value_dtype = piece->value_dtype;
+    request.with_state = piece->with_state;
+    request.payload = (mn_payload){spans, 4,
+                                   layout->indices_bytes + layout->weights_bytes +
+                                       layout->rows_bytes + layout->states_bytes};
+    return put_request(base, &request, error);
+}
+
+static enum mn_status put_pieces(struct base *base, const struct step *step, mn_error *error)
+{
+    enum mn_status status = MN_OK;
+    for (uint32_t i = 0; i < base->shard->options.tables_max; i++)
+        for (const struct piece *piece = step->tables[i].first; piece && !status;
+             piece = piece->next_in_table)
+            status = put_piece(base, &base->group->tables[i], step->number, piece, error);
+    return status;
+}
+
+enum mn_status mn_shard_base_write(mn_shard *shard, struct group *group, const char *path,
+                                   struct file_writer *writer, mn_error *error)
+{
+    struct base base = {shard, group, writer};
+    const struct file_base_head head = head_of(&base);
+    enum mn_status status = mn_shard_writer_open_at(writer, shard->env.storage, path, error);
+    if (!status)
+        status = put_head(&base, &head, error);
+    if (!status)
+        status = put_ranks(&base, error);
+    if (!status)
+        status = put_commits(&base, error);
+    if (!status)
+        status = put_drops(&base, head.drops, error);
+    if (!status)
+        status = put_tables(&base, error);
+    if (!status)
+        status = put_reduces(&base, error);
+    if (!status)
+        status = put_commit(&base, error);
+    for (uint32_t i = 0; !status && i < shard->options.open_steps_max; i++)
+        if (!planted(shard, MN_PLANT_IMAGE_NO_WINDOW))
+            status = put_pieces(&base, &group->steps[i], error);
+    return status ? status : mn_shard_writer_end(writer, error);
+}
