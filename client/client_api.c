@@ -85,16 +85,18 @@ static bool look_after(mn_client *client, uint64_t until_ns)
     if (!transport->poll)
         return false;
     uint64_t end_ns = client->env.now_ns(client->env.context) + POLL_NS_MAX;
+    client->pollers++;
     mn_client_unlock(client);
     bool looked = transport->poll(transport, until_ns < end_ns ? until_ns : end_ns);
     mn_client_lock(client);
+    client->pollers--;
     return looked;
 }
 
-/* One that waits asleep takes over from a thread that polled and goes. */
+/* Whoever goes wakes one that waits asleep, unless another is there to poll. */
 static void hand_over(mn_client *client)
 {
-    for (uint32_t i = 0; client->sleepers && i < client->futures_used; i++) {
+    for (uint32_t i = 0; client->sleepers && !client->pollers && i < client->futures_used; i++) {
         mn_future *future = &client->futures[i];
         if (future->asleep && !future->done) {
             (void)pthread_cond_broadcast(&future->ended); /* cannot fail */
@@ -114,30 +116,41 @@ static bool sleep_until(mn_future *future, uint64_t until_ns)
     return in_time;
 }
 
+/* Until the future has ended, or the time has passed. Whoever polled may have gone while this
+ * thread was told that it polls: then it looks once more before it sleeps. */
+static void await_end(mn_future *future, uint64_t until_ns)
+{
+    mn_client *client = future->client;
+    bool in_time = true, again = true;
+    while (!future->done && in_time) {
+        if (look_after(client, until_ns)) {
+            in_time = client->env.now_ns(client->env.context) < until_ns;
+            again = true;
+        } else if (!future->done && again && !client->pollers) {
+            again = false;
+        } else if (!future->done) {
+            in_time = sleep_until(future, until_ns);
+            again = true;
+        }
+    }
+    hand_over(client);
+}
+
 /* MN_TIMEOUT when it has not ended by then. */
 static enum mn_status await(mn_future *future, uint64_t until_ns, mn_error *error)
 {
     mn_client *client = future->client;
-    bool in_time = true, looked = false;
     mn_client_lock(client);
-    while (!future->done && in_time) {
-        if (look_after(client, until_ns)) {
-            looked = true;
-            in_time = client->env.now_ns(client->env.context) < until_ns;
-        } else if (!future->done) {
-            in_time = sleep_until(future, until_ns);
-        }
-    }
-    if (looked)
-        hand_over(client);
+    await_end(future, until_ns);
     bool done = future->done;
-    mn_client_unlock(client);
+    enum mn_status status = future->operation.status;
     if (!done)
-        return mn_fail(error, MN_TIMEOUT, "wait_ms",
-                       "the wait ended before the call, which goes on");
-    if (error && future->operation.status)
+        status =
+            mn_fail(error, MN_TIMEOUT, "wait_ms", "the wait ended before the call, which goes on");
+    else if (error && status)
         *error = future->operation.error;
-    return future->operation.status;
+    mn_client_unlock(client);
+    return status;
 }
 
 enum mn_status mn_future_run(mn_future *future, mn_error *error)

@@ -74,8 +74,9 @@ typedef struct mn_core_options {
     uint32_t exchanges_max;  /* in flight per shard and verb kind (reads, changes); control verbs
                                 have their own 16 */
     bool packed;             /* indices bit-packed on the wire (gRPC), else u32/i64 (local) */
-    uint32_t chunk_bytes;    /* aimed at for a message's payload; default MN_CHUNK_BYTES. Pieces are
-                                the same for the same value: a replay must cut as its predecessor */
+    uint32_t chunk_bytes;    /* aimed at for a message's payload; default MN_CHUNK_AIM_BYTES. Of one
+                                call, pieces are the same for the same value: a replay must cut as
+                                its predecessor */
     uint64_t back_off_ms;    /* first retry after about this, doubling to 64 times it, with jitter;
                                 default 5 */
     /* Held around everything that a transport's done() runs; NULL when there is one thread. */

@@ -34,8 +34,8 @@ struct mn_client {
     mn_future *free_future;
     mn_future *ended[ENDED_MAX]; /* whose waiters the next unlock wakes */
     uint32_t ended_count;
-    uint32_t sleepers;      /* futures with a thread asleep */
-    uint64_t ticker_due_ns; /* when the ticker will look next */
+    uint32_t pollers, sleepers; /* threads that wait in the transport, or asleep */
+    uint64_t ticker_due_ns;     /* when the ticker will look next */
     bool closing;
 };
 

@@ -1,6 +1,6 @@
-/* Data operations: fetch, bag, bag-grad, push, store. Cut into pieces of about MN_CHUNK_BYTES both
- * ways, routed to the shards that hold the columns or rows, answers put where the caller wants
- * them. */
+/* Data operations: fetch, bag, bag-grad, push, store. Cut into pieces of at most
+ * MN_CHUNK_AIM_BYTES both ways, routed to the shards that hold the columns or rows, answers put
+ * where the caller wants them. */
 #include "client_private.h"
 
 #include <assert.h>
@@ -47,6 +47,13 @@ static uint32_t index_bits(enum mn_encoding encoding, uint64_t rows)
     return encoding == MN_INDEX_U32 ? 32 : 64;
 }
 
+/* Each row goes to the shard that holds it, not each unit to every shard. */
+static bool routed(const mn_task *task)
+{
+    const mn_table *table = task->operation->table;
+    return table->spec.split == MN_ROWS && !has_weights(task->operation) && holders(table) > 1;
+}
+
 /* As many units as fit a request, and their answer, at the shard with the widest share; and no more
  * than make pieces of even size, where every shard gets all units. */
 static uint64_t chunk_units(const mn_task *task, uint64_t chunk_bytes)
@@ -72,7 +79,8 @@ static uint64_t chunk_units(const mn_task *task, uint64_t chunk_bytes)
         else
             answered = values + state;
         if (operation->kind == MN_OP_BAG_GRAD)
-            answered = (uint64_t)share->tile_count * task->data.reads * 32;
+            answered = (table->spec.split == MN_COLUMNS ? share->tile_count : UINT64_C(1)) *
+                       task->data.reads * 32;
         most_sent = sent > most_sent ? sent : most_sent;
         most_answered = answered > most_answered ? answered : most_answered;
     }
@@ -81,6 +89,8 @@ static uint64_t chunk_units(const mn_task *task, uint64_t chunk_bytes)
         fit = chunk_bytes * 8 / most_answered;
     if (fit == 0)
         return 1; /* fits: the widest row with its state has 768 KiB */
+    if (routed(task))
+        return fit;
     uint64_t pieces = (task->data.units + fit - 1) / fit;
     return pieces ? (task->data.units + pieces - 1) / pieces : fit;
 }
@@ -157,7 +167,7 @@ static enum mn_status plan(mn_task *task)
     data->encoding = core->options.packed ? MN_INDEX_PACKED : plain;
     data->chunk_units = chunk_units(task, core->options.chunk_bytes);
     memset(task->lanes, 0, core->shards * sizeof *task->lanes);
-    if (table->spec.split == MN_ROWS && !has_weights(operation) && holders(table) > 1)
+    if (routed(task))
         return route_rows(task);
     for (uint32_t shard = 0; shard < holders(table); shard++)
         task->lanes[shard].units = data->units;

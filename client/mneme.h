@@ -58,8 +58,8 @@ typedef struct mn_client_options {
  * closed. */
 enum mn_status mn_client_open(const mn_client_options *options, mn_client **out_client,
                               mn_error *error);
-/* Cancels what is in flight, waits for it, frees the client with its tables and futures. NULL is
- * ignored. Blocks. */
+/* Cancels what is in flight, waits for it, frees the client with its tables and futures: no other
+ * thread may be in a call of this client's, nor begin one. NULL is ignored. Blocks. */
 void mn_client_close(mn_client *client);
 /* The last committed step known here; the next one to train is this + 1. */
 uint64_t mn_client_step(const mn_client *client);

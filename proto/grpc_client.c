@@ -6,11 +6,11 @@
 
 #include <arpa/inet.h>
 #include <assert.h>
+#include <errno.h>
 #include <grpc/byte_buffer.h>
 #include <grpc/grpc_security.h>
 #include <grpc/support/alloc.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,12 +25,13 @@ enum {
     LATE_POLL_NS = 1000000,
     LATE_MAX_NS = 250000000, /* a call that is over waits so long for its payload */
     FD_MAX = 65536,          /* where cut_off looks for a connection */
-    /* Our own thread looks this often whether a caller polls; when nothing was started for a while,
-     * this often for pings and lost connections. */
-    AWAKE_NS = 50000, /* a caller looks for an answer so long before it sleeps */
+    /* Our own thread looks this often whether calls are in flight that no caller has attended to
+     * for a while; when all is quiet, so often, and so long, for pings and lost connections. */
     NAP_NS = 500000,
+    ALONE_NS = 250000,
+    IDLE_AFTER_NAPS = 200,
     IDLE_NAP_NS = 20000000,
-    IDLE_AFTER_NAPS = 200
+    IDLE_LOOK_NS = 1000000
 };
 
 /* A call has two batches: what it sends and what it receives. The second ends by the deadline
@@ -81,7 +82,7 @@ typedef struct grpc_transport {
     uint32_t slots_used;
     mn_exchange *overflow; /* found no slot; linked by transport_data */
     uint64_t starts;       /* exchanges ever begun */
-    uint64_t polls;        /* by callers, ever */
+    uint64_t attended_ns;  /* when a caller last began a call, or polled */
     uint32_t in_flight;
     bool polling; /* a thread drains the queue: one at a time */
     bool ours;    /* it is our own thread */
@@ -248,6 +249,7 @@ static void start_receiving(struct client_call *call, grpc_call *started)
 /* A fresh call for the exchange, known to cancel from here on; NULL when none is free. */
 static struct client_call *take_slot(grpc_transport *transport, mn_exchange *exchange)
 {
+    uint64_t now = now_ns(transport);
     pthread_mutex_lock(&transport->lock);
     struct client_call *call = transport->free;
     if (call)
@@ -264,6 +266,7 @@ static struct client_call *take_slot(grpc_transport *transport, mn_exchange *exc
         transport->overflow = exchange;
     }
     transport->starts++;
+    transport->attended_ns = now;
     transport->in_flight++;
     if (transport->idle)
         (void)pthread_cond_signal(&transport->wake); /* cannot fail */
@@ -552,21 +555,6 @@ static grpc_completion_type drain_once(grpc_transport *transport, uint64_t until
     return event.type;
 }
 
-/* For a caller that has nothing else to do. It looks for a while before it sleeps: being woken
- * costs it, and the shard that wakes it, more than a few looks, and a thread that is awake is not
- * moved to the shard's core. Others that wait for this core go first. */
-static void drain_awake(grpc_transport *transport, uint64_t until_ns)
-{
-    uint64_t awake_ns = now_ns(transport) + AWAKE_NS;
-    while (drain_once(transport, 0) == GRPC_QUEUE_TIMEOUT) {
-        if (now_ns(transport) >= awake_ns) {
-            (void)drain_once(transport, until_ns);
-            return;
-        }
-        (void)sched_yield(); /* cannot fail */
-    }
-}
-
 static struct timespec monotonic(uint64_t instant_ns)
 {
     return (struct timespec){.tv_sec = (time_t)(instant_ns / 1000000000u),
@@ -590,56 +578,62 @@ static void ask_for_turn(grpc_transport *transport, uint64_t until_ns)
 static bool transport_poll(mn_transport *base, uint64_t until_ns)
 {
     grpc_transport *transport = (grpc_transport *)base;
+    if (now_ns(transport) >= until_ns)
+        return false;
     pthread_mutex_lock(&transport->lock);
     ask_for_turn(transport, until_ns);
     bool mine = !transport->polling && transport->in_flight;
-    if (mine) {
-        transport->polling = true;
-        transport->polls++;
-    }
+    transport->polling = transport->polling || mine;
     pthread_mutex_unlock(&transport->lock);
     if (!mine)
         return false;
-    drain_awake(transport, until_ns);
+    (void)drain_once(transport, until_ns); /* the queue is shut when nobody waits any more */
     pthread_mutex_lock(&transport->lock);
     transport->polling = false;
+    transport->attended_ns = now_ns(transport);
     pthread_mutex_unlock(&transport->lock);
     return true;
 }
 
-/* Sleeps under the lock; a start ends a long sleep. */
-static void nap(grpc_transport *transport, uint64_t nap_ns)
+/* Sleeps under the lock; a start ends a long sleep: false. */
+static bool nap(grpc_transport *transport, uint64_t nap_ns)
 {
     struct timespec until = monotonic(now_ns(transport) + nap_ns);
-    (void)pthread_cond_timedwait(&transport->wake, &transport->lock, &until); /* or it timed out */
+    return pthread_cond_timedwait(&transport->wake, &transport->lock, &until) == ETIMEDOUT;
+}
+
+/* Our own thread's turn, until a caller asks for it or nothing is in flight. Under the lock. */
+static void drain_ours(grpc_transport *transport)
+{
+    transport->polling = transport->ours = true;
+    transport->asked = false;
+    do {
+        uint64_t until_ns = transport->in_flight ? UINT64_MAX : now_ns(transport) + IDLE_LOOK_NS;
+        pthread_mutex_unlock(&transport->lock);
+        (void)drain_once(transport, until_ns);
+        pthread_mutex_lock(&transport->lock);
+    } while (transport->in_flight && !transport->asked);
+    transport->polling = transport->ours = false;
+    (void)pthread_cond_broadcast(&transport->free_turn); /* cannot fail */
 }
 
 /* Our own thread: looks after the calls that nobody waits for. */
 static void *drain(void *context)
 {
     grpc_transport *transport = context;
-    uint64_t starts = 0, polls = 0, naps = 0;
+    uint64_t starts = 0, naps = 0;
     pthread_mutex_lock(&transport->lock);
     while (!transport->closing) {
-        naps = starts == transport->starts ? naps + 1 : 0;
+        bool quiet = starts == transport->starts && !transport->in_flight && !transport->polling;
+        naps = quiet ? naps + 1 : 0;
         starts = transport->starts;
-        polls = transport->polls;
         transport->idle = naps > IDLE_AFTER_NAPS;
-        bool idle = transport->idle;
-        nap(transport, idle ? IDLE_NAP_NS : NAP_NS);
+        bool looks = transport->idle;
+        bool slept = nap(transport, looks ? IDLE_NAP_NS : NAP_NS);
         transport->idle = false;
-        if (transport->polling || polls != transport->polls || !(idle || transport->in_flight))
-            continue;
-        transport->polling = transport->ours = true;
-        transport->asked = false;
-        do {
-            uint64_t until_ns = transport->in_flight ? UINT64_MAX : 0;
-            pthread_mutex_unlock(&transport->lock);
-            (void)drain_once(transport, until_ns);
-            pthread_mutex_lock(&transport->lock);
-        } while (transport->in_flight && !transport->asked);
-        transport->polling = transport->ours = false;
-        (void)pthread_cond_broadcast(&transport->free_turn); /* cannot fail */
+        bool alone = transport->in_flight && now_ns(transport) >= transport->attended_ns + ALONE_NS;
+        if (!transport->polling && (alone || (looks && slept)))
+            drain_ours(transport);
     }
     pthread_mutex_unlock(&transport->lock);
     while (drain_once(transport, UINT64_MAX) != GRPC_QUEUE_SHUTDOWN)

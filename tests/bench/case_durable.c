@@ -5,6 +5,7 @@
 #include "peers/peers.h"
 
 #include <fcntl.h>
+#include <errno.h>
 #include <glob.h>
 #include <pthread.h>
 #include <signal.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -385,7 +387,10 @@ static void replay_log(void)
     for (int step = 0; step < STEPS; step++)
         (void)push_step(&it, PUSH_ROWS);
     double live = STEPS / (bench_now() - start);
-    (void)kill(it.service.shards[0].process, SIGKILL);
+    siginfo_t how; /* its lock and its memory go with it, not with the signal */
+    if (kill(it.service.shards[0].process, SIGKILL) ||
+        waitid(P_PID, (id_t)it.service.shards[0].process, &how, WEXITED | WNOWAIT))
+        bench_die("cannot kill the shard: %s", strerror(errno));
     start = bench_now(); /* the client is served when the log has been played */
     bench_service_start_at(&again, 1, &(bench_log){it.folder, "process", NULL});
     double rate = STEPS / (bench_now() - start);

@@ -74,20 +74,19 @@ static double read_round(void *opaque, uint64_t round)
 /* Seconds to read the matrices' bytes in a row, warm, asking `ahead` bytes ahead. */
 static double read_matrices(frozen_context *context, uint64_t ahead)
 {
-    enum { TIMES = 21 };
-    typedef uint64_t v8 __attribute__((vector_size(64)));
+    enum { TIMES = 21, LINES = 4, LINE = 64 };
     double seconds[TIMES];
     for (uint32_t i = 0; i < TIMES; i++) {
-        v8 sums[4] = {{0}};
+        uint64_t sums[LINES] = {0}; /* each cache line loaded once */
         double start = bench_now();
-        for (uint64_t at = 0; at < context->matrix_bytes; at += sizeof sums) {
-            for (uint32_t v = 0; v < 4; v++) {
-                __builtin_prefetch(context->matrices + at + v * sizeof *sums + ahead, 0, 3);
-                sums[v] += *(const v8 *)(context->matrices + at + v * sizeof *sums);
+        for (uint64_t at = 0; at < context->matrix_bytes; at += LINES * LINE) {
+            for (uint32_t line = 0; line < LINES; line++) {
+                __builtin_prefetch(context->matrices + at + line * LINE + ahead, 0, 3);
+                sums[line] += *(const uint64_t *)(context->matrices + at + line * LINE);
             }
         }
         seconds[i] = bench_now() - start;
-        context->sink += sums[0][0] + sums[1][1] + sums[2][2] + sums[3][3];
+        context->sink += sums[0] + sums[1] + sums[2] + sums[3];
     }
     qsort(seconds, TIMES, sizeof *seconds, ascending);
     return seconds[TIMES / 2];

@@ -17,23 +17,33 @@
 
 enum { ARGUMENTS_MAX = 32, START_SECONDS = 60 };
 
+static cpu_set_t all_cores; /* that this process was given */
 static bool servers_apart;
 
-static void keep_to(long first, long end)
+/* The first of these cores, the others, or all. */
+static void keep_to(bool first, bool others)
 {
-    cpu_set_t cores;
-    CPU_ZERO(&cores);
-    for (long core = first; core < end; core++)
-        CPU_SET((size_t)core, &cores);
-    if (sched_setaffinity(0, sizeof cores, &cores))
-        bench_die("cannot choose cores %ld to %ld: %s", first, end - 1, strerror(errno));
+    cpu_set_t some;
+    int seen = 0;
+    CPU_ZERO(&some);
+    for (size_t core = 0; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(core, &all_cores))
+            continue;
+        if (seen++ == 0 ? first : others)
+            CPU_SET(core, &some);
+    }
+    if (sched_setaffinity(0, sizeof some, &some))
+        bench_die("cannot choose cores: %s", strerror(errno));
 }
 
 void bench_apart(uint32_t servers)
 {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    servers_apart = servers && servers < cores;
-    keep_to(0, servers_apart ? 1 : cores);
+    static bool known;
+    if (!known && sched_getaffinity(0, sizeof all_cores, &all_cores))
+        bench_die("cannot tell the cores: %s", strerror(errno));
+    known = true;
+    servers_apart = servers && servers < (uint32_t)CPU_COUNT(&all_cores);
+    keep_to(true, !servers_apart);
 }
 
 static int read_port(const char *path, pid_t process)
@@ -56,7 +66,7 @@ static void become(const char *const *arguments, const int in[2], const int out[
 {
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* no child outlives the bench */
     if (!piped && servers_apart)
-        keep_to(1, sysconf(_SC_NPROCESSORS_ONLN));
+        keep_to(false, true);
     if (piped) {
         (void)dup2(in[0], STDIN_FILENO);
         (void)dup2(out[1], STDOUT_FILENO);

@@ -208,6 +208,7 @@ int main(void)
         cmocka_unit_test(readers_look_on),
         cmocka_unit_test(reads_are_counted),
         cmocka_unit_test(wide_rows_go_as_they_lie),
+        cmocka_unit_test(every_way_to_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,5 +20,6 @@ void a_change_made_again_counts_once(void **state);
 void readers_look_on(void **state);
 void reads_are_counted(void **state);
 void wide_rows_go_as_they_lie(void **state);
+void every_way_to_wait(void **state);
 
 #endif
