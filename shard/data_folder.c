@@ -92,7 +92,7 @@ static enum mn_status check_place(mn_shard *shard, struct search *search, const 
         return status;
     return mn_fail(error, MN_CONFLICT, "data",
                    "%s holds a log of group %s, but this is shard %u of %u: start that one, remove "
-                   "the folder, or say that other logs are to be ignored",
+                   "the folder, or go on without it (--ignore-other-logs)",
                    folder, search->found.group, options->shard, options->shards);
 }
 

@@ -52,7 +52,8 @@ def servers(count, folder):
                 os.remove(ports[i])
             started.append(subprocess.Popen(
                 [SHARD, "--listen", "127.0.0.1:0", "--shard", str(i), "--shards", str(count),
-                 "--data", f"{folder}/data", "--port-file", ports[i], "--log-level", "warning"]))
+                 "--data", f"{folder}/data", "--port-file", ports[i], "--log-level", "warning",
+                 "--ignore-other-logs"]))  # of another count: what was saved is loaded
         addresses = []
         for process, port in zip(started, ports):
             give_up = time.monotonic() + 20
