@@ -437,7 +437,8 @@ typedef struct mn_transport {
         struct mn_transport *transport); /* after the last done(); blocks until its threads end */
     /* May be NULL. A thread that waits for an answer takes it itself: done() of what has come runs
      * here, and no other thread need be woken in between. Returns true after the first event, or
-     * at until_ns; false at once when nothing is in flight or another thread is at it. */
+     * at until_ns; false when nothing is in flight, another caller is at it, or until_ns has come
+     * before the transport's own thread gave its turn away. */
     bool (*poll)(struct mn_transport *transport, uint64_t until_ns);
 } mn_transport;
 
