@@ -108,6 +108,7 @@ static void latency_case(uint32_t dim, uint32_t shards, double least)
 void bench_bag_latency(void)
 {
     latency_case(16, 1, 0.6); /* a shard's part of 1,024 columns on 64 shards */
+    latency_case(64, 1, 0.6); /* a tile, or a shard's part of 512 on 8 */
     latency_case(128, 1, 0.6);
     latency_case(512, 4, 0.6);
 }
