@@ -36,7 +36,7 @@ CORE_CALLS = re.compile(
     r"fopen|open|pthread_\w+|uv_\w+|usleep|nanosleep)\s*\(")
 LIBRARY_CALLS = re.compile(r"\b(printf|puts|exit|getenv)\s*\(")
 MARKS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b|#i" r"f 0\b")
-LINE_MAX, FILE_MAX, FUNCTION_MAX, README_MAX = 100, 800, 70, 150
+LINE_MAX, FILE_MAX, FUNCTION_MAX, README_MAX = 100, 800, 70, 149
 CODE = (".c", ".h", ".cu", ".cuh")
 
 
@@ -114,25 +114,35 @@ def check_functions(root, paths, findings):
 
 
 def tests_named(text):
-    """A table's last column: names of tests."""
-    cells = [line.split("|")[-2] for line in text.splitlines() if line.startswith("|")]
-    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    """The last column of tables that end in "test": names of tests, or the beginnings of some."""
+    names, named = [], False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) < 3:
+            named = False
+        elif cells[-2] == "test":
+            named = True
+        elif named:
+            names += re.findall(r"`(\w+\*?)`", cells[-2])
+    return names
 
 
 def check_tests_named(root, paths, findings):
     """A page that says which test holds a promise is wrong once the test is gone."""
-    page = os.path.join(root, "trainer/LAYER.md")
+    page = os.path.join(root, "README.md")
     if not os.path.exists(page):
         return
     known = set()
     for path in paths:
         if path.startswith("tests/") and path.endswith("CMakeLists.txt"):
             with open(os.path.join(root, path), encoding="utf-8") as file:
-                known.update(re.findall(r"(?:mn_test\(|NAME )\s*(\w+)", file.read()))
+                known.update(re.findall(r"(?:mn_test\(|NAME )\s*([\w${}]+)", file.read()))
     with open(page, encoding="utf-8") as file:
         for name in tests_named(file.read()):
-            if name not in known:
-                findings.append(f"trainer/LAYER.md: there is no test {name}")
+            # a loop's name has a variable in it
+            if not any(re.fullmatch(re.sub(r"\$\{\w+\}", r"\\w+", test), name) or
+                       name[-1] == "*" and test.startswith(name[:-1]) for test in known):
+                findings.append(f"README.md: there is no test {name}")
 
 
 def check(root):
@@ -176,8 +186,8 @@ WRONG = {
     "functions fit": ("proto/a.c", "int f(void)\n{\n" + "    ;\n" * 70 + "}\n", "at most 70"),
     "no marks": ("proto/a.c", "/* TO" "DO */\n", "unfinished"),
     "tests named exist":
-        ("trainer/LAYER.md", "| option | `no_such_test` |\n", "no test no_such_test"),
-    "README is short": ("README.md", "x\n" * 151, "at most 150"),
+        ("README.md", "| promise | test |\n|---|---|\n| x | `no_such_test` |\n", "no test no_such_test"),
+    "README is short": ("README.md", "x\n" * 150, "at most 149"),
 }
 
 
