@@ -156,8 +156,8 @@ struct mn_task {
     mn_data data;
     mn_settle *settle;
     void (*joined)(mn_task *task); /* what follows Join */
-    uint64_t table, epoch,
-        step;          /* Create: the id; Load: the highest, then its own epoch; Save: the step */
+    /* Create: the id; Load: the highest, then its own epoch; Save: its number, and its step */
+    uint64_t table, epoch, step;
     uint32_t accepted; /* Drop: shards that had the table */
     mn_table_spec spec;
 };

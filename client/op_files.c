@@ -29,6 +29,7 @@ static void fill_save(mn_task *task, mn_slot *slot, enum mn_files_phase phase)
 {
     fill_path(task, slot, phase);
     slot->exchange.request.context.step = task->step;
+    slot->exchange.request.save = task->epoch;
 }
 
 static bool refused_save(mn_task *task, mn_lane *lane, const mn_reply *reply)
@@ -95,8 +96,11 @@ static void complete_step(mn_task *task) { mn_phase_all(task, &write_phase); }
 
 static const mn_phase step_phase = {MN_VERB_MAP, NULL, answered_step, NULL, complete_step};
 
+/* Another number each time: what an earlier try has left is not taken for this one's. */
 void mn_begin_save(mn_task *task)
 {
+    const mn_env *env = &task->core->env;
+    task->epoch = env->random(env->context) | 1;
     if (check_path(task))
         mn_phase_home(task, &step_phase);
 }

@@ -36,6 +36,19 @@ static const mn_record_field group_fields[] = {
 static const mn_record record_group = MN_RECORD(mn_group_info, group_fields);
 #undef OF
 
+#define OF mn_files_info
+static const mn_record_field files_fields[] = {
+    {.number = 1, MN_SHAPE_TEXT, AT(group), MN_NAME_BYTES},
+    {.number = 2, MN_SHAPE_ENUM, AT(phase), MN_FILES_LOAD + 1},
+    {.number = 3, MN_SHAPE_TEXT, AT(path), MN_PATH_BYTES},
+    {.number = 4, MN_SHAPE_U64, AT(step)},
+    {.number = 5, MN_SHAPE_U64, AT(bytes)},
+    {.number = 6, MN_SHAPE_U64, AT(bytes_due)},
+    {.number = 7, MN_SHAPE_U64, AT(elapsed_ms)},
+};
+static const mn_record record_files = MN_RECORD(mn_files_info, files_fields);
+#undef OF
+
 #define OF mn_reply
 static const mn_record_field reply_fields[] = {
     {.number = 1, MN_SHAPE_U64, AT(step)},
@@ -52,6 +65,7 @@ static const mn_record_field reply_fields[] = {
     {.number = 12, MN_SHAPE_U64, AT(table)},
     {.number = 13, MN_SHAPE_LENT, AT(tables), MN_INFO_MAX, AT(table_count), &record_table},
     {.number = 14, MN_SHAPE_LENT, AT(groups), MN_INFO_MAX, AT(group_count), &record_group},
+    {.number = 16, MN_SHAPE_LENT, AT(files), MN_FILES_MAX, AT(files_count), &record_files},
 };
 static const mn_record record_reply = MN_RECORD(mn_reply, reply_fields);
 
@@ -86,6 +100,7 @@ enum mn_status mn_reply_decode(enum mn_verb verb, const uint8_t *header, uint32_
     memset(&reply, 0, sizeof reply);
     reply.tables = arena->tables;
     reply.groups = arena->groups;
+    reply.files = arena->files;
     enum mn_status status =
         mn_record_decode(&record_reply, reply_message(verb), header, header_bytes, &reply, error);
     if (status)

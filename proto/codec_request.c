@@ -110,6 +110,7 @@ static const mn_record_field request_fields[] = {
     {.number = 29, MN_SHAPE_U64, AT(rate)},
     {.number = 30, MN_SHAPE_U64, AT(acknowledged)},
     {.number = 31, MN_SHAPE_U64, AT(saved_step)},
+    {.number = 32, MN_SHAPE_U64, AT(save)},
 };
 static const mn_record record_request = MN_RECORD(mn_request, request_fields);
 #undef OF

@@ -329,6 +329,7 @@ typedef struct mn_request {
     enum mn_files_phase files;
     char path[MN_PATH_BYTES];
     uint64_t saved_step; /* Restore: of the snapshot wanted; 0: whichever is there */
+    uint64_t save;       /* Snapshot: which one, a number of its caller's; 0: not told */
     uint64_t rate;       /* Snapshot WRITE: bytes a second at most; 0: no limit */
     mn_payload payload;
 } mn_request;
@@ -356,7 +357,17 @@ typedef struct mn_group_info {
     uint32_t parked;
 } mn_group_info;
 
-enum { MN_INFO_MAX = 64 };
+/* A Snapshot or Restore at work. */
+typedef struct mn_files_info {
+    char group[MN_NAME_BYTES];
+    enum mn_files_phase phase;
+    char path[MN_PATH_BYTES];
+    uint64_t step;             /* that is saved or loaded; 0: not known yet */
+    uint64_t bytes, bytes_due; /* done, and in all as far as it can be told; 0: not yet */
+    uint64_t elapsed_ms;
+} mn_files_info;
+
+enum { MN_INFO_MAX = 64, MN_FILES_MAX = 2 };
 
 /* One reply. `step` is the group's committed step (reads: the step answered from), map_epoch the
  * group's at the shard. Payloads: Fetch rows [count][columns of the tiles] value_dtype, then
@@ -386,6 +397,8 @@ typedef struct mn_reply {
     uint32_t table_count;
     mn_group_info *groups; /* Status, Map */
     uint32_t group_count;
+    mn_files_info *files; /* Status */
+    uint32_t files_count;
     mn_payload payload;
 } mn_reply;
 
@@ -470,6 +483,7 @@ enum mn_status mn_reply_encode(enum mn_verb verb, const mn_reply *reply, uint8_t
 typedef struct mn_reply_arena {
     mn_table_info tables[MN_INFO_MAX];
     mn_group_info groups[MN_INFO_MAX];
+    mn_files_info files[MN_FILES_MAX];
 } mn_reply_arena;
 enum mn_status mn_reply_decode(enum mn_verb verb, const uint8_t *header, uint32_t header_bytes,
                                mn_reply_arena *arena, mn_reply *out_reply, mn_error *error);

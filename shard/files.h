@@ -51,7 +51,8 @@ struct tile_save {
     uint64_t next_row; /* whose turn it is; those before it are in the file */
     bool looked;       /* whether its file stands already */
     bool finished;
-    struct file_tile_record record; /* of the file, once finished */
+    uint64_t bytes_due;             /* that the file will take, about */
+    struct file_tile_record record; /* the state that is saved; of the file, once finished */
 };
 
 struct manifest {
@@ -67,9 +68,10 @@ struct files_job {
     uint64_t sequence;   /* of an image, whose tiles these are; 0: a Snapshot or Restore */
     struct group *group; /* Snapshot: whose tables */
     uint64_t step;
-    uint64_t start_ns, due_ns;  /* when it began, when it wants to run again */
-    uint32_t table_place, tile; /* the next one to do */
-    struct file_writer writer;  /* of the manifest */
+    uint64_t begun_ns, start_ns; /* when it was asked for, and began */
+    uint64_t due_ns;             /* when it wants to run again */
+    uint32_t table_place, tile;  /* the next one to do */
+    struct file_writer writer;   /* of the manifest */
     struct file_reader reader;
     struct tile_transfer transfer;
     struct tile_save *saves;     /* Snapshot WRITE: of the tiles held, table by table */
@@ -83,9 +85,11 @@ struct files_job {
     struct manifest kept[SAVES_KEPT_MAX]; /* Snapshot MANIFEST: of earlier saves, read */
     uint32_t kept_count;
     bool kept_begun;
-    uint32_t part;  /* Snapshot MANIFEST: the next one to read */
-    uint64_t bytes; /* written or read */
-    bool saved;     /* Snapshot: the manifest stands; what comes after it may fail */
+    uint32_t part;      /* Snapshot MANIFEST: the next one to read */
+    uint64_t save;      /* likewise: which one they must be of; 0: of one and the same */
+    uint64_t bytes;     /* written or read */
+    uint64_t bytes_due; /* in all, as far as it can be told; 0: not yet */
+    bool saved;         /* Snapshot: the manifest stands; what comes after it may fail */
     enum mn_status (*run)(mn_shard *shard, struct files_job *job, bool *out_done, mn_error *error);
 };
 
@@ -96,6 +100,7 @@ enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error)
 
 void mn_shard_job_run(mn_shard *shard); /* the next piece; answers the call after the last */
 void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns);
+uint64_t mn_shard_job_bytes(const struct files_job *job); /* done of bytes_due */
 bool mn_shard_job_forget(mn_shard *shard, mn_call *call); /* its caller gave up: ends it */
 void mn_shard_job_cancel(mn_shard *shard);                /* the shard goes away */
 
@@ -104,9 +109,9 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
                                        const char *group, struct table *table, uint32_t tile,
                                        uint64_t step, mn_error *error);
 void mn_shard_transfer_deinit(mn_shard *shard, struct tile_transfer *transfer);
-/* A name says which state it holds: no other save writes under it anything else. */
+/* A name says which state it holds: no save writes under it anything else. */
 struct tile_name {
-    uint64_t table, epoch, step; /* the group's when it was saved; images: its log's sequence */
+    uint64_t table, epoch, step, life; /* struct tile_state; images: step is the log's sequence */
     uint32_t tile;
     const char *group; /* images: whose; else NULL */
 };
@@ -148,7 +153,7 @@ enum mn_status mn_shard_save_end(mn_shard *shard, struct files_job *job, struct 
                                  mn_error *error);
 /* The group has come to the step that is saved: from now on its rows are kept. */
 enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
-/* Whether the tile's file is whole, written now or by a save of the same step before: a name is
+/* Whether the tile's file is whole, written now or by a save of the same state before: a name is
  * used for one state alone, so it is not written again. */
 bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_save *save,
                           const struct tile_transfer *transfer);
@@ -162,15 +167,23 @@ void mn_shard_saves_deinit(mn_shard *shard, struct files_job *job);
 enum mn_status mn_shard_clean_folder(mn_shard *shard, struct files_job *job, bool *out_done,
                                      mn_error *error);
 
-/* ---- What has not changed is not written again (files_part.c) */
+/* ---- Which states the tiles are in, and what the shards tell of them (files_part.c) */
 
 static inline struct tile_name mn_shard_record_name(const struct file_tile_record *record)
 {
-    return (struct tile_name){record->table, record->epoch, record->step, record->tile, NULL};
+    return (struct tile_name){.table = record->table,
+                              .epoch = record->epoch,
+                              .step = record->step,
+                              .life = record->life,
+                              .tile = record->tile};
 }
-/* Of the tiles held, those that files of the folder's manifest hold as they are now are finished.
- */
-void mn_shard_save_reuse(mn_shard *shard, struct files_job *job);
+/* The step that a tile's file says it is of: an image's, or that of the state. */
+static inline uint64_t mn_shard_save_step(const struct files_job *job, const struct tile_save *save)
+{
+    return job->sequence ? job->step : save->record.step;
+}
+/* Notes the states of the tiles held, which are to be saved, and what they will take. */
+void mn_shard_save_states(mn_shard *shard, struct files_job *job);
 enum mn_status mn_shard_part_write(mn_shard *shard, struct files_job *job, mn_error *error);
 /* At the home shard: room for the records of all tiles; one shard's; the one of a tile, as its file
  * says; whether a file is one of those. */
@@ -208,6 +221,10 @@ enum mn_status mn_shard_reader_end(struct file_reader *reader, uint64_t rows_wri
 void mn_shard_reader_close(struct file_reader *reader);
 enum mn_status mn_shard_damaged(const char *path, const char *field, mn_error *error);
 
+/* A tile's record as a manifest of this version has it; `epoch` and `step`: the manifest's own. */
+enum mn_status mn_shard_take_tile(struct file_reader *reader, uint32_t manifest_version,
+                                  uint64_t epoch, uint64_t step,
+                                  struct file_tile_record *out_record, mn_error *error);
 enum mn_status mn_shard_manifest_read(mn_shard *shard, const char *folder,
                                       struct manifest *out_manifest, mn_error *error);
 enum mn_status mn_shard_manifest_read_at(mn_shard *shard, const char *path,

@@ -20,8 +20,8 @@ static bool is_tile(const char *text, struct tile_name *out_name)
 {
     struct tile_name name = {0};
     char path[FILE_PATH_BYTES];
-    if (sscanf(text, "%" SCNu64 "-%" SCNu32 "-%" SCNx64 "-%" SCNu64, &name.table, &name.tile,
-               &name.epoch, &name.step) != 4)
+    if (sscanf(text, "%" SCNu64 "-%" SCNu32 "-%" SCNx64 "-%" SCNu64 "-%" SCNx64, &name.table,
+               &name.tile, &name.epoch, &name.step, &name.life) < 4)
         return false;
     mn_shard_tile_path("", name, path); /* numbers have many spellings, we use one */
     const char *made = path + 1;
@@ -38,7 +38,7 @@ static bool look(void *context, const char *text)
     struct files_job *job = stale->job;
     struct tile_name name;
     uint64_t epoch = job->group->map_epoch;
-    bool old = is_tile(text, &name) && (name.epoch != epoch || name.step < job->step) &&
+    bool old = is_tile(text, &name) && (name.epoch != epoch || name.step <= job->step) &&
                !mn_shard_part_names(stale->shard, job, &name) && !mn_shard_kept_names(job, &name);
     if (mn_shard_part_parse(text, &name.epoch, &name.step))
         old = name.epoch != epoch || name.step <= job->step;

@@ -21,8 +21,9 @@
 enum {
     FILE_FORMAT_VERSION = 1,
     FILE_READER_LEAST = 1,
-    MANIFEST_VERSION = 2, /* and its least reader: tiles may lie in files of earlier steps */
-    FILE_READER_VERSION = 2,
+    MANIFEST_VERSION = 3, /* of parts too, and their least reader: files are named by states */
+    IMAGE_VERSION = 2,    /* likewise: it tells its tiles' states */
+    FILE_READER_VERSION = 3,
     FILE_ENDIANNESS = 0x01020304
 };
 #define TILE_MAGIC     UINT64_C(0x0a656c69744d4e4d) /* "MNMtile\n" */
@@ -81,7 +82,8 @@ enum {
     X(U64, map_epoch)                                                                              \
     X(U32, shard)                                                                                  \
     X(U32, shards)                                                                                 \
-    X(U32, tiles)
+    X(U32, tiles)                                                                                  \
+    X(U64, save) /* which one: a number that its caller has drawn, or 0 */
 
 /* Of a manifest of version 1: the file is of the manifest's own epoch and step. */
 #define TILE_RECORD_1_FIELDS(X)                                                                    \
@@ -91,10 +93,17 @@ enum {
     X(U64, rows_written)                                                                           \
     X(U64, checksum) /* of the tile file's end */
 
-#define TILE_RECORD_FIELDS(X)                                                                      \
+/* Of a manifest of version 2, and an image of version 1. */
+#define TILE_RECORD_2_FIELDS(X)                                                                    \
     TILE_RECORD_1_FIELDS(X)                                                                        \
     X(U64, epoch) /* of the file: since its step the tile has not changed */                       \
     X(U64, step)
+
+/* The tile's state (struct tile_state), which names its file in a snapshot; life 0: the file is of
+ * version 2. */
+#define TILE_RECORD_FIELDS(X)                                                                      \
+    TILE_RECORD_2_FIELDS(X)                                                                        \
+    X(U64, life)
 
 /* Its own checksum starts from 0, so that it can be read alone; `chain` is that of the last record
  * before it. */
@@ -193,6 +202,7 @@ enum {
     X(table_record, TABLE_RECORD_FIELDS)                                                           \
     X(part_head, PART_HEAD_FIELDS)                                                                 \
     X(tile_record_1, TILE_RECORD_1_FIELDS)                                                         \
+    X(tile_record_2, TILE_RECORD_2_FIELDS)                                                         \
     X(tile_record, TILE_RECORD_FIELDS)                                                             \
     X(log_head, LOG_HEAD_FIELDS)                                                                   \
     X(log_record, LOG_RECORD_FIELDS)                                                               \

@@ -13,10 +13,14 @@ void mn_shard_tile_path(const char *folder, struct tile_name name, char out_path
         (void)snprintf(out_path, FILE_PATH_BYTES,
                        "%s/%s@%" PRIx64 "-%" PRIu64 "-%" PRIu64 "-%u.tile", folder, name.group,
                        name.epoch, name.step, name.table, name.tile); /* it fits */
+    else if (name.life)
+        (void)snprintf(out_path, FILE_PATH_BYTES,
+                       "%s/%" PRIu64 "-%u-%" PRIx64 "-%" PRIu64 "-%" PRIx64 ".tile", folder,
+                       name.table, name.tile, name.epoch, name.step,
+                       name.life); /* it fits: the path was checked */
     else
         (void)snprintf(out_path, FILE_PATH_BYTES, "%s/%" PRIu64 "-%u-%" PRIx64 "-%" PRIu64 ".tile",
-                       folder, name.table, name.tile, name.epoch,
-                       name.step); /* it fits: the path was checked */
+                       folder, name.table, name.tile, name.epoch, name.step); /* likewise */
 }
 
 void mn_shard_manifest_path(const char *folder, char out_path[FILE_PATH_BYTES])
@@ -109,7 +113,7 @@ static enum mn_status job_start(mn_shard *shard, mn_call *call, struct group *gr
     job->call = call;
     job->group = group;
     job->step = call->request.context.step;
-    job->start_ns = shard->env.now_ns(shard->env.context);
+    job->begun_ns = job->start_ns = shard->env.now_ns(shard->env.context);
     job->run = run;
     shard->job = job;
     call->core = job;
@@ -175,6 +179,11 @@ void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns)
         job_answer(shard, MN_OK, NULL); /* old files may be left */
     else
         job_fail(shard, MN_DEADLINE, "path", "the files were not done in time: nothing changed");
+}
+
+uint64_t mn_shard_job_bytes(const struct files_job *job)
+{
+    return job->bytes + (job->reader.file ? job->reader.offset : 0);
 }
 
 bool mn_shard_job_forget(mn_shard *shard, mn_call *call)

@@ -27,8 +27,7 @@ enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_er
         job->first_save[i] = table->id ? first : NO_SAVE;
         first += table->id ? table->tile_count : 0;
     }
-    if (!job->sequence)
-        mn_shard_save_reuse(shard, job);
+    mn_shard_save_states(shard, job);
     return MN_OK;
 }
 
@@ -123,7 +122,8 @@ static enum mn_status keep_rows(mn_shard *shard, struct files_job *job, struct t
             status = flush(shard, job, &window, error);
         if (!status && (!keeper->active || keeper->tile != table->tile_first + tile))
             status = mn_shard_transfer_start(shard, keeper, job->group->name, table,
-                                             table->tile_first + tile, job->step, error);
+                                             table->tile_first + tile,
+                                             mn_shard_save_step(job, save), error);
         if (!status && mn_shard_save_stands(shard, job, save, keeper))
             continue;
         if (!status && !same)
@@ -138,7 +138,7 @@ static enum mn_status keep_rows(mn_shard *shard, struct files_job *job, struct t
 }
 
 static void keep_for(mn_shard *shard, struct files_job *job, struct table *table, uint32_t plane,
-                     const struct row_list *list)
+                     const struct row_list *list, enum mn_plant plant)
 {
     const struct group *group = job->group;
     if (job->trouble.status || group->committed < job->step)
@@ -146,7 +146,7 @@ static void keep_for(mn_shard *shard, struct files_job *job, struct table *table
     enum mn_status status = MN_OK;
     if (!job->saves)
         status = mn_shard_save_begin(shard, job, &job->trouble);
-    if (!status && job->first_save[table - group->tables] != NO_SAVE)
+    if (!status && job->first_save[table - group->tables] != NO_SAVE && !planted(shard, plant))
         status = keep_rows(shard, job, table, plane, list, &job->trouble);
     job->trouble.status = status;
 }
@@ -155,9 +155,8 @@ void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *tabl
                         const struct row_list *list)
 {
     struct files_job *job = shard->job;
-    if (job && job->group == group && job->run == mn_shard_save_tiles &&
-        !planted(shard, MN_PLANT_NO_KEEP))
-        keep_for(shard, job, table, plane, list);
-    if (shard->image && shard->image->job.group == group && !planted(shard, MN_PLANT_IMAGE_NO_KEEP))
-        keep_for(shard, &shard->image->job, table, plane, list);
+    if (job && job->group == group && job->run == mn_shard_save_tiles)
+        keep_for(shard, job, table, plane, list, MN_PLANT_NO_KEEP);
+    if (shard->image && shard->image->job.group == group)
+        keep_for(shard, &shard->image->job, table, plane, list, MN_PLANT_IMAGE_NO_KEEP);
 }

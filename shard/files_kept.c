@@ -22,7 +22,8 @@ static bool parse(const char *text, struct kept_name *out_name)
 struct listing {
     struct kept_name names[SAVES_KEPT_MAX + 1]; /* the newest first */
     uint32_t count;
-    uint64_t step; /* the one wanted; 0: all */
+    uint64_t step;         /* the one wanted; 0: all */
+    struct kept_name last; /* not listed: one that was just written */
 };
 
 static bool newer(const struct kept_name *a, const struct kept_name *b)
@@ -34,7 +35,8 @@ static bool visit(void *context, const char *text)
 {
     struct listing *listing = context;
     struct kept_name name;
-    if (!parse(text, &name) || (listing->step && name.step != listing->step))
+    if (!parse(text, &name) || (listing->step && name.step != listing->step) ||
+        (name.epoch == listing->last.epoch && name.step == listing->last.step))
         return true;
     uint32_t at = listing->count < SAVES_KEPT_MAX + 1 ? listing->count++ : listing->count - 1;
     if (at == SAVES_KEPT_MAX && !newer(&name, &listing->names[at]) && listing->names[at].step)
@@ -94,19 +96,21 @@ enum mn_status mn_shard_kept_begin(mn_shard *shard, struct files_job *job, mn_er
 {
     mn_storage *storage = shard->env.storage;
     const char *folder = job->call->request.path;
-    uint32_t kept = shard->options.saves_kept;
+    uint32_t before = shard->options.saves_kept - 1; /* this one */
     struct listing listing = {0};
     char path[FILE_PATH_BYTES];
     enum mn_status status = MN_OK;
-    if (kept > 1)
+    if (before)
         status = copy_manifest(shard, job, error);
+    if (before) /* it counts, whatever its step: later ones may be of a life that was lost */
+        listing.last = (struct kept_name){job->group->map_epoch, job->step};
     if (!status)
         status = storage->list(storage, folder, visit, &listing, error);
-    for (uint32_t i = kept > 1 ? kept : 0; !status && i < listing.count; i++) {
+    for (uint32_t i = before; !status && i < listing.count; i++) {
         copy_path(folder, &listing.names[i], path);
         status = storage->remove(storage, path, error);
     }
-    for (uint32_t i = 1; !status && i < kept && i < listing.count; i++) {
+    for (uint32_t i = 0; !status && i < before && i < listing.count; i++) {
         copy_path(folder, &listing.names[i], path);
         status = mn_shard_manifest_read_at(shard, path, &job->kept[job->kept_count], error);
         job->kept_count += !status;
@@ -120,7 +124,8 @@ bool mn_shard_kept_names(const struct files_job *job, const struct tile_name *na
         for (uint32_t tile = 0; tile < job->kept[i].head.tiles; tile++) {
             const struct file_tile_record *record = &job->kept[i].tiles[tile];
             if (record->table == name->table && record->tile == name->tile &&
-                record->epoch == name->epoch && record->step == name->step)
+                record->epoch == name->epoch && record->step == name->step &&
+                record->life == name->life)
                 return true;
         }
     return false;

@@ -204,6 +204,12 @@ static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *er
     for (uint32_t i = 0; !status && i < manifest->head.tables; i++)
         status = mn_shard_table_init(shard, manifest->ids[i], &manifest->specs[i],
                                      &job->fresh.tables[i], error);
+    for (uint32_t i = 0; !status && i < manifest->head.tables; i++) {
+        const struct table *table = &job->fresh.tables[i];
+        const uint32_t first = manifest->first_tile[i] + table->tile_first;
+        for (uint32_t tile = 0; tile < table->tile_count; tile++)
+            job->bytes_due += manifest->tiles[first + tile].bytes;
+    }
     return status;
 }
 
@@ -253,6 +259,15 @@ static enum mn_status swap(mn_shard *shard, struct files_job *job, mn_error *err
     return MN_OK;
 }
 
+/* What it was; under another group's name, it is new. */
+static struct tile_state loaded_state(const struct files_job *job,
+                                      const struct file_tile_record *record)
+{
+    if (strcmp(job->fresh.name, job->manifest.head.group) != 0)
+        return (struct tile_state){job->fresh.map_epoch, job->step, record->life};
+    return (struct tile_state){record->epoch, record->step, record->life};
+}
+
 enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool *out_done,
                                    mn_error *error)
 {
@@ -292,8 +307,7 @@ enum mn_status mn_shard_load_tiles(mn_shard *shard, struct files_job *job, bool 
         status = transfer->active ? mn_shard_load_next(job, &source, &ended, error)
                                   : mn_shard_load_start(shard, job, &source, error);
         if (ended)
-            table->marks[job->tile++] =
-                (struct tile_mark){.loaded_epoch = record->epoch, .loaded_step = record->step};
+            table->states[job->tile++] = loaded_state(job, record);
         bytes += job->reader.offset - before;
     }
     return status;

@@ -138,21 +138,29 @@ static enum mn_status read_tables(struct file_reader *reader, struct manifest *m
     return MN_OK;
 }
 
-static enum mn_status take_tile(struct file_reader *reader, const struct file_manifest_head *head,
-                                struct file_tile_record *out_record, mn_error *error)
+enum mn_status mn_shard_take_tile(struct file_reader *reader, uint32_t manifest_version,
+                                  uint64_t epoch, uint64_t step,
+                                  struct file_tile_record *out_record, mn_error *error)
 {
     uint8_t bytes[FILE_RECORD_BYTES_MAX];
     struct file_tile_record_1 first;
-    if (head->format_version >= MANIFEST_VERSION)
+    struct file_tile_record_2 second = {.epoch = epoch, .step = step};
+    enum mn_status status;
+    if (manifest_version >= 3)
         return TAKE_RECORD(reader, tile_record, bytes, out_record, error);
-    enum mn_status status = TAKE_RECORD(reader, tile_record_1, bytes, &first, error);
-    *out_record = (struct file_tile_record){.table = first.table,
-                                            .tile = first.tile,
-                                            .bytes = first.bytes,
-                                            .rows_written = first.rows_written,
-                                            .checksum = first.checksum,
-                                            .epoch = head->map_epoch,
-                                            .step = head->step};
+    if (manifest_version == 2) {
+        status = TAKE_RECORD(reader, tile_record_2, bytes, &second, error);
+    } else {
+        status = TAKE_RECORD(reader, tile_record_1, bytes, &first, error);
+        memcpy(&second, &first, sizeof first); /* the same fields come first */
+    }
+    *out_record = (struct file_tile_record){.table = second.table,
+                                            .tile = second.tile,
+                                            .bytes = second.bytes,
+                                            .rows_written = second.rows_written,
+                                            .checksum = second.checksum,
+                                            .epoch = second.epoch,
+                                            .step = second.step};
     return status;
 }
 
@@ -168,7 +176,9 @@ static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
     for (uint32_t table = 0, i = 0; table < manifest->head.tables; table++) {
         for (uint32_t tile = 0; tile < manifest->specs[table].tiles; tile++, i++) {
             struct file_tile_record *record = &manifest->tiles[i];
-            enum mn_status status = take_tile(reader, &manifest->head, record, error);
+            enum mn_status status =
+                mn_shard_take_tile(reader, manifest->head.format_version, manifest->head.map_epoch,
+                                   manifest->head.step, record, error);
             if (status)
                 return status;
             if (record->table != manifest->ids[table] || record->tile != tile ||

@@ -1,19 +1,17 @@
-/* Saves that write only what has changed: what is known of each tile's last change, which older
- * file of a snapshot's folder holds it as it is, and the parts, by which the shards tell the home
- * shard whose manifest names them all. */
+/* Saves that write only what has changed: the state that each tile is in, which names its file in
+ * a snapshot, and the parts, by which the shards tell the home shard whose manifest names all. */
 #include "files.h"
 
 #include <stdio.h>
 
 /* ---- When a tile was last changed */
 
-static void mark(struct tile_mark *mark, uint64_t step) { mark->changed_step = step; }
-
-void mn_shard_mark_rows(struct table *table, uint32_t plane, const struct row_list *list,
-                        uint64_t step)
+void mn_shard_mark_rows(const struct group *group, struct table *table, uint32_t plane,
+                        const struct row_list *list)
 {
+    const struct tile_state state = {group->map_epoch, group->committed + 1, group->life};
     if (table->geometry.split != MN_ROWS) {
-        mark(&table->marks[plane], step); /* a row lies in all of them */
+        table->states[plane] = state; /* a row lies in all of them */
         return;
     }
     uint64_t per_tile = table->geometry.rows_per_tile, first = 0, end = 0;
@@ -23,60 +21,38 @@ void mn_shard_mark_rows(struct table *table, uint32_t plane, const struct row_li
             continue;
         first = offset / per_tile * per_tile;
         end = first + per_tile;
-        mark(&table->marks[offset / per_tile], step);
+        table->states[offset / per_tile] = state;
     }
 }
 
-/* Whether the tile is now what the file was written from. */
-static bool unchanged(const struct group *group, const struct tile_mark *mark,
-                      const struct file_tile_record *record)
+/* About what the tile's file will take: of a rows table's rows written, its share. */
+static uint64_t bytes_of(const struct table *table, uint32_t tile)
 {
-    if (mark->changed_step == MN_CHANGE_UNKNOWN)
-        return false;
-    if (record->epoch == group->map_epoch)
-        return record->step >= mark->changed_step;
-    return !mark->changed_step && record->epoch == mark->loaded_epoch &&
-           record->step == mark->loaded_step;
+    const bool rows = table->geometry.split == MN_ROWS;
+    const mn_tile *plane = &table->planes[rows ? 0 : tile];
+    const uint64_t row_bytes = sizeof(uint32_t) +
+                               plane->columns * (uint64_t)mn_dtype_bytes(plane->dtype) +
+                               mn_state_row_bytes(&plane->optimizer, plane->columns);
+    const uint64_t written = rows ? plane->rows_written / table->tile_count : plane->rows_written;
+    return FILE_BYTES_tile_head + written * row_bytes + FILE_BYTES_end;
 }
 
-/* ---- What the folder's manifest holds already */
-
-static bool stands(mn_shard *shard, const struct files_job *job,
-                   const struct file_tile_record *record)
+void mn_shard_save_states(mn_shard *shard, struct files_job *job)
 {
-    char path[FILE_PATH_BYTES];
-    struct file_tile_head due = {
-        .table = record->table, .tile = record->tile, .step = record->step};
-    struct file_tile_record found;
-    memcpy(due.group, job->group->name, sizeof due.group);
-    mn_shard_tile_path(job->call->request.path, mn_shard_record_name(record), path);
-    return !mn_shard_tile_summary(shard->env.storage, path, &due, &found, NULL) &&
-           found.bytes == record->bytes && found.checksum == record->checksum;
-}
-
-void mn_shard_save_reuse(mn_shard *shard, struct files_job *job)
-{
-    struct manifest manifest;
-    struct group *group = job->group;
-    if (mn_shard_manifest_read(shard, job->call->request.path, &manifest, NULL))
-        return; /* there is none, or none that helps: all tiles are written */
-    bool ours = !strncmp(manifest.head.group, group->name, MN_NAME_BYTES);
-    for (uint32_t i = 0; ours && i < manifest.head.tables; i++) {
-        struct table *table = mn_shard_table_find(shard, group, manifest.ids[i], NULL);
-        const char *field;
-        if (!table || !mn_spec_equal(&table->spec, &manifest.specs[i], &field))
-            continue;
-        struct tile_save *saves = &job->saves[job->first_save[table - group->tables]];
-        for (uint32_t tile = 0; tile < table->tile_count; tile++) {
-            const struct file_tile_record *record =
-                &manifest.tiles[manifest.first_tile[i] + table->tile_first + tile];
-            if (!unchanged(group, &table->marks[tile], record) || !stands(shard, job, record))
-                continue;
-            saves[tile].record = *record;
-            saves[tile].looked = saves[tile].finished = true;
+    struct tile_save *save = job->saves;
+    for (uint32_t i = 0; i < shard->options.tables_max; i++) {
+        const struct table *table = &job->group->tables[i];
+        for (uint32_t tile = 0; table->id && tile < table->tile_count; tile++, save++) {
+            const struct tile_state *state = &table->states[tile];
+            save->bytes_due = bytes_of(table, tile);
+            save->record = (struct file_tile_record){.table = table->id,
+                                                     .tile = table->tile_first + tile,
+                                                     .epoch = state->epoch,
+                                                     .step = state->step,
+                                                     .life = state->life};
+            job->bytes_due += save->bytes_due;
         }
     }
-    mn_shard_manifest_deinit(shard, &manifest);
 }
 
 /* ---- Parts: part_head, tile_record [tiles], end */
@@ -112,6 +88,7 @@ enum mn_status mn_shard_part_write(mn_shard *shard, struct files_job *job, mn_er
         .shard = shard->options.shard,
         .shards = shard->options.shards,
         .tiles = (uint32_t)(job->save_count - 1),
+        .save = job->call->request.save,
     };
     char path[FILE_PATH_BYTES];
     uint8_t bytes[FILE_RECORD_BYTES_MAX];
@@ -179,6 +156,11 @@ static enum mn_status read_part(mn_shard *shard, struct files_job *job, struct f
                     head.shard != part || head.shards != shard->options.shards ||
                     strncmp(head.group, job->group->name, sizeof head.group) != 0))
         status = mn_shard_damaged(reader->path, "part_head", error);
+    if (!job->save && part == 0)
+        job->save = head.save; /* any one will do */
+    if (!status && head.save != job->save)
+        status =
+            mn_fail(error, MN_STEP, "save", "%.150s is of another save: begin again", reader->path);
     for (uint32_t i = 0; !status && i < head.tiles; i++) {
         struct file_tile_record record, *place;
         status = mn_shard_reader_take(reader, bytes, FILE_BYTES_tile_record, error);
@@ -194,7 +176,6 @@ static enum mn_status read_part(mn_shard *shard, struct files_job *job, struct f
     return status ? status : mn_shard_reader_end(reader, rows_written, error);
 }
 
-/* A shard that has left no part has written all its tiles. */
 enum mn_status mn_shard_part_read(mn_shard *shard, struct files_job *job, uint32_t part,
                                   mn_error *error)
 {
@@ -203,38 +184,37 @@ enum mn_status mn_shard_part_read(mn_shard *shard, struct files_job *job, uint32
     char path[FILE_PATH_BYTES];
     part_path(job, part, shard->options.shards, path);
     enum mn_status status = mn_shard_reader_open(&reader, shard->env.storage, path, &cause);
-    if (status == MN_NOT_FOUND)
-        return MN_OK;
     if (!status)
         status = read_part(shard, job, &reader, part, &cause);
+    if (status == MN_NOT_FOUND) /* another save's manifest has stood since, perhaps this one's */
+        status = mn_fail(&cause, MN_STEP, "save", "%.120s is not there: begin again with WRITE",
+                         path);
     mn_shard_reader_close(&reader);
     if (status && error)
         *error = cause;
     return status;
 }
 
-/* The tile as its file says; by a part, an older file. */
+/* The tile's file, as a part tells of it. */
 enum mn_status mn_shard_part_tile(mn_shard *shard, struct files_job *job, const struct table *table,
                                   uint32_t tile, struct file_tile_record *out_record,
                                   mn_error *error)
 {
     struct file_tile_record *told = record_at(shard, job, table->id, tile), found;
-    struct tile_name name = {table->id, job->group->map_epoch, job->step, tile, NULL};
-    struct file_tile_head due = {.table = table->id, .tile = tile};
+    struct file_tile_head due = {.table = table->id, .tile = tile, .step = told->step};
     char path[FILE_PATH_BYTES];
+    if (!told->table)
+        return mn_fail(error, MN_NOT_FOUND, "path", "no part of %.150s holds tile %u of table %s",
+                       job->call->request.path, tile, table->spec.name);
     memcpy(due.group, job->group->name, sizeof due.group);
-    if (told->table)
-        name = mn_shard_record_name(told);
-    due.step = name.step;
-    mn_shard_tile_path(job->call->request.path, name, path);
+    mn_shard_tile_path(job->call->request.path, mn_shard_record_name(told), path);
     enum mn_status status = mn_shard_tile_summary(shard->env.storage, path, &due, &found, error);
     if (status)
         return status;
-    found.epoch = name.epoch;
-    if (told->table && (told->bytes != found.bytes || told->checksum != found.checksum ||
-                        told->rows_written != found.rows_written))
+    if (told->bytes != found.bytes || told->checksum != found.checksum ||
+        told->rows_written != found.rows_written)
         return mn_shard_damaged(path, "end (a part names another file)", error);
-    *out_record = *told = found;
+    *out_record = *told;
     return MN_OK;
 }
 
@@ -242,5 +222,6 @@ enum mn_status mn_shard_part_tile(mn_shard *shard, struct files_job *job, const 
 bool mn_shard_part_names(mn_shard *shard, struct files_job *job, const struct tile_name *name)
 {
     const struct file_tile_record *record = record_at(shard, job, name->table, name->tile);
-    return record && record->epoch == name->epoch && record->step == name->step;
+    return record && record->epoch == name->epoch && record->step == name->step &&
+           record->life == name->life;
 }

@@ -85,19 +85,17 @@ void mn_shard_writer_abort(struct file_writer *writer)
 
 /* ---- Tiles */
 
-static struct tile_name name_of(const struct files_job *job, const struct table *table,
-                                uint32_t tile)
-{
-    const bool image = job->sequence != 0;
-    return (struct tile_name){table->id, job->group->map_epoch, image ? job->sequence : job->step,
-                              tile, image ? job->group->name : NULL};
-}
-
-static void path_of(const struct files_job *job, const struct tile_transfer *transfer,
+static void path_of(const struct files_job *job, const struct tile_save *save,
                     char out_path[FILE_PATH_BYTES])
 {
-    mn_shard_tile_path(job->call->request.path, name_of(job, transfer->table, transfer->tile),
-                       out_path);
+    struct tile_name name = mn_shard_record_name(&save->record);
+    if (job->sequence)
+        name = (struct tile_name){.table = name.table,
+                                  .epoch = job->group->map_epoch,
+                                  .step = job->sequence,
+                                  .tile = name.tile,
+                                  .group = job->group->name};
+    mn_shard_tile_path(job->call->request.path, name, out_path);
 }
 
 /* Appends the rows whose bits are set to the bitmap in the buffer, as a chunk has them; returns the
@@ -127,16 +125,18 @@ bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_sa
                           const struct tile_transfer *transfer)
 {
     char path[FILE_PATH_BYTES];
-    struct file_tile_record record;
-    if (!save->looked) {
-        save->looked = true;
-        path_of(job, transfer, path);
-        save->finished = mn_shard_tile_summary(shard->env.storage, path, &transfer->head, &record,
-                                               NULL) == MN_OK;
-        if (save->finished) {
-            save->record = record;
-            save->record.epoch = job->group->map_epoch;
-        }
+    struct file_tile_record found;
+    if (save->looked)
+        return save->finished;
+    save->looked = true;
+    path_of(job, save, path);
+    save->finished =
+        mn_shard_tile_summary(shard->env.storage, path, &transfer->head, &found, NULL) == MN_OK;
+    if (save->finished) {
+        save->record.bytes = found.bytes;
+        save->record.rows_written = found.rows_written;
+        save->record.checksum = found.checksum;
+        job->bytes_due -= save->bytes_due;
     }
     return save->finished;
 }
@@ -146,7 +146,7 @@ static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct 
 {
     char path[FILE_PATH_BYTES];
     uint8_t record[FILE_BYTES_tile_head];
-    path_of(job, transfer, path);
+    path_of(job, save, path);
     enum mn_status status =
         job->sequence /* it counts with its image alone */
             ? mn_shard_writer_open_at(&save->writer, shard->env.storage, path, error)
@@ -227,18 +227,15 @@ static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct
         status = begin_tile(shard, job, save, &job->transfer, error);
     if (status)
         return status;
-    path_of(job, &job->transfer, path);
+    path_of(job, save, path);
     job->transfer.active = false;
     save->finished = true;
     job->bytes += FILE_BYTES_end;
     status = mn_shard_writer_finish(&save->writer, path, error);
-    save->record = (struct file_tile_record){.table = job->transfer.table->id,
-                                             .tile = job->transfer.tile,
-                                             .bytes = save->writer.bytes,
-                                             .rows_written = save->writer.rows_written,
-                                             .checksum = save->writer.chain,
-                                             .epoch = job->group->map_epoch,
-                                             .step = job->step};
+    save->record.bytes = save->writer.bytes;
+    save->record.rows_written = save->writer.rows_written;
+    save->record.checksum = save->writer.chain;
+    job->bytes_due += save->writer.bytes - save->bytes_due;
     return status;
 }
 
@@ -267,18 +264,17 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
     while (!status && rows < JOB_PIECE_ROWS && job->bytes - bytes_before <= most) {
         struct table *table;
         uint32_t tile;
+        if (!transfer->active && !mn_shard_save_tile(shard, job, &table, &tile)) {
+            status = mn_shard_part_write(shard, job, error);
+            *out_done = !status;
+            return status;
+        }
+        struct tile_save *save = &job->saves[job->first_save[job->table_place] + job->tile - 1];
         if (!transfer->active) {
-            if (!mn_shard_save_tile(shard, job, &table, &tile)) {
-                status = mn_shard_part_write(shard, job, error);
-                *out_done = !status;
-                return status;
-            }
             status = mn_shard_transfer_start(shard, transfer, job->group->name, table, tile,
-                                             job->step, error);
+                                             mn_shard_save_step(job, save), error);
             continue;
         }
-        struct tile_save *save =
-            &job->saves[job->first_save[job->table_place] + job->tile - 1]; /* begun above */
         if (mn_shard_save_stands(shard, job, save, transfer)) {
             transfer->active = false;
         } else if (save->next_row < transfer->rows) {
@@ -401,8 +397,10 @@ static enum mn_status read_parts(mn_shard *shard, struct files_job *job, bool *o
 {
     enum { PARTS_A_TICK = 16 };
     enum mn_status status = MN_OK;
-    if (!job->part)
+    if (!job->part) {
+        job->save = job->call->request.save;
         status = mn_shard_parts_begin(shard, job, error);
+    }
     for (uint32_t i = 0; !status && i < PARTS_A_TICK && job->part < shard->options.shards; i++)
         status = mn_shard_part_read(shard, job, job->part++, error);
     *out_read = job->part == shard->options.shards;

@@ -106,14 +106,10 @@ static void close_tile(struct image *image)
 {
     struct files_job *job = &image->job;
     struct tile_save *save = save_of(job);
-    image->tiles[image->tile_count++] =
-        (struct file_tile_record){.table = job->transfer.table->id,
-                                  .tile = job->transfer.tile,
-                                  .bytes = save->writer.bytes,
-                                  .rows_written = save->writer.rows_written,
-                                  .checksum = save->writer.chain,
-                                  .epoch = job->group->map_epoch,
-                                  .step = job->step};
+    save->record.bytes = save->writer.bytes;
+    save->record.rows_written = save->writer.rows_written;
+    save->record.checksum = save->writer.chain;
+    image->tiles[image->tile_count++] = save->record;
     mn_shard_writer_abort(&save->writer);
     save->finished = true;
     job->transfer.active = false;
@@ -183,8 +179,8 @@ static enum mn_status put_manifest(mn_shard *shard, struct image *image, mn_erro
     uint8_t bytes[FILE_RECORD_BYTES_MAX];
     struct file_image_head head = {
         .magic = IMAGE_MAGIC,
-        .format_version = FILE_FORMAT_VERSION,
-        .least_reader = FILE_READER_LEAST,
+        .format_version = IMAGE_VERSION,
+        .least_reader = IMAGE_VERSION,
         .endianness = FILE_ENDIANNESS,
         .map_epoch = job->group->map_epoch,
         .sequence = job->sequence,

@@ -308,6 +308,12 @@ enum mn_status mn_shard_log_cut(mn_shard *shard, struct group *group, mn_error *
 
 /* ---- Appending */
 
+static void count_record(struct group_log *log, const struct file_log_record *head)
+{
+    log->bytes += FILE_BYTES_log_record + head->body_bytes;
+    log->history = mn_checksum(&head->body_checksum, sizeof head->body_checksum, log->history);
+}
+
 static bool reads_depend(enum mn_verb verb)
 {
     return mn_verb_kind_of(verb) != MN_KIND_CHANGE && verb != MN_VERB_SEAL &&
@@ -356,7 +362,7 @@ enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const m
                        cause.message);
     }
     log->written++;
-    log->bytes += FILE_BYTES_log_record + record->head.body_bytes;
+    count_record(log, &record->head);
     if (reads_depend(request->verb))
         log->state = log->written;
     if (log->level == MN_DURABILITY_PROCESS) {
@@ -380,7 +386,7 @@ enum mn_status mn_shard_log_replayed(mn_shard *shard, struct group *group,
     if (synced && !record)
         return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
     log->written = log->state = head->sequence;
-    log->bytes += FILE_BYTES_log_record + head->body_bytes;
+    count_record(log, head);
     promise(shard, group, synced ? head->promised : head->sequence);
     if (!synced)
         return MN_OK;

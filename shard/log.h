@@ -23,6 +23,7 @@ struct group_log {
     mn_file *file;          /* NULL: the next record begins a new one */
     uint64_t number, chain; /* of the newest file; the checksum of its head */
     uint64_t written;       /* sequence of the last record that took effect */
+    uint64_t history;       /* what tells these records from any others; 0: there are none */
     uint64_t promised;      /* all to here are durable at the group's level */
     uint64_t state;         /* the last one that reads depend on */
     uint64_t syncing;       /* what the sync in progress will have made durable; 0: none runs */

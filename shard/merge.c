@@ -258,7 +258,7 @@ static void apply_store(mn_shard *shard, struct group *group, struct table *tabl
     for (uint32_t i = 0; i < table->plane_count; i++) {
         mn_tile *plane = &table->planes[i];
         mn_shard_keep_rows(shard, group, table, i, &changed);
-        mn_shard_mark_rows(table, i, &changed, group->committed + 1);
+        mn_shard_mark_rows(group, table, i, &changed);
         const void *states = piece->layout.states_bytes ? piece->states + state : NULL;
         plane->rows_written +=
             shard->kernels->store(plane, shard->scratch.offsets, piece->count, piece->value_dtype,
@@ -277,7 +277,7 @@ static void apply_gradients(mn_shard *shard, struct group *group, struct table *
     for (uint32_t i = 0; i < table->plane_count; i++) {
         mn_tile *plane = &table->planes[i];
         mn_shard_keep_rows(shard, group, table, i, &changed);
-        mn_shard_mark_rows(table, i, &changed, group->committed + 1);
+        mn_shard_mark_rows(group, table, i, &changed);
         mn_sources sources = sources_of(table, stage, plane);
         plane->rows_written +=
             shard->kernels->merge_apply(plane, stage->contributions, stage->contribution_count,

@@ -59,10 +59,8 @@ static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
         return mn_fail(error, MN_NO_MEMORY, "log", "no memory for the tiles of %.150s",
                        reader->path);
     for (uint32_t i = 0; !status && i < count; i++) {
-        uint8_t record[FILE_BYTES_tile_record];
-        status = mn_shard_reader_take(reader, record, sizeof record, error);
-        if (!status && !mn_shard_decode_tile_record(record, &reader->chain, &image->tiles[i]))
-            status = mn_shard_damaged(reader->path, "tile_record", error);
+        status = mn_shard_take_tile(reader, image->head.format_version + 1, 0, 0, &image->tiles[i],
+                                    error);
         rows_written += image->tiles[i].rows_written;
         bytes += image->tiles[i].bytes;
     }
@@ -193,6 +191,7 @@ static enum mn_status make_group(mn_shard *shard, mn_error *error)
     group->map_epoch = head->map_epoch;
     group->committed = head->step;
     group->loaded_digest = head->loaded_digest;
+    group->life = group->log.history = image->head.base_checksum; /* all before is in it */
     group->log.level = (enum mn_durability)head->durability;
     image->group = group;
     return MN_OK;
@@ -288,6 +287,15 @@ static void promote(mn_shard *shard, const struct image_file *image, struct tabl
         mn_shard_table_promote_now(shard, table);
 }
 
+/* An image of before did not tell. */
+static struct tile_state state_of(const struct image_file *image,
+                                  const struct file_tile_record *record)
+{
+    if (image->head.format_version < IMAGE_VERSION)
+        return (struct tile_state){image->head.map_epoch, image->head.step, image->group->life};
+    return (struct tile_state){record->epoch, record->step, record->life};
+}
+
 static enum mn_status next_tile(mn_shard *shard, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
@@ -305,8 +313,11 @@ static enum mn_status next_tile(mn_shard *shard, mn_error *error)
     const uint32_t tile = table->tile_first + image->column;
     if (record->table != table->id || record->tile != tile)
         return mn_shard_damaged(image->base.path, "tile order", error);
-    const struct tile_name name = {table->id, image->group->map_epoch, image->head.sequence, tile,
-                                   image->group->name};
+    const struct tile_name name = {.table = table->id,
+                                   .epoch = image->group->map_epoch,
+                                   .step = image->head.sequence,
+                                   .tile = tile,
+                                   .group = image->group->name};
     const struct tile_source source = {path, image->group->name, table,
                                        tile, image->head.step,   record};
     mn_shard_log_folder(shard, folder);
@@ -317,6 +328,8 @@ static enum mn_status next_tile(mn_shard *shard, mn_error *error)
     enum mn_status status = job->transfer.active ? mn_shard_load_next(job, &source, &ended, error)
                                                  : mn_shard_load_start(shard, job, &source, error);
     recovery->image_bytes += job->reader.offset - before;
+    if (ended)
+        table->states[image->column] = state_of(image, record);
     image->column += ended;
     image->tile += ended;
     return status;

@@ -41,12 +41,12 @@ struct read_counter {
     uint64_t reads, weight; /* weight: the sum of its weights' magnitudes, in 2^-32 */
 };
 
-/* Since when a tile is what it is, for saves that write what has changed (files_part.c). */
-struct tile_mark {
-    uint64_t changed_step; /* in this map epoch; MN_CHANGE_UNKNOWN; 0: not since it was loaded */
-    uint64_t loaded_epoch, loaded_step; /* of the file that it came from; 0: none */
+/* Which state a tile is in: where it was last changed. No two states have the same, not even if
+ * steps were lost (level process, without power) and are played again in another way. */
+struct tile_state {
+    uint64_t epoch, step;
+    uint64_t life; /* of the group, as of that step: what had been logged before, and its commit */
 };
-#define MN_CHANGE_UNKNOWN UINT64_MAX
 
 /* The part of a table that this shard holds. A columns table has one plane per tile. A rows table
  * has one plane for all its blocks: they follow one another in position space, so that a fetch over
@@ -60,7 +60,7 @@ struct table {
     uint64_t position_first;         /* rows tables: position of the plane's first row */
     mn_tile *planes;
     uint32_t plane_count;
-    struct tile_mark *marks; /* [tile_count] */
+    struct tile_state *states; /* [tile_count] for saves that write what has changed */
     bool promoted;
     uint64_t reserved_bytes;
     struct read_counter *counters; /* [counter_rows], or NULL (usage.c) */
@@ -152,6 +152,7 @@ struct group {
     mn_call *parked_first, *parked_last;
     uint32_t parked_count;
     uint32_t wake; /* bit per verb whose parked calls are to run again: something changed */
+    uint64_t life; /* of the last commit: struct tile_state */
     uint64_t loaded_digest;       /* of the path that made this map epoch */
     uint64_t dropped[DROPS_KEPT]; /* ids, the newest in place of the oldest; 0: none yet */
     uint32_t drop_count;
@@ -198,6 +199,7 @@ struct mn_shard {
     struct image *image;        /* the one being written, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
     mn_group_info *group_infos; /* [MN_INFO_MAX] */
+    mn_files_info files_info;   /* lent to a reply */
     struct target usage_due;    /* a bag that is to be counted when its answer is on its way: */
     uint64_t usage_due_reads;   /* its reads, in scratch; 0: none */
     bool running;               /* inside handle, abandon or tick: finish() must not come back */
@@ -400,8 +402,8 @@ struct row_list {
 };
 void mn_shard_keep_rows(mn_shard *shard, struct group *group, struct table *table, uint32_t plane,
                         const struct row_list *list);
-/* Their tiles are not what they were before this step (files_part.c). */
-void mn_shard_mark_rows(struct table *table, uint32_t plane, const struct row_list *list,
-                        uint64_t step);
+/* Their tiles are not what they were before the step that is being committed (files_part.c). */
+void mn_shard_mark_rows(const struct group *group, struct table *table, uint32_t plane,
+                        const struct row_list *list);
 
 #endif

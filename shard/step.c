@@ -270,9 +270,12 @@ enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
     status = check_commit(group, step, request, error);
     if (status)
         return status;
+    const uint64_t digest = mn_shard_proposal_digest(&request->proposal, request->factors);
+    const uint64_t life = mn_checksum(&digest, sizeof digest, group->log.history);
     status = mn_shard_log_append(shard, group, request, error);
     if (status)
         return status;
+    group->life = life;
     make_permanent(shard, group, step, request);
     mn_shard_image_cut(shard, group);
     return MN_OK;

@@ -85,9 +85,9 @@ static void place(mn_shard *shard, struct table *table)
     }
 }
 
-static uint64_t marks_bytes(const struct table *table)
+static uint64_t states_bytes(const struct table *table)
 {
-    return (table->tile_count + UINT64_C(1)) * sizeof *table->marks; /* none is no reason to fail */
+    return (table->tile_count + UINT64_C(1)) * sizeof *table->states; /* none is no failure */
 }
 
 enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
@@ -117,11 +117,9 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
         if (!plane_reserve(shard, &table.planes[i]))
             goto fail;
     }
-    table.marks = shard->env.allocate(shard->env.context, marks_bytes(&table));
-    if (!table.marks || mn_shard_usage_init(shard, &table))
+    table.states = shard->env.allocate(shard->env.context, states_bytes(&table));
+    if (!table.states || mn_shard_usage_init(shard, &table))
         goto fail;
-    for (uint32_t i = 0; i < table.tile_count; i++)
-        table.marks[i].changed_step = MN_CHANGE_UNKNOWN;
     table.id = id;
     *out_table = table;
     return MN_OK;
@@ -149,7 +147,7 @@ void mn_shard_table_deinit(mn_shard *shard, struct table *table)
         plane_release(shard, &table->planes[i]);
     shard->env.release(shard->env.context, table->planes,
                        table->plane_count * sizeof *table->planes);
-    shard->env.release(shard->env.context, table->marks, marks_bytes(table));
+    shard->env.release(shard->env.context, table->states, states_bytes(table));
     shard->table_bytes -= table->reserved_bytes;
     memset(table, 0, sizeof *table);
 }
@@ -312,7 +310,8 @@ static enum mn_status create(mn_shard *shard, struct group *group, const mn_requ
     if (shard->next_table <= id)
         shard->next_table = id + 1;
     for (uint32_t i = 0; i < free_place->tile_count; i++)
-        free_place->marks[i].changed_step = group->committed; /* not in any file before */
+        free_place->states[i] =
+            (struct tile_state){group->map_epoch, group->committed, group->life};
     *out_table = free_place;
     return MN_OK;
 }

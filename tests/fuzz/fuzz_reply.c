@@ -22,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (mn_reply_decode(verb, header, count, &arena, &reply, &error))
         return 0;
     FUZZ_CHECK(reply.status == MN_OK && reply.table_count <= MN_INFO_MAX &&
-               reply.group_count <= MN_INFO_MAX);
+               reply.group_count <= MN_INFO_MAX && reply.files_count <= MN_FILES_MAX);
     FUZZ_CHECK(!mn_reply_encode(verb, &reply, header, sizeof header, &count, &error));
     FUZZ_CHECK(!mn_reply_decode(verb, header, count, &arena_again, &again, &error));
     FUZZ_CHECK(

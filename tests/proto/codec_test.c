@@ -27,7 +27,7 @@
 #define REQUEST_SEAL(X)     X(pieces) X(acknowledged) X(proposal) X(norms)
 #define REQUEST_COMMIT(X)   X(proposal) X(factors) X(incarnation_sum)
 #define REQUEST_REDUCE(X)   X(name)
-#define REQUEST_SNAPSHOT(X) X(files) X(path) X(rate)
+#define REQUEST_SNAPSHOT(X) X(files) X(path) X(rate) X(save)
 #define REQUEST_RESTORE(X)  X(ranks) X(files) X(path) X(saved_step)
 #define REQUEST_MOVE(X)     PLACE(X)
 #define REQUEST_MAP(X)
@@ -54,7 +54,7 @@
 #define REPLY_RESTORE(X)  X(ranks) X(bytes) TABLES(X)
 #define REPLY_MOVE(X)
 #define REPLY_MAP(X)    PLACES(X)
-#define REPLY_STATUS(X) PLACES(X)
+#define REPLY_STATUS(X) PLACES(X) X(files) X(files_count)
 
 #define KEEP(member) memcpy(&out->member, &from->member, sizeof out->member);
 #define REQUEST_CASE(name, wire_name, kind)                                                        \
@@ -178,6 +178,7 @@ static void random_request(rng *r, mn_request *out)
     random_name(r, out->path, sizeof out->path);
     out->rate = random_number(r);
     out->saved_step = random_number(r);
+    out->save = random_number(r);
 }
 
 static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
@@ -221,6 +222,18 @@ static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
         info->change_bytes = random_number(r);
         info->change_bytes_max = random_number(r);
         info->parked = (uint32_t)random_number(r);
+    }
+    out->files = arena->files;
+    out->files_count = (uint32_t)rng_below(r, MN_FILES_MAX + 1);
+    for (uint32_t i = 0; i < out->files_count; i++) {
+        mn_files_info *info = &arena->files[i];
+        random_name(r, info->group, sizeof info->group);
+        info->phase = (enum mn_files_phase)rng_below(r, MN_FILES_LOAD + 1);
+        random_name(r, info->path, sizeof info->path);
+        info->step = random_number(r);
+        info->bytes = random_number(r);
+        info->bytes_due = random_number(r);
+        info->elapsed_ms = random_number(r);
     }
 }
 
@@ -281,8 +294,11 @@ static void reply_round_trips(void **state)
                             decoded_reply.table_count * sizeof arena.tables[0]);
         assert_memory_equal(decoded_reply.groups, arena.groups,
                             decoded_reply.group_count * sizeof arena.groups[0]);
+        assert_memory_equal(decoded_reply.files, arena.files,
+                            decoded_reply.files_count * sizeof arena.files[0]);
         expected_reply.tables = decoded_arena.tables;
         expected_reply.groups = decoded_arena.groups;
+        expected_reply.files = decoded_arena.files;
         assert_memory_equal(&decoded_reply, &expected_reply, sizeof decoded_reply);
     }
 }
@@ -332,6 +348,7 @@ static void golden_request(enum mn_verb verb, mn_request *out)
     golden_spec(verb == MN_VERB_CREATE_TABLE ? "n1" : "n27", &out->spec);
     out->ranks = 1017, out->join = MN_JOIN_REPLAY, out->pieces = 1019, out->norms = true;
     out->rate = 1029, out->acknowledged = 1030, out->saved_step = 1031;
+    out->save = 1032;
     golden_proposal(&out->proposal);
     out->durability = MN_DURABILITY_SYNC;
     out->factors[0] = out->factors[1] = 22.5f;
@@ -361,7 +378,10 @@ static void golden_reply(mn_reply *out)
     out->tables = arena.tables, out->groups = arena.groups;
     arena.tables[0] = arena.tables[1] = table;
     arena.groups[0] = arena.groups[1] = group;
-    out->table_count = out->group_count = 2;
+    out->table_count = out->group_count = out->files_count = 2;
+    out->files = arena.files;
+    arena.files[0] = arena.files[1] =
+        (mn_files_info){"n1", MN_FILES_LOAD, "n3", 1004, 1005, 1006, 1007};
 }
 
 static void bytes_equal_googles(void **state)

@@ -108,6 +108,19 @@ static uint32_t files_of(const struct job *job, const char *path, const char *ho
     return count;
 }
 
+/* Tiles whose last change the step is, as their files' names tell. */
+static uint32_t tiles_of(const struct job *job, unsigned step)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; mem_storage_path(job->f.storage, i); i++) {
+        unsigned table, tile, epoch, changed = 0;
+        count += sscanf(mem_storage_path(job->f.storage, i), "snap/%u-%u-%x-%u-", &table, &tile,
+                        &epoch, &changed) == 4 &&
+                 changed == step;
+    }
+    return count;
+}
+
 /* Rows of one block of the rows table. */
 static void block_rows(const struct job *job, uint32_t block, uint64_t *out_indices, uint64_t count)
 {
@@ -127,20 +140,21 @@ static void only_what_changed_is_written(void **state)
     train(&job, &job.rows, indices, 16, true);
     uint64_t all = save(&job, "snap");
     assert_true(all > 16 * DIM * 4 * 2);
-    assert_int_equal(files_of(&job, "snap", "-2.tile"), 3 + BLOCKS);
+    assert_int_equal(tiles_of(&job, 1), 3);
+    assert_int_equal(tiles_of(&job, 2), BLOCKS);
     train(&job, NULL, NULL, 0, false);
     assert_int_equal(save(&job, "snap"), 0); /* of a later step, in the files of the earlier one */
-    assert_int_equal(files_of(&job, "snap", "-2.tile"), 3 + BLOCKS);
+    assert_int_equal(files_of(&job, "snap", ".tile"), 3 + BLOCKS);
     block_rows(&job, 5, indices, 4);
     train(&job, &job.rows, indices, 4, false);
     uint64_t some = save(&job, "snap");
     assert_true(some > 0 && some < all / 4);
-    assert_int_equal(files_of(&job, "snap", "-4.tile"), 1);
-    assert_int_equal(files_of(&job, "snap", "-2.tile"), 3 + BLOCKS - 1); /* the old one is gone */
+    assert_int_equal(tiles_of(&job, 4), 1);
+    assert_int_equal(tiles_of(&job, 2), BLOCKS - 1); /* the old one is gone */
     assert_int_equal(files_of(&job, "snap", "part-"), 0);
     train(&job, &job.columns, indices, 1, false);
     assert_true(save(&job, "snap") > 0); /* a row lies in all tiles of a columns table */
-    assert_int_equal(files_of(&job, "snap", "-5.tile"), 3);
+    assert_int_equal(tiles_of(&job, 5), 3);
     assert_int_equal(files_of(&job, "snap", ".tile"), 3 + BLOCKS);
     fixture_deinit(&job.f);
 }
@@ -205,6 +219,172 @@ static void earlier_saves_are_kept(void **state)
     fixture_deinit(&job.f);
 }
 
+/* ---- A life that was lost: level process, without power */
+
+static const char *log_path(const struct job *job)
+{
+    const char *path = NULL;
+    for (uint32_t i = 0; mem_storage_path(job->f.storage, i); i++) {
+        const char *name = mem_storage_path(job->f.storage, i);
+        if (name[0] == '@' && strstr(name, ".log"))
+            path = name; /* the newest */
+    }
+    return path;
+}
+
+static void train_a_block(struct job *job)
+{
+    uint64_t indices[16], count = 1 + fixture_random(&job->f, 3);
+    bool columns = fixture_random(&job->f, 3) == 0;
+    block_rows(job, (uint32_t)fixture_random(&job->f, BLOCKS), indices, count);
+    train(job, columns ? &job->columns : &job->rows, indices, count,
+          fixture_random(&job->f, 4) == 0);
+}
+
+/* Of `steps` steps the log keeps `kept`; the folder keeps the saves. */
+static void lose(struct job *job, const mn_shard_options *options, uint64_t kept, uint64_t steps)
+{
+    uint64_t bytes = 0, now;
+    for (uint64_t i = 0; i < steps; i++) {
+        if (i == kept)
+            assert_non_null(mem_storage_bytes(job->f.storage, log_path(job), &bytes));
+        train_a_block(job);
+        if (i >= kept)
+            (void)save(job, "snap");
+    }
+    assert_non_null(mem_storage_bytes(job->f.storage, log_path(job), &now));
+    assert_true(bytes && bytes < now);
+    mem_storage_truncate(job->f.storage, log_path(job), bytes);
+    assert_int_equal(fixture_come_back(&job->f, options, NULL), MN_OK);
+    job->step -= steps - kept;
+    assert_int_equal(fixture_committed(&job->f), job->step);
+}
+
+/* Its steps are played again, in another way: what is saved into the folder of its saves is this
+ * life, whole, though epoch and steps are the same. */
+static void a_lost_life_is_not_mixed_in(void **state)
+{
+    static float trained[2 * ROWS * DIM], loaded[2 * ROWS * DIM];
+    const mn_shard_options options = {.durability = MN_DURABILITY_PROCESS};
+    (void)state;
+    for (uint32_t round = 0; round < 40; round++) {
+        struct job job;
+        setup_with(&job, 1, &options);
+        job.f.random += round;
+        lose(&job, &options, 1 + round % 3, 5);
+        job.f.random += 1000; /* another way */
+        for (uint32_t i = 0; i < 2 + round % 4; i++)
+            train_a_block(&job);
+        (void)save(&job, "snap");
+        read_all(&job, trained);
+        load(&job, "snap");
+        read_all(&job, loaded);
+        assert_memory_equal(trained, loaded, sizeof trained);
+        fixture_deinit(&job.f);
+    }
+}
+
+/* Played again in the same way, with the same messages, they are the same steps: nothing is
+ * written. So the test before has tested what it says. */
+static void the_same_life_is_known_again(void **state)
+{
+    const mn_shard_options options = {.durability = MN_DURABILITY_PROCESS};
+    struct job job;
+    (void)state;
+    setup_with(&job, 1, &options);
+    job.f.random = 7;
+    train_a_block(&job);
+    uint64_t random = job.f.random;
+    lose(&job, &options, 0, 3);
+    job.f.random = random;
+    for (uint32_t i = 0; i < 3; i++)
+        train_a_block(&job);
+    assert_int_equal(save(&job, "snap"), 0);
+    fixture_deinit(&job.f);
+}
+
+/* A save of a life that was lost, of a later step than those after it, is kept whole beside them,
+ * until it is one too many. */
+static void a_lost_lifes_saves_are_kept_whole(void **state)
+{
+    static float lost[2 * ROWS * DIM], trained[2 * ROWS * DIM], loaded[2 * ROWS * DIM];
+    const mn_shard_options options = {.durability = MN_DURABILITY_PROCESS, .saves_kept = 2};
+    struct job job;
+    uint64_t log_bytes, bytes = 0;
+    (void)state;
+    setup_with(&job, 1, &options);
+    train_a_block(&job);
+    assert_non_null(mem_storage_bytes(job.f.storage, log_path(&job), &log_bytes));
+    for (uint32_t i = 0; i < 5; i++)
+        train_a_block(&job);
+    (void)save(&job, "snap"); /* of step 6 */
+    read_all(&job, lost);
+    mem_storage_truncate(job.f.storage, log_path(&job), log_bytes);
+    assert_int_equal(fixture_come_back(&job.f, &options, NULL), MN_OK);
+    job.step = 1;
+    job.f.random += 1000;
+    train_a_block(&job);
+    (void)save(&job, "snap"); /* of step 2 */
+    read_all(&job, trained);
+    assert_int_equal(files_of(&job, "snap", "manifest-"), 2);
+    load(&job, "snap");
+    read_all(&job, loaded);
+    assert_memory_equal(trained, loaded, sizeof trained);
+    job.wanted = job.step = 6;
+    load(&job, "snap");
+    read_all(&job, loaded);
+    assert_memory_equal(lost, loaded, sizeof lost);
+    train_a_block(&job);
+    (void)save(&job, "other");
+    job.f.epoch += FIXTURE_RESTORED;
+    assert_int_equal(ask(&job, 0, MN_VERB_RESTORE, MN_FILES_LOAD, "other", &bytes), MN_NOT_FOUND);
+    fixture_deinit(&job.f);
+}
+
+/* ---- Parts */
+
+/* The manifest is made of one save's parts. */
+static void parts_are_of_one_save(void **state)
+{
+    struct job job;
+    uint64_t indices[4] = {1, 2, 3, 4};
+    mn_error error;
+    (void)state;
+    setup(&job, 2);
+    train(&job, &job.rows, indices, 4, true);
+    mn_request request = fixture_request(&job.f, MN_VERB_SNAPSHOT, 0, job.step);
+    request.context.incarnation = 0;
+    (void)snprintf(request.path, sizeof request.path, "snap");
+    static const struct {
+        uint64_t parts[2], manifest;
+        enum mn_status status;
+    } cases[] = {{{7, 7}, 7, MN_OK},   {{7, 7}, 0, MN_OK},   {{7, 8}, 7, MN_STEP},
+                 {{7, 7}, 8, MN_STEP}, {{7, 8}, 0, MN_STEP}, {{0, 0}, 0, MN_OK},
+                 {{0, 0}, 7, MN_STEP}, {{7, 0}, 0, MN_STEP}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (uint32_t phase = 0; phase < 3; phase++) {
+            request.files = phase < 2 ? MN_FILES_WRITE : MN_FILES_MANIFEST;
+            request.save = phase < 2 ? cases[i].parts[phase] : cases[i].manifest;
+            struct answer *answer = fixture_send(&job.f, phase % 2, &request, NULL, 0);
+            fixture_tick(&job.f);
+            assert_true(answer->finished);
+            assert_int_equal(answer->call.reply.status, phase < 2 ? MN_OK : cases[i].status);
+            error = answer->call.reply.error;
+            fixture_free(answer);
+        }
+        if (cases[i].status)
+            assert_string_equal(error.field, "save");
+    }
+    (void)snprintf(request.path, sizeof request.path, "elsewhere"); /* where no part is */
+    request.files = MN_FILES_MANIFEST;
+    struct answer *answer = fixture_send(&job.f, 0, &request, NULL, 0);
+    fixture_tick(&job.f);
+    assert_int_equal(answer->call.reply.status, MN_STEP);
+    assert_string_equal(answer->call.reply.error.field, "save");
+    fixture_free(answer);
+    fixture_deinit(&job.f);
+}
+
 /* A part that names what is not there, or something else, ends in no manifest. */
 static void parts_are_doubted(void **state)
 {
@@ -254,6 +434,10 @@ int main(void)
         cmocka_unit_test(only_what_changed_is_written),
         cmocka_unit_test(any_history_loads_alike),
         cmocka_unit_test(earlier_saves_are_kept),
+        cmocka_unit_test(a_lost_life_is_not_mixed_in),
+        cmocka_unit_test(the_same_life_is_known_again),
+        cmocka_unit_test(a_lost_lifes_saves_are_kept_whole),
+        cmocka_unit_test(parts_are_of_one_save),
         cmocka_unit_test(parts_are_doubted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

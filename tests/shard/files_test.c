@@ -348,7 +348,7 @@ static void test_refusals(void **state)
     assert_int_equal(files_call(&f, 0, MN_VERB_RESTORE, MN_FILES_CHECK, 2, NULL), MN_NOT_FOUND);
     assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2, NULL), MN_OK);
     assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 2, NULL),
-                     MN_NOT_FOUND); /* shard 1 has not written */
+                     MN_STEP); /* shard 1 has not written */
     assert_null(mem_storage_bytes(f.storage, "snap/manifest", &(uint64_t){0}));
     save(&f, 2);
     f.epoch = 1; /* not above */
@@ -550,7 +550,11 @@ static void test_damage(void **state)
     f.epoch = FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK); /* undamaged, it loads */
     f.epoch = 2 * FIXTURE_RESTORED;
-    assert_true(mem_storage_remove(f.storage, "snap/1-2-1-2.tile"));
+    const char *tile = NULL;
+    for (uint32_t i = 0; !tile; i++)
+        if (!strncmp(mem_storage_path(f.storage, i), "snap/1-2-", 9))
+            tile = mem_storage_path(f.storage, i);
+    assert_true(mem_storage_remove(f.storage, tile));
     assert_int_equal(load(&f, &error), MN_NOT_FOUND);
     fixture_deinit(&f);
 }
@@ -579,7 +583,7 @@ static void test_memory_fails(void **state)
     fixture_deinit(&f);
 }
 
-/* ---- Format version 2, as it was first written */
+/* ---- Format version 3, as it was first written */
 
 static void write_golden_group(struct fixture *f)
 {
@@ -601,12 +605,19 @@ static void write_golden_group(struct fixture *f)
 }
 
 enum { GOLDEN_FILES = 2 }; /* no part is left once the manifest stands */
-static const char *const golden_names[GOLDEN_FILES] = {"1-0-1-1.tile", "manifest"};
+enum { GOLDEN_VERSION = 3 };
+
+static const char *golden_name(int version, int i)
+{
+    if (i)
+        return "manifest";
+    return version < 3 ? "1-0-1-1.tile" : "1-0-1-1-232382ba09f0940b.tile";
+}
 
 static void golden_path(int version, int i, char out_path[256])
 {
     (void)snprintf(out_path, 256, "%s/tests/golden/shard-v%d/%s", MN_SOURCE_DIR, version,
-                   golden_names[i]);
+                   golden_name(version, i));
 }
 
 static uint64_t read_golden(int version, int i, uint8_t out_bytes[4096])
@@ -629,27 +640,28 @@ static void test_golden(void **state)
         char name[64];
         uint8_t golden[4096];
         uint64_t count;
-        (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
+        (void)snprintf(name, sizeof name, "snap/%s", golden_name(GOLDEN_VERSION, i));
         const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
-        assert_int_equal(read_golden(2, i, golden), count);
+        assert_non_null(bytes);
+        assert_int_equal(read_golden(GOLDEN_VERSION, i, golden), count);
         assert_memory_equal(bytes, golden, count);
     }
     fixture_deinit(&f);
 }
 
-/* What version 1 wrote, whose tiles are all of the manifest's step, loads. */
-static void test_golden_of_before(void **state)
+/* What a version wrote loads, and is not written again by a save to where it lies. */
+static void golden_loads(int version)
 {
-    (void)state;
     struct fixture f;
+    uint64_t tile_bytes, count;
     fixture_init(&f, 1, NULL);
     for (int i = 0; i < GOLDEN_FILES; i++) {
         mn_storage *storage = mem_storage_interface(f.storage);
         mn_file *file = NULL;
         char name[64];
         uint8_t golden[4096];
-        uint64_t count = read_golden(1, i, golden);
-        (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
+        count = read_golden(version, i, golden);
+        (void)snprintf(name, sizeof name, "snap/%s", golden_name(version, i));
         assert_int_equal(storage->create(storage, name, &file, NULL), MN_OK);
         assert_int_equal(storage->append(file, golden, count, NULL), MN_OK);
         storage->close(file);
@@ -667,7 +679,25 @@ static void test_golden_of_before(void **state)
     assert_int_equal(fixture_fetch(&f, &table, 2, indices, 4, rows), MN_OK);
     for (int i = 0; i < 64; i++)
         assert_true(rows[i] == (i < 48 ? (float)i : 0));
+    char tile[64];
+    (void)snprintf(tile, sizeof tile, "snap/%s", golden_name(version, 0));
+    save(&f, 1);
+    assert_non_null(mem_storage_bytes(f.storage, tile, &tile_bytes));
+    uint32_t tiles = 0;
+    for (uint32_t i = 0; mem_storage_path(f.storage, i); i++)
+        tiles += strstr(mem_storage_path(f.storage, i), ".tile") != NULL;
+    assert_int_equal(tiles, 1);
+    f.epoch += FIXTURE_RESTORED;
+    assert_int_equal(load(&f, NULL), MN_OK);
     fixture_deinit(&f);
+}
+
+/* Version 1: tiles are all of the manifest's step; 2: their files are named by steps alone. */
+static void test_golden_of_before(void **state)
+{
+    (void)state;
+    for (int version = 1; version <= GOLDEN_VERSION; version++)
+        golden_loads(version);
 }
 
 /* Writes the golden files anew: for a new format version only, under a new folder. */
@@ -678,8 +708,8 @@ static int write_golden(void)
     for (int i = 0; i < GOLDEN_FILES; i++) {
         char path[256], name[64];
         uint64_t count;
-        golden_path(2, i, path);
-        (void)snprintf(name, sizeof name, "snap/%s", golden_names[i]);
+        golden_path(GOLDEN_VERSION, i, path);
+        (void)snprintf(name, sizeof name, "snap/%s", golden_name(GOLDEN_VERSION, i));
         const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
         FILE *file = fopen(path, "wb");
         if (!file || fwrite(bytes, 1, count, file) != count || fclose(file))
