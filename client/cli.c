@@ -13,7 +13,7 @@ enum { INFOS_MAX = 64, FETCH_ROWS_MAX = 4096, SHOWN_COLUMNS = 8, LONG_DEADLINE_M
  * ---- */
 
 static void print_group(const cli_flags *flags, uint32_t shard, const mn_group_status *group,
-                        bool first)
+                        const mn_files_status *files, bool first)
 {
     cli_line line;
     cli_line_begin(&line, flags->json, first);
@@ -28,19 +28,24 @@ static void print_group(const cli_flags *flags, uint32_t shard, const mn_group_s
     cli_bytes(&line, "read_bytes_max", 14, group->read_bytes_max);
     cli_bytes(&line, "change_bytes", 12, group->change_bytes);
     cli_bytes(&line, "change_bytes_max", 16, group->change_bytes_max);
+    cli_files_fields(&line, files);
     cli_line_end(&line);
+    cli_files_line(flags, shard, files);
 }
 
 static int ask_shard(const cli_flags *flags, const mn_client_options *options, uint32_t shard,
                      bool *in_out_first)
 {
     mn_group_status groups[INFOS_MAX];
-    uint32_t count = INFOS_MAX;
+    mn_files_status files[MN_FILES_STATUS_MAX] = {{.ended_ms = 1}};
+    uint32_t count = INFOS_MAX, files_count = MN_FILES_STATUS_MAX;
     mn_client *client = NULL;
     mn_error error;
     enum mn_status failed = mn_client_open(options, &client, &error);
     if (!failed)
         failed = mn_shard_status(client, 0, groups, &count, &error);
+    if (!failed)
+        failed = mn_shard_files(client, 0, files, &files_count, &error);
     mn_client_close(client);
     if (failed) {
         static const char only[] = "shard 0: "; /* its place in a list of one */
@@ -51,11 +56,13 @@ static int ask_shard(const cli_flags *flags, const mn_client_options *options, u
         return cli_complain(flags, &whose);
     }
     for (uint32_t i = 0; i < count; i++) {
-        print_group(flags, shard, &groups[i], *in_out_first);
+        print_group(flags, shard, &groups[i], files, *in_out_first);
         *in_out_first = false;
     }
     if (!count && !flags->json)
         (void)printf("shard %u serves no group\n", shard);
+    if (!count)
+        cli_files_alone(flags, shard, files);
     return CLI_OK;
 }
 
@@ -361,41 +368,6 @@ static int fetch(const cli_flags *flags, mn_client *client)
     return fetch_rows(flags, client, rows, count, &error) ? cli_complain(flags, &error) : CLI_OK;
 }
 
-/* ---- Save, load ---- */
-
-static int move_files(const cli_flags *flags, mn_client *client, bool saving)
-{
-    const char *path = flags->words[1];
-    mn_error error;
-    uint64_t step = 0;
-    enum mn_status failed = saving ? mn_save(client, path, flags->bytes_per_second, &step, &error)
-                                   : mn_load(client, path, flags->step, &error);
-    if (failed)
-        return cli_complain(flags, &error);
-    if (!saving)
-        step = mn_client_step(client);
-    if (!flags->json) {
-        (void)printf("%s group %s at step %" PRIu64 " %s %s%s\n", saving ? "saved" : "loaded",
-                     flags->group, step, saving ? "to" : "from", path,
-                     saving ? "" : ": start the trainers again, they go on after its step");
-        return CLI_OK;
-    }
-    (void)printf("{\"%s\":", saving ? "saved" : "loaded");
-    cli_json_text(path);
-    (void)printf(",\"step\":%" PRIu64 "}\n", step);
-    return CLI_OK;
-}
-
-static int save(const cli_flags *flags, mn_client *client)
-{
-    return move_files(flags, client, true);
-}
-
-static int load(const cli_flags *flags, mn_client *client)
-{
-    return move_files(flags, client, false);
-}
-
 /* ---- The program ---- */
 
 static const struct {
@@ -403,30 +375,41 @@ static const struct {
     int (*run)(const cli_flags *flags, mn_client *client); /* NULL: status, with its own clients */
     uint64_t deadline_ms;
 } commands[] = {
-    {"status", NULL, 3000},  {"tables", tables, 10000},        {"describe", describe, 10000},
-    {"fetch", fetch, 10000}, {"save", save, LONG_DEADLINE_MS}, {"load", load, LONG_DEADLINE_MS},
+    {"status", NULL, 3000},
+    {"tables", tables, 10000},
+    {"describe", describe, 10000},
+    {"fetch", fetch, 10000},
+    {"save", cli_save, LONG_DEADLINE_MS},
+    {"load", cli_load, LONG_DEADLINE_MS},
 };
+
+mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_ms)
+{
+    static char bearer[1024];
+    (void)snprintf(bearer, sizeof bearer, "Bearer %s",
+                   flags->authorization ? flags->authorization : "");
+    return (mn_client_options){
+        .target = flags->target,
+        .group = flags->group,
+        .reader = true,
+        .authorization = flags->authorization ? bearer : NULL,
+        .deadline_ms = deadline_ms,
+        .log_level = MN_LOG_SILENT,
+    };
+}
 
 static int run(const cli_flags *flags)
 {
     size_t at = 0;
     if (!strcmp(flags->words[0], "freeze"))
         return cli_freeze(flags);
-    char bearer[1024];
     mn_client *client;
     mn_error error;
     while (strcmp(commands[at].name, flags->words[0]) != 0)
         at++; /* the flags were checked: it is there */
-    (void)snprintf(bearer, sizeof bearer, "Bearer %s",
-                   flags->authorization ? flags->authorization : "");
-    mn_client_options options = {
-        .target = flags->target,
-        .group = flags->group,
-        .reader = true,
-        .authorization = flags->authorization ? bearer : NULL,
-        .deadline_ms = flags->deadline_ms ? flags->deadline_ms : commands[at].deadline_ms,
-        .log_level = MN_LOG_SILENT,
-    };
+    const uint64_t deadline_ms = flags->deadline_ms;
+    const mn_client_options options =
+        cli_client_options(flags, deadline_ms ? deadline_ms : commands[at].deadline_ms);
     if (!commands[at].run)
         return status(flags, &options);
     if (mn_client_open(&options, &client, &error))

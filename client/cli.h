@@ -19,6 +19,12 @@ typedef struct cli_flags {
 int cli_flags_parse(int count, char **arguments, cli_flags *out_flags);
 void cli_help(void);
 
+/* save, load (cli_files.c): the group's, with their progress shown. */
+int cli_save(const cli_flags *flags, mn_client *client);
+int cli_load(const cli_flags *flags, mn_client *client);
+/* Of a reader of the group; its texts are lent until the next call. */
+mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_ms);
+
 /* freeze (cli_freeze.c) serves itself. */
 int cli_freeze(const cli_flags *flags);
 
@@ -37,6 +43,13 @@ void cli_text(cli_line *line, const char *name, int width, const char *value);
 void cli_number(cli_line *line, const char *name, int width, uint64_t value);
 void cli_bytes(cli_line *line, const char *name, int width, uint64_t bytes); /* JSON: exact */
 void cli_line_end(cli_line *line);
+void cli_amount(uint64_t bytes, char out_text[32]); /* "1.5 MiB" */
+
+/* What a shard saves or loads, if that goes on: fields of an object, a line for people, or an
+ * object of its own at a shard without groups. */
+void cli_files_fields(cli_line *line, const mn_files_status *files);
+void cli_files_line(const cli_flags *flags, uint32_t shard, const mn_files_status *files);
+void cli_files_alone(const cli_flags *flags, uint32_t shard, const mn_files_status *files);
 
 void cli_json_text(const char *value); /* quoted and escaped */
 void cli_json_float(float value);      /* null for what JSON has no word for */

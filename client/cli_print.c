@@ -75,19 +75,24 @@ void cli_number(cli_line *line, const char *field, int width, uint64_t value)
     (void)fputs(text, stdout);
 }
 
-void cli_bytes(cli_line *line, const char *field, int width, uint64_t bytes)
+void cli_amount(uint64_t bytes, char out_text[32])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
     double value = (double)bytes;
     size_t unit = 0;
+    for (; value >= 1024 && unit < 5; unit++)
+        value /= 1024;
+    (void)snprintf(out_text, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+}
+
+void cli_bytes(cli_line *line, const char *field, int width, uint64_t bytes)
+{
     char text[32];
     if (line->json) {
         cli_number(line, field, width, bytes);
         return;
     }
-    for (; value >= 1024 && unit < 5; unit++)
-        value /= 1024;
-    (void)snprintf(text, sizeof text, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    cli_amount(bytes, text);
     column(line, field, width, text, true);
 }
 

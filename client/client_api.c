@@ -431,36 +431,6 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
 
 /* ---- Operations ---- */
 
-/* number: a save's rate, a load's step. */
-static enum mn_status files_call(mn_client *client, enum mn_operation_kind kind, const char *path,
-                                 uint64_t number, uint64_t *out_step, mn_error *error)
-{
-    if (strlen(path) >= MN_PATH_BYTES)
-        return mn_fail(error, MN_INVALID, "path", "\"%.100s...\" has more than %d bytes", path,
-                       MN_PATH_BYTES - 1);
-    mn_future *future = mn_future_take(client, kind);
-    if (!future)
-        return too_many(error);
-    memcpy(future->operation.name, path, strlen(path));
-    *(kind == MN_OP_SAVE ? &future->operation.rate : &future->operation.step) = number;
-    enum mn_status status = mn_future_run(future, error);
-    if (!status && out_step)
-        *out_step = future->operation.answered_step;
-    mn_future_release(future);
-    return status;
-}
-
-enum mn_status mn_save(mn_client *client, const char *path, uint64_t bytes_per_second,
-                       uint64_t *out_step, mn_error *error)
-{
-    return files_call(client, MN_OP_SAVE, path, bytes_per_second, out_step, error);
-}
-
-enum mn_status mn_load(mn_client *client, const char *path, uint64_t step, mn_error *error)
-{
-    return files_call(client, MN_OP_LOAD, path, step, NULL, error);
-}
-
 static enum mn_status look(mn_client *client, enum mn_operation_kind kind, uint32_t shard,
                            mn_group_status *groups, mn_table_status *tables, uint32_t *in_out_count,
                            mn_error *error)

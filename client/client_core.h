@@ -52,6 +52,7 @@ typedef struct mn_operation {
     uint32_t shard; /* STATUS, LIST */
     mn_group_status *groups;
     mn_table_status *tables;
+    mn_files_status *files; /* STATUS: or NULL; then in_out_count counts these */
     uint32_t in_out_count;
     uint64_t position, counters; /* USAGE: the first one wanted; how many stand at the shard */
     uint64_t deadline_ns;

@@ -220,6 +220,34 @@ enum mn_status mn_save(mn_client *client, const char *path, uint64_t bytes_per_s
  * names the file that is damaged: a shard that finds none has loaded already, and nobody gets past
  * until a load succeeds. Blocks. */
 enum mn_status mn_load(mn_client *client, const char *path, uint64_t step, mn_error *error);
+/* Likewise, without blocking: the saved step is mn_answered_step, the loaded one mn_client_step. */
+mn_future *mn_save_start(mn_client *client, const char *path, uint64_t bytes_per_second);
+mn_future *mn_load_start(mn_client *client, const char *path, uint64_t step);
+
+/* A save or load of the client's group at one shard: at work, or the last one that went well. */
+typedef struct mn_files_status {
+    char path[MN_PATH_BYTES];
+    bool loads;                /* else it saves */
+    bool tiles;                /* else it reads or writes the manifest */
+    uint64_t step;             /* that is saved or loaded; 0: not known yet */
+    uint64_t bytes, bytes_due; /* done, and in all as far as it can be told; 0: not known yet */
+    uint64_t elapsed_ms;       /* to its end, if it has ended */
+    uint64_t ended_ms;         /* how long ago it ended, at least 1; 0: it goes on */
+} mn_files_status;
+enum { MN_FILES_STATUS_MAX = 2 };
+/* in_out_files: the room, at most MN_FILES_STATUS_MAX are told. Blocks. */
+enum mn_status mn_shard_files(mn_client *client, uint32_t shard, mn_files_status *files,
+                              uint32_t *in_out_files, mn_error *error);
+/* How far the save or load of `path`, begun begun_ms ago, is at all shards together: to be shown
+ * while its future is waited for, by this client or, with a short deadline, another of the group.
+ * `shards` have begun so far: of others nothing is known. Shards that do not answer are left out.
+ * Blocks. */
+typedef struct mn_files_progress {
+    uint32_t shards;
+    uint64_t bytes, bytes_due;
+} mn_files_progress;
+mn_files_progress mn_files_watch(mn_client *client, const char *path, bool loads,
+                                 uint64_t begun_ms);
 
 /* What one shard says of itself, and of the tables it holds. Arrays are the caller's; counts are in
  * and out. Blocks. */

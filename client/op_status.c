@@ -12,11 +12,34 @@ static void fill_unbound(mn_task *task, mn_lane *lane, mn_slot *slot)
     slot->exchange.request.context.incarnation = 0;
 }
 
+static void tell_files(const mn_reply *reply, mn_operation *operation)
+{
+    if (reply->files_count < operation->in_out_count)
+        operation->in_out_count = reply->files_count;
+    for (uint32_t i = 0; i < operation->in_out_count; i++) {
+        const mn_files_info *info = &reply->files[i];
+        operation->files[i] = (mn_files_status){
+            .loads = info->phase == MN_FILES_LOAD || info->phase == MN_FILES_CHECK,
+            .tiles = info->phase == MN_FILES_LOAD || info->phase == MN_FILES_WRITE,
+            .step = info->step,
+            .bytes = info->bytes,
+            .bytes_due = info->bytes_due,
+            .elapsed_ms = info->elapsed_ms,
+            .ended_ms = info->ended_ms,
+        };
+        memcpy(operation->files[i].path, info->path, sizeof info->path);
+    }
+}
+
 static enum mn_status answered_status(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane;
     mn_operation *operation = task->operation;
     const mn_reply *reply = &slot->exchange.reply;
+    if (operation->files) {
+        tell_files(reply, operation);
+        return MN_OK;
+    }
     if (reply->group_count < operation->in_out_count)
         operation->in_out_count = reply->group_count;
     for (uint32_t i = 0; i < operation->in_out_count; i++) {

@@ -45,6 +45,7 @@ static const mn_record_field files_fields[] = {
     {.number = 5, MN_SHAPE_U64, AT(bytes)},
     {.number = 6, MN_SHAPE_U64, AT(bytes_due)},
     {.number = 7, MN_SHAPE_U64, AT(elapsed_ms)},
+    {.number = 8, MN_SHAPE_U64, AT(ended_ms)},
 };
 static const mn_record record_files = MN_RECORD(mn_files_info, files_fields);
 #undef OF

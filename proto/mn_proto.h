@@ -357,14 +357,15 @@ typedef struct mn_group_info {
     uint32_t parked;
 } mn_group_info;
 
-/* A Snapshot or Restore at work. */
+/* A Snapshot or Restore at work, or the last one of tiles that went well. */
 typedef struct mn_files_info {
     char group[MN_NAME_BYTES];
     enum mn_files_phase phase;
     char path[MN_PATH_BYTES];
     uint64_t step;             /* that is saved or loaded; 0: not known yet */
     uint64_t bytes, bytes_due; /* done, and in all as far as it can be told; 0: not yet */
-    uint64_t elapsed_ms;
+    uint64_t elapsed_ms;       /* to its end, if it has ended */
+    uint64_t ended_ms;         /* how long ago it ended, at least 1; 0: it goes on */
 } mn_files_info;
 
 enum { MN_INFO_MAX = 64, MN_FILES_MAX = 2 };

@@ -100,7 +100,7 @@ enum mn_status mn_shard_restore(mn_shard *shard, mn_call *call, mn_error *error)
 
 void mn_shard_job_run(mn_shard *shard); /* the next piece; answers the call after the last */
 void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns);
-uint64_t mn_shard_job_bytes(const struct files_job *job); /* done of bytes_due */
+mn_files_info mn_shard_job_info(const struct files_job *job, uint64_t now_ns);
 bool mn_shard_job_forget(mn_shard *shard, mn_call *call); /* its caller gave up: ends it */
 void mn_shard_job_cancel(mn_shard *shard);                /* the shard goes away */
 

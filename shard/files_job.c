@@ -139,6 +139,31 @@ static void job_end(mn_shard *shard)
     shard->env.release(shard->env.context, job, sizeof *job);
 }
 
+mn_files_info mn_shard_job_info(const struct files_job *job, uint64_t now_ns)
+{
+    const mn_request *request = &job->call->request;
+    mn_files_info info = {
+        .phase = request->files,
+        .step = job->step,
+        .bytes = job->bytes + (job->reader.file ? job->reader.offset : 0),
+        .bytes_due = job->bytes_due,
+        .elapsed_ms = (now_ns - job->begun_ns) / 1000000,
+    };
+    memcpy(info.group, request->context.group, sizeof info.group);
+    memcpy(info.path, request->path, sizeof info.path);
+    return info;
+}
+
+/* Who watches must see the end of the tiles, too: the manifest's is not that. */
+static void remember(mn_shard *shard, const struct files_job *job)
+{
+    const enum mn_files_phase phase = job->call->request.files;
+    if (phase != MN_FILES_WRITE && phase != MN_FILES_LOAD)
+        return;
+    shard->files_last_ns = shard->env.now_ns(shard->env.context);
+    shard->files_last = mn_shard_job_info(job, shard->files_last_ns);
+}
+
 static void job_answer(mn_shard *shard, enum mn_status status, const mn_error *error)
 {
     struct files_job *job = shard->job;
@@ -148,6 +173,8 @@ static void job_answer(mn_shard *shard, enum mn_status status, const mn_error *e
                  "phase=%d step=%" PRIu64 " bytes=%" PRIu64 " status=%s path=%.100s",
                  call->request.files, job->step, job->bytes, mn_status_name(status),
                  call->request.path);
+    if (!status)
+        remember(shard, job);
     job_end(shard);
     mn_shard_answer(shard, call, status, error);
 }
@@ -179,11 +206,6 @@ void mn_shard_job_expire(mn_shard *shard, uint64_t now_ns)
         job_answer(shard, MN_OK, NULL); /* old files may be left */
     else
         job_fail(shard, MN_DEADLINE, "path", "the files were not done in time: nothing changed");
-}
-
-uint64_t mn_shard_job_bytes(const struct files_job *job)
-{
-    return job->bytes + (job->reader.file ? job->reader.offset : 0);
 }
 
 bool mn_shard_job_forget(mn_shard *shard, mn_call *call)

@@ -87,39 +87,38 @@ enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error)
     return MN_OK;
 }
 
-/* Whether a Snapshot or Restore of the group, or of any, is at work. */
-static bool fill_files(mn_shard *shard, const char *name, mn_files_info *out_info)
+/* The Snapshot or Restore that is at work, and the last one, of the group or of any. */
+static uint32_t fill_files(mn_shard *shard, const char *name)
 {
-    const struct files_job *job = shard->job;
-    if (!job || (name[0] && strncmp(name, job->call->request.context.group, MN_NAME_BYTES) != 0))
-        return false;
-    const mn_request *request = &job->call->request;
-    *out_info = (mn_files_info){
-        .phase = request->files,
-        .step = job->step,
-        .bytes = mn_shard_job_bytes(job),
-        .bytes_due = job->bytes_due,
-        .elapsed_ms = (shard->env.now_ns(shard->env.context) - job->begun_ns) / 1000000,
-    };
-    memcpy(out_info->group, request->context.group, sizeof out_info->group);
-    memcpy(out_info->path, request->path, sizeof out_info->path);
-    return true;
+    const uint64_t now_ns = shard->env.now_ns(shard->env.context);
+    mn_files_info *infos = shard->files_infos;
+    uint32_t count = 0;
+    if (shard->job)
+        infos[count++] = mn_shard_job_info(shard->job, now_ns);
+    if (shard->files_last.group[0]) {
+        infos[count] = shard->files_last;
+        infos[count++].ended_ms = (now_ns - shard->files_last_ns) / 1000000 + 1;
+    }
+    uint32_t wanted = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (!name[0] || !strncmp(name, infos[i].group, MN_NAME_BYTES))
+            infos[wanted++] = infos[i];
+    return wanted;
 }
 
 enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const char *name = call->request.context.group;
     uint32_t count = 0;
-    bool files = fill_files(shard, name, &shard->files_info);
     for (uint32_t i = 0; i < shard->options.groups_max; i++) {
         const struct group *group = &shard->groups[i];
         if (group->name[0] && (!name[0] || !strncmp(name, group->name, MN_NAME_BYTES)))
             fill_group(shard, group, &shard->group_infos[count++]);
     }
-    if (name[0] && !count && !files) /* one that is loaded stands when all of it is there */
+    call->reply.files_count = fill_files(shard, name);
+    if (name[0] && !count && !call->reply.files_count) /* a group loaded stands at the end */
         return mn_fail(error, MN_NOT_FOUND, "group", "%s is not at this shard", name);
-    call->reply.files = &shard->files_info;
-    call->reply.files_count = files;
+    call->reply.files = shard->files_infos;
     call->reply.groups = shard->group_infos;
     call->reply.group_count = count;
     return MN_OK;

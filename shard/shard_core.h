@@ -199,10 +199,12 @@ struct mn_shard {
     struct image *image;        /* the one being written, or NULL */
     mn_table_info *table_infos; /* [MN_INFO_MAX], lent to replies */
     mn_group_info *group_infos; /* [MN_INFO_MAX] */
-    mn_files_info files_info;   /* lent to a reply */
-    struct target usage_due;    /* a bag that is to be counted when its answer is on its way: */
-    uint64_t usage_due_reads;   /* its reads, in scratch; 0: none */
-    bool running;               /* inside handle, abandon or tick: finish() must not come back */
+    mn_files_info files_infos[MN_FILES_MAX]; /* lent to a reply */
+    mn_files_info files_last;                /* group "": none has ended well */
+    uint64_t files_last_ns;                  /* when it did */
+    struct target usage_due;  /* a bag that is to be counted when its answer is on its way: */
+    uint64_t usage_due_reads; /* its reads, in scratch; 0: none */
+    bool running;             /* inside handle, abandon or tick: finish() must not come back */
 };
 
 static inline bool planted(const mn_shard *shard, enum mn_plant plant)

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "mn_kernels.h"
 
@@ -14,7 +15,29 @@ static int failed(const mn_error *error, int code)
     return code;
 }
 
-static enum mn_status save(mn_training *training, mn_error *error)
+/* Shown on a terminal meanwhile. */
+static enum mn_status save_shown(mn_training *training, mn_report *report, const char *path,
+                                 uint64_t *out_step, mn_error *error)
+{
+    enum { LOOK_MS = 10, SHOW_NS = 500000000 };
+    const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000};
+    const uint64_t begun_ns = mn_train_now_ns(NULL);
+    uint64_t next_ns = begun_ns + SHOW_NS;
+    mn_future *future = mn_save_start(training->client, path, 0);
+    while (!mn_ready(future)) {
+        (void)nanosleep(&pause, NULL); /* cut short by a signal: no harm */
+        if (!report->terminal || mn_train_now_ns(NULL) < next_ns)
+            continue;
+        const mn_files_progress progress = mn_files_watch(
+            training->client, path, false, (mn_train_now_ns(NULL) - begun_ns) / 1000000);
+        mn_report_saving(report, path, &progress);
+        next_ns = mn_train_now_ns(NULL) + SHOW_NS;
+    }
+    *out_step = mn_answered_step(future);
+    return mn_wait(future, error);
+}
+
+static enum mn_status save(mn_training *training, mn_report *report, mn_error *error)
 {
     const mn_train_options *options = training->options;
     char path[MN_PATH_BYTES];
@@ -25,7 +48,7 @@ static enum mn_status save(mn_training *training, mn_error *error)
     if (options->rank != 0)
         return MN_OK; /* the step stays: others cannot commit without rank 0 */
     uint64_t saved = 0, due = mn_client_step(training->client);
-    enum mn_status status = mn_save(training->client, path, 0, &saved, error);
+    enum mn_status status = save_shown(training, report, path, &saved, error);
     if (!status && saved != due)
         return mn_fail(error, MN_STEP, "save", "%.100s holds step %llu, not %llu: somebody commits",
                        path, (unsigned long long)saved, (unsigned long long)due);
@@ -81,7 +104,7 @@ static enum mn_status train(mn_training *training, mn_report *report, mn_error *
                 return status;
         }
         if (options->save && (last || (options->save_every && step % options->save_every == 0))) {
-            status = save(training, error);
+            status = save(training, report, error);
             if (status)
                 return status;
         }

@@ -213,6 +213,8 @@ void mn_report_close(mn_report *report);
 void mn_report_model(mn_report *report, const mn_training *training);
 void mn_report_step(mn_report *report, const mn_training *training, uint64_t step,
                     const mn_step_result *result);
+void mn_report_saving(const mn_report *report, const char *path,
+                      const mn_files_progress *progress); /* in the line of progress */
 void mn_report_evaluation(mn_report *report, const mn_training *training, uint64_t step,
                           const mn_evaluation *evaluation, const char *ablation);
 /* How training read the rows from the step `since` to `step`, per memory. */

@@ -144,6 +144,14 @@ void mn_report_step(mn_report *report, const mn_training *training, uint64_t ste
         progress_draw(report, training, step);
 }
 
+void mn_report_saving(const mn_report *report, const char *path, const mn_files_progress *progress)
+{
+    if (silent(report) || !report->terminal || !progress->bytes_due)
+        return;
+    fprintf(stderr, "\r\033[Ksaving %.100s: %s of %s bytes ", path, grouped(progress->bytes),
+            grouped(progress->bytes_due));
+}
+
 static const char *part_name(const mn_training *training, enum mn_part part)
 {
     if (!training->data.text)

@@ -5,6 +5,7 @@ usage: cli_test.py SHARD WORKER MNEME
 """
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -112,6 +113,47 @@ class Command(unittest.TestCase):
         self.run_well("load", "cli-test", "--step", str(STEPS))
         self.run_badly(2, "load", "cli-test", "--step", "0")
         self.assertIn("INVALID", self.run_badly(1, "save", "../outside"))
+
+    def start(self, *words, stderr=subprocess.PIPE):
+        return subprocess.Popen([PROGRAMS["mneme"], "--target", self.cluster.target(), "--group",
+                                 "process", *words], stdout=subprocess.PIPE, stderr=stderr,
+                                text=True)
+
+    def test_progress(self):
+        saving = self.start("--json", "save", "slowly", "--rate", "0.02")
+        told = [json.loads(saving.stdout.readline())]
+        self.assertEqual(told[0]["saving"], "slowly")
+        self.assertLess(told[0]["bytes"], told[0]["bytes_due"])
+        for shard in lines(self.run_well("--json", "status")):
+            self.assertEqual((shard["files"], shard["files_path"], shard["files_step"]),
+                             ("save", "slowly", STEPS))
+            self.assertTrue(0 < shard["files_bytes"] < shard["files_bytes_due"])
+        self.assertRegex(self.run_well("status"), r"(?m)^shard 1 saves to slowly, step %d: "
+                         r"[\d.]+ K?i?B of [\d.]+ KiB \(\d+ %%\), \d+ s$" % STEPS)
+        out, err = saving.communicate(timeout=60)
+        told += lines(out)
+        self.assertEqual((saving.returncode, err, told[-1]), (0, "", {"saved": "slowly",
+                                                                     "step": STEPS}))
+        done = [line["bytes"] for line in told[:-1]]
+        self.assertEqual(done, sorted(done))
+        self.assertGreater(done[-1], done[0])
+        self.assertNotIn("files", lines(self.run_well("--json", "status"))[0])
+
+    def test_progress_in_a_log_and_on_a_terminal(self):
+        saving = self.start("save", "log", "--rate", "0.02")
+        out, err = saving.communicate(timeout=60)
+        self.assertEqual((saving.returncode, out.split()[0]), (0, "saved"))
+        self.assertRegex(err, r"^mneme: saving to log: [\d.]+ K?i?B of [\d.]+ KiB \(\d+ %\), "
+                              r"[\d.]+ K?i?B/s, \d+ s left\n")
+        self.assertNotIn("\r", err)
+        ours, theirs = pty.openpty()
+        saving = self.start("save", "terminal", "--rate", "0.02", stderr=theirs)
+        os.close(theirs)
+        drawn = os.read(ours, 4096).decode()
+        self.assertRegex(drawn, r"^\r\[#*\.*\] [\d.]+ K?i?B of [\d.]+ KiB \(\d+ %\)")
+        saving.communicate(timeout=60)
+        self.assertEqual(saving.returncode, 0)
+        os.close(ours)
 
     def test_freeze(self):
         self.run_well("save", "to-freeze")

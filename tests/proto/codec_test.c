@@ -234,6 +234,7 @@ static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
         info->bytes = random_number(r);
         info->bytes_due = random_number(r);
         info->elapsed_ms = random_number(r);
+        info->ended_ms = random_number(r);
     }
 }
 
@@ -381,7 +382,7 @@ static void golden_reply(mn_reply *out)
     out->table_count = out->group_count = out->files_count = 2;
     out->files = arena.files;
     arena.files[0] = arena.files[1] =
-        (mn_files_info){"n1", MN_FILES_LOAD, "n3", 1004, 1005, 1006, 1007};
+        (mn_files_info){"n1", MN_FILES_LOAD, "n3", 1004, 1005, 1006, 1007, 1008};
 }
 
 static void bytes_equal_googles(void **state)

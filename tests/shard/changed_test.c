@@ -219,6 +219,99 @@ static void earlier_saves_are_kept(void **state)
     fixture_deinit(&job.f);
 }
 
+/* ---- How far a save or load is */
+
+/* What the shard says of it; false: nothing. */
+static bool progress_of(struct job *job, const char *group, mn_files_info *out_info)
+{
+    mn_request request = fixture_request(&job->f, MN_VERB_STATUS, 0, 0);
+    request.context.incarnation = request.context.map_epoch = 0;
+    memset(request.context.group, 0, sizeof request.context.group);
+    memcpy(request.context.group, group, strlen(group));
+    struct answer *answer = fixture_send(&job->f, 0, &request, NULL, 0);
+    assert_true(answer->finished);
+    bool told = answer->call.reply.files_count > 0;
+    assert_true(!answer->call.reply.status || !told);
+    if (told)
+        *out_info = answer->files[0];
+    fixture_free(answer);
+    return told;
+}
+
+/* Ticks the shard until the answer is there, a piece at a time; what is told grows, up to what is
+ * due. Returns how often it was told. */
+static uint32_t watch(struct job *job, const mn_request *request, uint64_t *out_bytes)
+{
+    mn_files_info now = {.bytes = 0};
+    uint32_t told = 0;
+    uint64_t before = 0;
+    struct answer *answer = fixture_send(&job->f, 0, request, NULL, 0);
+    for (; !answer->finished; told++) {
+        assert_true(progress_of(job, request->context.group, &now));
+        assert_int_equal(now.phase, request->files);
+        assert_string_equal(now.path, request->path);
+        assert_string_equal(now.group, request->context.group);
+        assert_int_equal(now.ended_ms, 0);
+        assert_true(now.bytes >= before && (!now.bytes_due || now.bytes <= now.bytes_due));
+        before = now.bytes;
+        mem_env *world = &job->f.world;
+        world->now_ns += 5000000;
+        (void)mn_shard_tick(job->f.shards[0], world->now_ns);
+    }
+    assert_int_equal(answer->call.reply.status, MN_OK);
+    assert_true(progress_of(job, request->context.group, &now));
+    assert_int_equal(now.ended_ms, 1);
+    assert_int_equal(now.elapsed_ms, told * 5);
+    assert_int_equal(now.bytes, answer->call.reply.bytes);
+    assert_int_equal(now.bytes_due, now.bytes);
+    job->f.world.now_ns += 7000000;
+    assert_true(progress_of(job, request->context.group, &now));
+    assert_int_equal(now.ended_ms, 8);
+    *out_bytes = now.bytes;
+    fixture_free(answer);
+    return told;
+}
+
+static void status_tells_how_far(void **state)
+{
+    struct job job, after;
+    mn_files_info info;
+    uint64_t indices[16], saved, again, loaded, manifest = 0;
+    (void)state;
+    setup(&job, 1);
+    for (uint64_t i = 0; i < 16; i++)
+        indices[i] = i * 16;
+    train(&job, &job.columns, indices, 16, true);
+    train(&job, &job.rows, indices, 16, false);
+    assert_false(progress_of(&job, "", &info));
+    mn_request request = fixture_request(&job.f, MN_VERB_SNAPSHOT, 0, job.step);
+    request.context.incarnation = 0;
+    request.files = MN_FILES_WRITE;
+    request.rate = 100000;
+    (void)snprintf(request.path, sizeof request.path, "snap");
+    assert_true(watch(&job, &request, &saved) > 8);
+    assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &manifest), MN_OK);
+    assert_true(progress_of(&job, "", &info) && info.phase == MN_FILES_WRITE); /* of the tiles */
+    assert_false(progress_of(&job, "another", &info));
+    train(&job, &job.columns, indices, 1, false);
+    request.files = MN_FILES_WRITE;
+    request.context.step = job.step;
+    (void)watch(&job, &request, &again);
+    assert_true(again > 0 && again < saved); /* the blocks of `rows` stand already */
+    assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &manifest), MN_OK);
+
+    memset(&after, 0, sizeof after);
+    fixture_successor(&after.f, &job.f, 1);
+    request = fixture_request(&after.f, MN_VERB_RESTORE, 0, 0);
+    request.context.incarnation = 0;
+    request.files = MN_FILES_LOAD;
+    (void)snprintf(request.path, sizeof request.path, "snap");
+    assert_true(watch(&after, &request, &loaded) > 0); /* of a group that is not there yet */
+    assert_int_equal(loaded, saved);
+    fixture_deinit(&after.f);
+    fixture_deinit(&job.f);
+}
+
 /* ---- A life that was lost: level process, without power */
 
 static const char *log_path(const struct job *job)
@@ -434,6 +527,7 @@ int main(void)
         cmocka_unit_test(only_what_changed_is_written),
         cmocka_unit_test(any_history_loads_alike),
         cmocka_unit_test(earlier_saves_are_kept),
+        cmocka_unit_test(status_tells_how_far),
         cmocka_unit_test(a_lost_life_is_not_mixed_in),
         cmocka_unit_test(the_same_life_is_known_again),
         cmocka_unit_test(a_lost_lifes_saves_are_kept_whole),

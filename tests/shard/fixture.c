@@ -85,6 +85,8 @@ static void finish(mn_call *call)
     if (call->reply.table_count)
         memcpy(answer->tables, call->reply.tables,
                call->reply.table_count * sizeof *answer->tables);
+    if (call->reply.files_count)
+        memcpy(answer->files, call->reply.files, call->reply.files_count * sizeof *answer->files);
     if (call->reply.group_count)
         memcpy(answer->groups, call->reply.groups,
                call->reply.group_count * sizeof *answer->groups);

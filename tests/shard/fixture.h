@@ -41,6 +41,7 @@ struct answer {
     mn_span reply_span;
     mn_table_info tables[MN_INFO_MAX];
     mn_group_info groups[MN_INFO_MAX];
+    mn_files_info files[MN_FILES_MAX];
 };
 
 void fixture_init(struct fixture *fixture, uint32_t shards, const mn_shard_options *options);
