@@ -1,5 +1,5 @@
-/* mneme save and load, and what is shown of them meanwhile: a bar on a terminal, now and then a line
- * in a log, objects for programs. */
+/* mneme save and load, and what is shown of them meanwhile: a bar on a terminal, now and then a
+ * line in a log, objects for programs. */
 #define _XOPEN_SOURCE 700
 #include "cli.h"
 

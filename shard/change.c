@@ -80,7 +80,10 @@ static void drop_piece(mn_shard *shard, struct group *group, struct step *step,
     step->seals[piece->rank].pieces--;
     step->charged_bytes -= piece->charged_bytes;
     group->change_bytes -= piece->charged_bytes;
-    mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
+    if (piece->wanted)
+        piece->left = true; /* an image of before has still to write it */
+    else
+        mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
 }
 
 /* Pieces of `rank` (all ranks: UINT32_MAX) that an incarnation below `incarnation` staged. */

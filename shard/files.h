@@ -255,23 +255,51 @@ enum mn_status mn_shard_load_check(mn_shard *shard, struct files_job *job, bool 
 
 /* ---- The image of a group's log (image.c, image_base.c): LOG.md */
 
+/* What the base has to write of the open steps as they were at the image's Commit, while they go
+ * on. A piece stays as it is: one whose step goes is left to the base. A reduce that is about to
+ * change, or to go, is packed before. */
+struct base_piece {
+    struct piece *piece;
+    uint64_t step;
+};
+struct base_reduce {
+    struct reduce *reduce; /* NULL: it is packed */
+    struct file_base_reduce head;
+    uint8_t *body;
+};
+struct base {
+    struct group *group;
+    struct file_writer writer;
+    struct base_reduce *reduces; /* [reduce_count] */
+    struct base_piece *pieces;   /* [piece_count] */
+    mn_request commit;           /* the last one */
+    bool commit_put;
+    uint64_t reduce_count, piece_count, next_reduce, next_piece;
+};
+
 struct image {
     struct files_job job; /* writes the tiles, and keeps their rows, as a Snapshot's does */
     mn_call call;         /* the job's own: its path is the log's folder */
-    struct file_writer base, manifest;
+    struct base base;
+    struct file_writer manifest;
     struct file_tile_record *tiles; /* [job.save_count] as they are finished */
     uint32_t tile_count;
     mn_file *syncing;        /* waited for before anything else is written */
     bool whole;              /* it is a tile's, and holds its end */
-    uint64_t unsynced_bytes; /* of the tile being written */
+    uint64_t unsynced_bytes; /* of the tile being written, or the base */
     uint64_t number;         /* of the log's file that began with it */
     uint64_t log_bytes;      /* that it replaces */
     uint64_t bytes;          /* of the base and all tiles, once they stand */
     enum mn_status (*run)(mn_shard *shard, struct image *image, uint64_t now_ns, mn_error *error);
 };
 
-/* Writes the base to `writer`, which stays open: the group as it is now. */
-enum mn_status mn_shard_base_write(mn_shard *shard, struct group *group, const char *path,
-                                   struct file_writer *writer, mn_error *error);
+/* Begins the base at `path`: what the group is now is written or noted. */
+enum mn_status mn_shard_base_begin(mn_shard *shard, struct group *group, const char *path,
+                                   struct base *base, mn_error *error);
+/* Its next part: one reduce, the Commit, or one piece. *out_done: that was the last, and its end is
+ * written. */
+enum mn_status mn_shard_base_next(mn_shard *shard, struct base *base, bool *out_done,
+                                  mn_error *error);
+void mn_shard_base_deinit(mn_shard *shard, struct base *base);
 
 #endif

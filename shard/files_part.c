@@ -187,8 +187,8 @@ enum mn_status mn_shard_part_read(mn_shard *shard, struct files_job *job, uint32
     if (!status)
         status = read_part(shard, job, &reader, part, &cause);
     if (status == MN_NOT_FOUND) /* another save's manifest has stood since, perhaps this one's */
-        status = mn_fail(&cause, MN_STEP, "save", "%.120s is not there: begin again with WRITE",
-                         path);
+        status =
+            mn_fail(&cause, MN_STEP, "save", "%.120s is not there: begin again with WRITE", path);
     mn_shard_reader_close(&reader);
     if (status && error)
         *error = cause;

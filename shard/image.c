@@ -1,7 +1,8 @@
 /* Images: what lets a log be cut (LOG.md). Once a group's log has grown enough, a Commit ends its
- * file; what the group is at that instant goes into a base at once, and its tiles into files of
- * their own, a piece a tick, while commits keep for them what they change (files_keep.c). The image
- * stands when its manifest does; then what is older goes. Trouble ends the image, never the log. */
+ * file; what the group is at that instant goes into a base, and its tiles into files of their own,
+ * a piece a tick, while commits keep for them what they change (files_keep.c, image_base.c). The
+ * image stands when its manifest does; then what is older goes. Trouble ends the image, never the
+ * log. */
 #include "files.h"
 
 #include <stdio.h>
@@ -9,7 +10,7 @@
 enum {
     IMAGE_PIECE_BYTES = 1 << 20, /* written in one tick */
     IMAGE_SYNC_BYTES = 16 << 20, /* written between two syncs: each holds up those of the log */
-    WINDOW_BYTES = 64 << 20,     /* of open steps: with more, a better moment is waited for */
+    WINDOW_BYTES = 64 << 20,     /* of open steps: more is held in memory only if it must be */
     LOG_FILES_MAX = 256,         /* of a group: as many are reason for an image too */
     REMOVED_A_TICK = 4
 };
@@ -41,7 +42,7 @@ static void destroy(mn_shard *shard)
 {
     struct image *image = shard->image;
     const mn_env *env = &shard->env;
-    mn_shard_writer_abort(&image->base);
+    mn_shard_base_deinit(shard, &image->base);
     mn_shard_writer_abort(&image->manifest);
     env->release(env->context, image->tiles, image->job.save_count * sizeof *image->tiles);
     mn_shard_saves_deinit(shard, &image->job);
@@ -133,13 +134,18 @@ static bool has_room(const mn_shard *shard, struct image *image, uint64_t now_ns
 static enum mn_status write_manifest(mn_shard *shard, struct image *image, uint64_t now_ns,
                                      mn_error *error);
 
+static uint64_t piece_bytes(const mn_shard *shard)
+{
+    const uint64_t piece = shard->options.image_bytes_a_second / 16;
+    return piece < IMAGE_PIECE_BYTES ? piece : IMAGE_PIECE_BYTES;
+}
+
 static enum mn_status write_tiles(mn_shard *shard, struct image *image, uint64_t now_ns,
                                   mn_error *error)
 {
     struct files_job *job = &image->job;
     struct tile_transfer *transfer = &job->transfer;
-    const uint64_t piece = shard->options.image_bytes_a_second / 16;
-    const uint64_t until = job->bytes + (piece < IMAGE_PIECE_BYTES ? piece : IMAGE_PIECE_BYTES);
+    const uint64_t until = job->bytes + piece_bytes(shard);
     enum mn_status status = MN_OK;
     if (!has_room(shard, image, now_ns))
         return MN_OK;
@@ -169,6 +175,32 @@ static enum mn_status write_tiles(mn_shard *shard, struct image *image, uint64_t
     return status;
 }
 
+/* ---- The base */
+
+/* Its next piece; it is synced as the tiles are. */
+static enum mn_status put_base(mn_shard *shard, struct image *image, mn_error *error)
+{
+    struct file_writer *writer = &image->base.writer;
+    const uint64_t before = writer->bytes, until = before + piece_bytes(shard);
+    enum mn_status status = MN_OK;
+    bool done = false;
+    while (!status && !done && writer->bytes < until)
+        status = mn_shard_base_next(shard, &image->base, &done, error);
+    image->job.bytes = writer->bytes;
+    image->unsynced_bytes += writer->bytes - before;
+    if (done)
+        image->run = write_tiles;
+    if (!status && (done || image->unsynced_bytes >= IMAGE_SYNC_BYTES))
+        sync_start(shard, image, writer->file);
+    return status;
+}
+
+static enum mn_status write_base(mn_shard *shard, struct image *image, uint64_t now_ns,
+                                 mn_error *error)
+{
+    return has_room(shard, image, now_ns) ? put_base(shard, image, error) : MN_OK;
+}
+
 /* ---- The manifest */
 
 static enum mn_status put_manifest(mn_shard *shard, struct image *image, mn_error *error)
@@ -189,9 +221,9 @@ static enum mn_status put_manifest(mn_shard *shard, struct image *image, mn_erro
         .shard = shard->options.shard,
         .shards = shard->options.shards,
         .tiles = image->tile_count,
-        .bytes = image->base.bytes,
-        .base_bytes = image->base.bytes,
-        .base_checksum = image->base.chain,
+        .bytes = image->base.writer.bytes,
+        .base_bytes = image->base.writer.bytes,
+        .base_checksum = image->base.writer.chain,
     };
     memcpy(head.group, job->group->name, sizeof head.group);
     for (uint32_t i = 0; i < image->tile_count; i++)
@@ -282,7 +314,7 @@ static bool is_due(const mn_shard *shard, const struct group *group)
     if (most < shard->options.log_cut_bytes)
         most = shard->options.log_cut_bytes;
     bool due = log->bytes > most || log->number - log->needed > LOG_FILES_MAX;
-    bool calm = group->change_bytes < WINDOW_BYTES || log->bytes > 2 * most;
+    bool calm = group->change_bytes + group->kept_bytes < WINDOW_BYTES || log->bytes > 2 * most;
     return due && calm && log->level > MN_DURABILITY_NONE && !shard->recovery && !shard->image &&
            shard->env.now_ns(shard->env.context) >= log->image_retry_ns;
 }
@@ -307,11 +339,11 @@ static enum mn_status begin(mn_shard *shard, struct image *image, struct group *
     image->number = group->log.number;
     image->log_bytes = group->log.bytes;
     path_of(shard, image, LOG_BASE, true, path);
-    status = mn_shard_base_write(shard, group, path, &image->base, error);
+    status = mn_shard_base_begin(shard, group, path, &image->base, error);
+    if (!status)
+        status = put_base(shard, image, error);
     if (status)
         return status;
-    job->bytes = image->base.bytes;
-    sync_start(shard, image, image->base.file);
     if (planted(shard, MN_PLANT_IMAGE_EARLY)) {
         group->log.image = job->sequence;
         group->log.needed = image->number;
@@ -329,7 +361,7 @@ void mn_shard_image_cut(mn_shard *shard, struct group *group)
     if (!image)
         return; /* the next commit tries again */
     shard->image = image;
-    image->run = write_tiles;
+    image->run = write_base;
     mn_context *context = &image->call.request.context;
     memcpy(context->group, group->name, sizeof context->group);
     mn_shard_log_folder(shard, image->call.request.path);

@@ -13,6 +13,7 @@ struct reduce {
     char name[MN_NAME_BYTES];
     uint64_t count;
     uint32_t ranks, came;
+    uint32_t wanted;               /* number among those that an image's base has to write; or 0 */
     double *sum;                   /* [count] once all came */
     struct reduce_entry entries[]; /* [ranks] */
 };
@@ -92,8 +93,16 @@ static void give(mn_shard *shard, struct group *group, uint64_t step, void *bloc
     mn_shard_block_give(&shard->pool, block, bytes);
 }
 
+/* An image has it as it was. */
+static void before_change(mn_shard *shard, const struct reduce *reduce)
+{
+    if (reduce->wanted)
+        mn_shard_image_reduce(shard, reduce->wanted);
+}
+
 static void destroy(mn_shard *shard, struct group *group, struct reduce *reduce)
 {
+    before_change(shard, reduce);
     uint64_t step = reduce->step, bytes = reduce->count * sizeof(double);
     for (uint32_t rank = 0; rank < reduce->ranks; rank++)
         give(shard, group, step, reduce->entries[rank].values, bytes);
@@ -183,6 +192,7 @@ static enum mn_status contribute(mn_shard *shard, struct group *group, struct re
             give(shard, group, reduce->step, values, bytes);
         return status;
     }
+    before_change(shard, reduce);
     reduce->came += !entry->came;
     entry->came = true;
     entry->values = values;
@@ -209,6 +219,8 @@ struct reduce *mn_shard_reduce_after(const struct group *group, const struct red
         bucket++;
     return bucket < REDUCE_BUCKETS ? group->reduces[bucket] : NULL;
 }
+
+void mn_shard_reduce_want(struct reduce *reduce, uint32_t place) { reduce->wanted = place; }
 
 struct file_base_reduce mn_shard_reduce_head(const struct reduce *reduce)
 {

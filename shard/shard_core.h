@@ -92,6 +92,8 @@ struct piece {
     bool rows_finite;
     uint64_t charged_bytes;
     uint64_t block_bytes;
+    bool wanted; /* by an image's base, which has not come to it: */
+    bool left;   /* its step is gone, and the base gives it back */
     const uint8_t *indices, *weights, *rows, *states;
 };
 
@@ -355,6 +357,8 @@ struct reduce *mn_shard_reduce_after(const struct group *group, const struct red
 /* Without the checksum of the body, which pack writes. */
 struct file_base_reduce mn_shard_reduce_head(const struct reduce *reduce);
 void mn_shard_reduce_pack(const struct reduce *reduce, uint8_t *out_body);
+/* The reduce is number `place` of those that a base has to write; 0: of none any more. */
+void mn_shard_reduce_want(struct reduce *reduce, uint32_t place);
 /* MN_CORRUPT: no shard has written this; MN_NO_MEMORY. */
 enum mn_status mn_shard_reduce_unpack(mn_shard *shard, struct group *group,
                                       const struct file_base_reduce *head, const uint8_t *body,
@@ -390,6 +394,8 @@ enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error 
 
 /* The group has committed a step: begins an image of it, if the log has grown enough. */
 void mn_shard_image_cut(mn_shard *shard, struct group *group);
+/* A reduce that the image's base wants is about to change, or to go. */
+void mn_shard_image_reduce(mn_shard *shard, uint32_t place);
 /* What the group's image is of is about to go: the image is given up. */
 void mn_shard_image_abort(mn_shard *shard, const struct group *group);
 /* A bounded piece of the image, or of removing what none needs. Returns when it wants to run
