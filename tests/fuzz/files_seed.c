@@ -1,13 +1,14 @@
-/* Writes the seeds of corpus/files: snapshots of small tables by a real shard.
+/* Writes the seeds of corpus/files and corpus/part: snapshots of small tables by a real shard.
  *
- * usage: files_seed FOLDER      (build/dev/tests/fuzz/files_seed tests/fuzz/corpus/files) */
+ * usage: files_seed FILES_FOLDER PART_FOLDER
+ *        (build/dev/tests/fuzz/files_seed tests/fuzz/corpus/files tests/fuzz/corpus/part) */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "files_shard.h"
 
-enum { ROWS = 60, DIM = 20, STORED = 7, SEED_BYTES_MAX = 8192 };
+enum { SEED_BYTES_MAX = 8192 };
 
 static void must(bool holds, const char *what)
 {
@@ -17,93 +18,64 @@ static void must(bool holds, const char *what)
     exit(1);
 }
 
-static void train_one_step(files_shard *files, const mn_table_spec *spec)
+/* The manifest's length, or the part's, the file itself, and what follows it: a tile's file. */
+static uint64_t collect(mem_storage *storage, const char *first, uint8_t seed[SEED_BYTES_MAX])
 {
-    static uint8_t payload[STORED * (4 + 4 * DIM)];
-    mn_reply reply;
-    mn_request request = files_request(MN_VERB_CREATE_TABLE, 1, 0);
-    request.spec = *spec;
-    request.context.incarnation = 0;
-    must(!files_ask(files, &request, &reply), "CreateTable");
-    uint64_t table = reply.table;
-    for (int phase = MN_JOIN_ASSIGN; phase <= MN_JOIN_FENCE; phase++) {
-        request = files_request(MN_VERB_JOIN, 1, 0);
-        request.join = (enum mn_join_phase)phase;
-        request.context.incarnation = phase != MN_JOIN_ASSIGN;
-        must(!files_ask(files, &request, &reply), "Join");
-    }
-    for (uint32_t i = 0; i < STORED; i++)
-        payload[i * 4] = (uint8_t)(i * i);
-    const mn_span span = {payload, sizeof payload};
-    request = files_request(MN_VERB_STORE, 1, 1);
-    request.table = table;
-    request.tile_count = 1;
-    request.count = STORED;
-    request.payload = (mn_payload){&span, 1, span.count};
-    must(!files_ask(files, &request, &reply), "Store");
-    request = files_request(MN_VERB_SEAL, 1, 1);
-    request.pieces = 1;
-    request.proposal = (mn_proposal){.sets = {{.learning_rate = 1}}, .set_count = 1};
-    must(!files_ask(files, &request, &reply), "Seal");
-    request.verb = MN_VERB_COMMIT;
-    request.factors[0] = 1;
-    request.incarnation_sum = 1;
-    must(!files_ask(files, &request, &reply), "Commit");
-    request = files_request(MN_VERB_SNAPSHOT, 1, 1);
-    request.files = MN_FILES_WRITE;
-    must(!files_ask(files, &request, &reply), "Snapshot");
-    request.files = MN_FILES_MANIFEST;
-    must(!files_ask(files, &request, &reply), "the manifest");
-}
-
-static void write_seed(const char *folder, const mn_table_spec *spec)
-{
-    mem_storage *storage = mem_storage_create();
-    files_shard files;
-    must(storage && !files_shard_init(&files, mem_storage_interface(storage)), "a shard");
-    train_one_step(&files, spec);
-    uint8_t seed[SEED_BYTES_MAX];
     uint64_t count = 2;
-    for (int manifest = 1; manifest >= 0; manifest--)
+    for (int turn = 1; turn >= 0; turn--)
         for (uint32_t i = 0; mem_storage_path(storage, i); i++) {
             uint64_t bytes = 0;
             const char *path = mem_storage_path(storage, i);
             const uint8_t *from = mem_storage_bytes(storage, path, &bytes);
-            if (!from || (strstr(path, "manifest") != NULL) != (manifest == 1))
+            if (!from || !strstr(path, turn ? first : ".tile"))
                 continue;
-            must(bytes <= sizeof seed - count, "a small file");
+            must(bytes <= SEED_BYTES_MAX - count, "a small file");
             memcpy(seed + count, from, bytes);
             count += bytes;
-            if (manifest) {
+            if (turn) {
                 seed[0] = (uint8_t)bytes;
                 seed[1] = (uint8_t)(bytes >> 8);
             }
         }
+    return count;
+}
+
+static void write_file(const char *folder, const char *name, const uint8_t *bytes, uint64_t count)
+{
     char path[4096];
-    (void)snprintf(path, sizeof path, "%s/%s", folder, spec->name);
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE *file = fopen(path, "wb");
-    must(file && fwrite(seed, 1, count, file) == count && fclose(file) == 0, path);
+    must(file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0, path);
+}
+
+/* A seed of fuzz_files, and one of fuzz_part, which begins with the table's number. */
+static void write_seeds(const char *files_folder, const char *part_folder, uint32_t which)
+{
+    mem_storage *storage = mem_storage_create();
+    files_shard files;
+    mn_reply reply;
+    uint8_t seed[SEED_BYTES_MAX + 1] = {(uint8_t)which};
+    const mn_table_spec spec = files_spec(which);
+    must(storage && !files_shard_init(&files, mem_storage_interface(storage)), "a shard");
+    files_train(&files, &spec);
+    mn_request request = files_request(MN_VERB_SNAPSHOT, 1, 1);
+    request.files = MN_FILES_WRITE;
+    must(!files_ask(&files, &request, &reply), "Snapshot");
+    write_file(part_folder, spec.name, seed, 1 + collect(storage, "part-", seed + 1));
+    request.files = MN_FILES_MANIFEST;
+    must(!files_ask(&files, &request, &reply), "the manifest");
+    write_file(files_folder, spec.name, seed + 1, collect(storage, "manifest", seed + 1));
     files_shard_deinit(&files);
     mem_storage_destroy(storage);
 }
 
 int main(int argc, char **argv)
 {
-    if (argc != 2) {
-        (void)fprintf(stderr, "usage: %s FOLDER\n", argv[0]);
+    if (argc != 3) {
+        (void)fprintf(stderr, "usage: %s FILES_FOLDER PART_FOLDER\n", argv[0]);
         return 2;
     }
-    mn_table_spec spec = {.rows = ROWS, .dim = DIM, .tiles = 1, .init = mn_init_normal(1)};
-    strcpy(spec.name, "adam-columns");
-    spec.optimizer = mn_adam(0.9f, 0.99f, 1e-8f);
-    write_seed(argv[1], &spec);
-    strcpy(spec.name, "rowwise-rows");
-    spec.split = MN_ROWS;
-    spec.optimizer = mn_rowwise_adagrad(1e-8f);
-    write_seed(argv[1], &spec);
-    strcpy(spec.name, "none-bf16");
-    spec.dtype = MN_BF16;
-    spec.optimizer = mn_optimizer_of(MN_OPTIMIZER_NONE, 0, 0, 0);
-    write_seed(argv[1], &spec);
+    for (uint32_t which = 0; which < FILES_SPECS; which++)
+        write_seeds(argv[1], argv[2], which);
     return 0;
 }

@@ -86,6 +86,57 @@ enum mn_status files_ask(files_shard *files, const mn_request *request, mn_reply
     return one.call.reply.status;
 }
 
+/* ---- A group of one table that has made a step */
+
+enum { ROWS = 60, DIM = 20, STORED = 7 };
+
+mn_table_spec files_spec(uint32_t which)
+{
+    mn_table_spec spec = {.rows = ROWS, .dim = DIM, .tiles = 1, .init = mn_init_normal(1)};
+    static const char *const names[FILES_SPECS] = {"adam-columns", "rowwise-rows", "none-bf16"};
+    strcpy(spec.name, names[which]);
+    spec.optimizer = which == 0   ? mn_adam(0.9f, 0.99f, 1e-8f)
+                     : which == 1 ? mn_rowwise_adagrad(1e-8f)
+                                  : mn_optimizer_of(MN_OPTIMIZER_NONE, 0, 0, 0);
+    spec.split = which > 0 ? MN_ROWS : MN_COLUMNS;
+    spec.dtype = which == 2 ? MN_BF16 : MN_F32;
+    return spec;
+}
+
+void files_train(files_shard *files, const mn_table_spec *spec)
+{
+    static uint8_t payload[STORED * (4 + 4 * DIM)];
+    mn_reply reply;
+    mn_request request = files_request(MN_VERB_CREATE_TABLE, 1, 0);
+    request.spec = *spec;
+    request.context.incarnation = 0;
+    FUZZ_CHECK(!files_ask(files, &request, &reply));
+    uint64_t table = reply.table;
+    for (int phase = MN_JOIN_ASSIGN; phase <= MN_JOIN_FENCE; phase++) {
+        request = files_request(MN_VERB_JOIN, 1, 0);
+        request.join = (enum mn_join_phase)phase;
+        request.context.incarnation = phase != MN_JOIN_ASSIGN;
+        FUZZ_CHECK(!files_ask(files, &request, &reply));
+    }
+    for (uint32_t i = 0; i < STORED; i++)
+        payload[i * 4] = (uint8_t)(i * i);
+    const mn_span span = {payload, sizeof payload};
+    request = files_request(MN_VERB_STORE, 1, 1);
+    request.table = table;
+    request.tile_count = 1;
+    request.count = STORED;
+    request.payload = (mn_payload){&span, 1, span.count};
+    FUZZ_CHECK(!files_ask(files, &request, &reply));
+    request = files_request(MN_VERB_SEAL, 1, 1);
+    request.pieces = 1;
+    request.proposal = (mn_proposal){.sets = {{.learning_rate = 1}}, .set_count = 1};
+    FUZZ_CHECK(!files_ask(files, &request, &reply));
+    request.verb = MN_VERB_COMMIT;
+    request.factors[0] = 1;
+    request.incarnation_sum = 1;
+    FUZZ_CHECK(!files_ask(files, &request, &reply));
+}
+
 /* ---- What a storage holds, and two lives of it */
 
 void files_put(mn_storage *storage, const char *path, const uint8_t *bytes, uint64_t count)

@@ -1,4 +1,4 @@
-/* A shard over memory for fuzz_files.c, fuzz_log.c, fuzz_image.c and what makes their seeds. All
+/* A shard over memory for fuzz_files.c, fuzz_part.c, fuzz_log.c, fuzz_image.c and their seeds. All
  * link no_checksum.c: with every checksum 0, changed bytes get past the checksums to the checks
  * behind them. */
 #ifndef FUZZ_FILES_SHARD_H
@@ -24,6 +24,12 @@ void files_shard_deinit(files_shard *files);
 mn_request files_request(enum mn_verb verb, uint64_t map_epoch, uint64_t step);
 /* Handles the request, ticks until it is answered, and gives its status. */
 enum mn_status files_ask(files_shard *files, const mn_request *request, mn_reply *out_reply);
+
+/* Tables that seeds are made of, and fuzzers expect. */
+enum { FILES_SPECS = 3 };
+mn_table_spec files_spec(uint32_t which);
+/* Makes the group, with this table, and commits step 1 of it, which stores some rows. */
+void files_train(files_shard *files, const mn_table_spec *spec);
 
 void files_put(mn_storage *storage, const char *path, const uint8_t *bytes, uint64_t count);
 /* A shard starts on these files; if it takes them, it is asked, writes on, and starts again: the
