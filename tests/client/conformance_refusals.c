@@ -37,16 +37,28 @@ static void refuse_options(void)
     mn_client_options options = {0};
 #define refuse_open(due, field) refuse(due, field, mn_client_open(&options, &client, &error))
     refuse_open(MN_INVALID, "target");
-    options.target = "nowhere:";
-    refuse_open(MN_INVALID, "target");
-    options.target = "static:localhost";
-    refuse_open(MN_INVALID, "target");
-    options.target = "static:localhost:7700,:1";
-    refuse_open(MN_INVALID, "target");
-    options.target = "static:localhost:77000";
-    refuse_open(MN_INVALID, "target");
-    options.target = "static:";
-    refuse_open(MN_INVALID, "target");
+    static const char *const targets[] = {
+        "",
+        "local",
+        "static",
+        "nowhere:",
+        "static:",
+        "static:,",
+        "static:localhost",
+        "static:localhost:",
+        "static::7700",
+        "static:localhost:0",
+        "static:localhost:77000",
+        "static:localhost:7700x",
+        "static:localhost:7700,",
+        "static:localhost:7700,:1",
+        "static:,localhost:7700",
+        "static:localhost:7700,localhost",
+    };
+    for (size_t i = 0; i < sizeof targets / sizeof *targets; i++) {
+        options.target = targets[i];
+        refuse_open(MN_INVALID, "target");
+    }
     options.target = "local:";
     options.ranks = 2;
     refuse_open(MN_INVALID, "ranks");

@@ -263,10 +263,12 @@ static void cut(const char *file, const char *field)
     (void)snprintf(name, sizeof name, "out/%s", file);
     uint8_t *bytes = case_read_file(case_path(name), &count);
     uint8_t *more = calloc(1, count + 1);
-    const size_t lengths[] = {0, 1, 19, 64, count / 2, count - 1, count - 64, count + 1};
+    const size_t step = count < 4096 ? 1 : count / 7; /* of the manifest, every length */
     memcpy(more, bytes, count);
-    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-        case_write_file(case_path(name), more, lengths[i]);
+    for (size_t length = 0; length <= count + 1; length += length + step < count - 1 ? step : 1) {
+        if (length == count)
+            continue;
+        case_write_file(case_path(name), more, length);
         open_fails(MN_CORRUPT, field, file, false);
         open_fails(MN_CORRUPT, field, file, true);
     }

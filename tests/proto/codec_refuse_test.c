@@ -2,6 +2,8 @@
  * own side may. */
 #include "proto_test.h"
 
+#include <stdio.h>
+
 static wire w, inner, innermost;
 static mn_request request, before;
 static mn_reply reply;
@@ -163,11 +165,14 @@ static void long_replies(void **state)
         enum mn_verb verb;
         uint32_t number;
         const char *field;
-    } cases[] = {{MN_VERB_LIST, 13, "tables"}, {MN_VERB_STATUS, 14, "groups"}};
-    for (int i = 0; i < 2; i++) {
+        int most;
+    } cases[] = {{MN_VERB_LIST, 13, "tables", MN_INFO_MAX},
+                 {MN_VERB_STATUS, 14, "groups", MN_INFO_MAX},
+                 {MN_VERB_STATUS, 16, "files", MN_FILES_MAX}};
+    for (int i = 0; i < 3; i++) {
         mn_error error = {0};
         wire_begin();
-        for (int n = 0; n < MN_INFO_MAX; n++)
+        for (int n = 0; n < cases[i].most; n++)
             wire_bytes(&w, cases[i].number, "", 0);
         assert_int_equal(mn_reply_decode(cases[i].verb, w.bytes, w.count, &arena, &reply, &error),
                          MN_OK);
@@ -175,7 +180,61 @@ static void long_replies(void **state)
         assert_int_equal(mn_reply_decode(cases[i].verb, w.bytes, w.count, &arena, &reply, &error),
                          MN_INVALID);
         assert_string_equal(error.field, cases[i].field);
+        assert_non_null(strstr(error.message, "is more than"));
     }
+    wire_begin();
+    wire_bytes(&w, 6,
+               "\0\0\200?\0\0\200?\0\0\200?\0\0\200?\0\0\200?\0\0\200?\0\0\200?\0\0\200?\0\0\200?",
+               4 * (MN_COMMIT_SETS_MAX + 1));
+    mn_error error = {0};
+    assert_int_equal(mn_reply_decode(MN_VERB_JOIN, w.bytes, w.count, &arena, &reply, &error),
+                     MN_INVALID);
+    assert_string_equal(error.field, "factors");
+}
+
+/* Texts and enums of what a shard tells: one too long, one too far. */
+static void words_of_replies(void **state)
+{
+    (void)state;
+    static const struct {
+        enum mn_verb verb;
+        uint32_t list, inner, number, limit; /* the text's bytes, or the least unknown value */
+        bool text;
+        const char *field;
+    } cases[] = {
+        {MN_VERB_STATUS, 14, 0, 1, MN_NAME_BYTES, true, "name"},
+        {MN_VERB_STATUS, 16, 0, 1, MN_NAME_BYTES, true, "group"},
+        {MN_VERB_STATUS, 16, 0, 3, MN_PATH_BYTES, true, "path"},
+        {MN_VERB_STATUS, 16, 0, 2, MN_FILES_LOAD + 1, false, "phase"},
+        {MN_VERB_LIST, 13, 2, 1, MN_NAME_BYTES, true, "name"},
+        {MN_VERB_LIST, 13, 2, 4, 6, false, "dtype"},
+        {MN_VERB_LIST, 13, 2, 5, 2, false, "split"},
+    };
+    char text[MN_PATH_BYTES];
+    memset(text, 'a', sizeof text);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (uint32_t value = cases[i].limit - 1; value <= cases[i].limit; value++) {
+            mn_error error = {0};
+            char number[16];
+            wire_begin();
+            if (cases[i].text)
+                wire_bytes(&innermost, cases[i].number, text, value);
+            else
+                wire_number(&innermost, cases[i].number, value);
+            if (cases[i].inner)
+                wire_bytes(&inner, cases[i].inner, innermost.bytes, innermost.count);
+            else
+                inner = innermost;
+            wire_bytes(&w, cases[i].list, inner.bytes, inner.count);
+            enum mn_status status =
+                mn_reply_decode(cases[i].verb, w.bytes, w.count, &arena, &reply, &error);
+            assert_int_equal(status, value < cases[i].limit ? MN_OK : MN_INVALID);
+            if (!status)
+                continue;
+            (void)snprintf(number, sizeof number, "%u", value);
+            assert_string_equal(error.field, cases[i].field);
+            assert_non_null(strstr(error.message, number));
+        }
 }
 
 /* Two bytes of message may cost many of memory: the arena ends it. */
@@ -293,6 +352,7 @@ int main(void)
         cmocka_unit_test(long_replies),     cmocka_unit_test(swollen_messages),
         cmocka_unit_test(not_a_message),    cmocka_unit_test(error_details),
         cmocka_unit_test(our_own_mistakes), cmocka_unit_test(small_buffers),
+        cmocka_unit_test(words_of_replies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

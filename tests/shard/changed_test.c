@@ -516,6 +516,16 @@ static void parts_are_doubted(void **state)
                          MN_CORRUPT);
         mem_storage_restore(job.f.storage, part, whole, count);
     }
+    char name[MN_PATH_BYTES];
+    mn_file *file;
+    mn_storage *storage = mem_storage_interface(job.f.storage);
+    (void)snprintf(name, sizeof name, "%s", part);
+    assert_int_equal(storage->create(storage, name, &file, NULL), MN_OK); /* a byte too long */
+    assert_int_equal(storage->append(file, whole, count, NULL), MN_OK);
+    assert_int_equal(storage->append(file, "", 1, NULL), MN_OK);
+    storage->close(file);
+    assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &bytes), MN_CORRUPT);
+    mem_storage_truncate(job.f.storage, name, count);
     mem_storage_truncate(job.f.storage, tile, tile_count - 1);
     assert_int_equal(ask(&job, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, "snap", &bytes), MN_CORRUPT);
     fixture_deinit(&job.f);

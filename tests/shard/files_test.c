@@ -507,6 +507,25 @@ static void test_power_loss(void **state)
     assert_true(outcomes[0] > 20 && outcomes[1] > 10);
 }
 
+/* A byte more than the file has is damage, too. */
+static void longer(struct fixture *f, const char *path, const uint8_t *bytes, uint64_t count)
+{
+    mn_storage *storage = mem_storage_interface(f->storage);
+    mn_error error;
+    for (int more = 1; more >= 0; more--) {
+        mn_file *file;
+        assert_int_equal(storage->create(storage, path, &file, NULL), MN_OK);
+        assert_int_equal(storage->append(file, bytes, count, NULL), MN_OK);
+        if (more)
+            assert_int_equal(storage->append(file, "", 1, NULL), MN_OK);
+        storage->close(file);
+        if (!more)
+            return;
+        assert_int_equal(load(f, &error), MN_CORRUPT);
+        assert_non_null(strstr(error.message, path));
+    }
+}
+
 /* Each byte of each file, turned over: refused by a name, and the group that stands is untouched.
  * A missing or a cut file likewise. */
 static void test_damage(void **state)
@@ -521,9 +540,14 @@ static void test_damage(void **state)
     train(&f, &saved);
     save(&f, 2);
     f.epoch = FIXTURE_RESTORED;
-    for (uint32_t i = 0; mem_storage_path(f.storage, i); i++) {
-        const char *path = mem_storage_path(f.storage, i);
+    static char paths[32][MN_PATH_BYTES];
+    uint32_t files = 0;
+    for (; mem_storage_path(f.storage, files); files++)
+        (void)snprintf(paths[files], MN_PATH_BYTES, "%s", mem_storage_path(f.storage, files));
+    for (uint32_t i = 0; i < files; i++) {
+        const char *path = paths[i];
         uint64_t count;
+        const bool whole = strstr(path, "manifest") != NULL;
         uint8_t *bytes = mem_storage_bytes(f.storage, path, &count);
         for (uint64_t at = 0; at < count; at += at < 400 || at + 100 > count ? 1 : 97) {
             bytes[at] ^= 0x10;
@@ -536,12 +560,14 @@ static void test_damage(void **state)
         uint8_t *copy = malloc(count);
         assert_non_null(copy);
         memcpy(copy, bytes, count);
-        static const uint64_t cuts[] = {0, 1, 50, 130};
-        for (int cut = 0; cut < 4; cut++) {
-            mem_storage_truncate(f.storage, path, cut < 3 ? cuts[cut] : count - 1);
-            assert_int_equal(load(&f, &error), MN_CORRUPT);
+        for (uint64_t cut = 0; cut < count;
+             cut += whole || cut < 400 || cut + 100 > count ? 1 : 61) {
+            mem_storage_truncate(f.storage, path, cut);
+            if (load(&f, &error) != MN_CORRUPT || !strstr(error.message, path))
+                fail_msg("%s of %u bytes: %s", path, (unsigned)cut, error.message);
             mem_storage_restore(f.storage, path, copy, count);
         }
+        longer(&f, path, copy, count);
         free(copy);
     }
     f.epoch = 1;

@@ -35,7 +35,7 @@ static void copy_file(const struct image_case *it, const char *path, struct copy
 {
     const uint8_t *bytes = mem_storage_bytes(it->f.storage, path, &out_copy->count);
     assert_non_null(bytes);
-    assert_true(out_copy->count <= FILE_BYTES_MAX);
+    assert_true(out_copy->count < FILE_BYTES_MAX);
     (void)snprintf(out_copy->path, sizeof out_copy->path, "%s", path);
     memcpy(out_copy->bytes, bytes, out_copy->count);
 }
@@ -51,6 +51,15 @@ static void expect_refused(struct image_case *it, const char *path, const char *
         fail_msg("%s %s at %u: \"%s\" names another file", path, what, (unsigned)at, error.message);
 }
 
+static void put_back(struct image_case *it, const struct copy *copy)
+{
+    mn_file *file;
+    mn_storage *storage = mem_storage_interface(it->f.storage);
+    assert_int_equal(storage->create(storage, copy->path, &file, NULL), MN_OK);
+    assert_int_equal(storage->append(file, copy->bytes, copy->count, NULL), MN_OK);
+    storage->close(file);
+}
+
 static void damage(struct image_case *it, const char *end)
 {
     static struct copy copy;
@@ -61,6 +70,10 @@ static void damage(struct image_case *it, const char *end)
         expect_refused(it, copy.path, "changed", at);
         mem_storage_restore(it->f.storage, copy.path, copy.bytes, copy.count);
     }
+    copy.bytes[copy.count++] = 0;
+    put_back(it, &copy); /* a byte too long */
+    expect_refused(it, copy.path, "longer", copy.count--);
+    put_back(it, &copy);
     for (uint64_t at = 0; at < copy.count; at++) {
         mem_storage_truncate(it->f.storage, copy.path, at);
         expect_refused(it, copy.path, "cut", at);
@@ -107,15 +120,6 @@ static void damage_of_a_whole_table_is_found(void **state)
     assert_memory_equal(values, again, sizeof values);
     assert_memory_equal(values, rows, sizeof rows);
     image_case_end(&it);
-}
-
-static void put_back(struct image_case *it, const struct copy *copy)
-{
-    mn_file *file;
-    mn_storage *storage = mem_storage_interface(it->f.storage);
-    assert_int_equal(storage->create(storage, copy->path, &file, NULL), MN_OK);
-    assert_int_equal(storage->append(file, copy->bytes, copy->count, NULL), MN_OK);
-    storage->close(file);
 }
 
 static void missing_files_are_named(void **state)

@@ -130,8 +130,16 @@ static void cuts_are_found(void **state)
         before = step;
     }
     assert_int_equal(before, STEPS);
-    mem_storage_truncate(script.fixture.storage, path, HEAD_BYTES - 1);
-    assert_int_equal(fixture_come_back(&script.fixture, &logged, NULL), MN_CORRUPT);
+    for (uint64_t cut = 0; cut < HEAD_BYTES; cut++) {
+        mn_error error = {0};
+        char bytes[24];
+        mem_storage_restore(script.fixture.storage, path, log, count);
+        mem_storage_truncate(script.fixture.storage, path, cut);
+        assert_int_equal(fixture_come_back(&script.fixture, &logged, &error), MN_CORRUPT);
+        (void)snprintf(bytes, sizeof bytes, " %u bytes", (unsigned)cut);
+        assert_non_null(strstr(error.message, path));
+        assert_non_null(strstr(error.message, bytes));
+    }
     fixture_deinit(&script.fixture);
 }
 
