@@ -563,6 +563,15 @@ void mn_grpc_server_set_healthy(mn_grpc_server *server,
 void mn_grpc_server_stats_get(mn_grpc_server *server, mn_grpc_server_stats *out_stats);
 void mn_grpc_server_destroy(mn_grpc_server *server);
 
+/* Ends TCP connections of others to this process's `port` beyond connections_max, those last that
+ * stood at the look before; out_count: of those that stay. Returns how many were ended: their
+ * callers hear UNAVAILABLE. One thread; blocks while it looks at each open file. */
+typedef struct mn_connections mn_connections;
+enum mn_status mn_connections_create(const mn_env *env, int port, uint32_t connections_max,
+                                     mn_connections **out_connections, mn_error *error);
+uint32_t mn_connections_trim(mn_connections *connections, uint32_t *out_count);
+void mn_connections_destroy(mn_connections *connections); /* NULL is ignored */
+
 typedef struct mn_grpc_client_options {
     const char *const *addresses; /* [shards] "host:port", copied */
     uint32_t shards;

@@ -12,7 +12,7 @@
 #include <unistd.h>
 #include <uv.h>
 
-enum { EXIT_FAILED = 1, EXIT_FLAGS = 2, LINE_BYTES = 1024 };
+enum { EXIT_FAILED = 1, EXIT_FLAGS = 2, LINE_BYTES = 1024, LOOK_MS = 500 };
 
 typedef struct program {
     mn_server_flags flags;
@@ -22,7 +22,9 @@ typedef struct program {
     mn_grpc_server *server; /* thread-safe where used here */
     uv_loop_t loop;
     uv_signal_t signals[2];
-    uv_timer_t info;
+    uv_timer_t info, look; /* look: for connections that are too many */
+    mn_connections *connections;
+    uint32_t connection_count;
     uv_async_t ended; /* the server's thread is about to end */
     uv_thread_t thread;
     bool stopping;
@@ -125,14 +127,26 @@ static void on_info(uv_timer_t *timer)
     (void)uv_resident_set_memory(&resident); /* 0 where the platform cannot tell */
     (void)snprintf(text, sizeof text,
                    "calls=%llu failures=%llu received_bytes=%llu sent_bytes=%llu held=%llu "
-                   "reply_bytes=%llu resident_bytes=%zu",
+                   "reply_bytes=%llu connections=%u resident_bytes=%zu",
                    (unsigned long long)(now.calls - it->last.calls),
                    (unsigned long long)(now.failures - it->last.failures),
                    (unsigned long long)(now.bytes_received - it->last.bytes_received),
                    (unsigned long long)(now.bytes_sent - it->last.bytes_sent),
-                   (unsigned long long)now.held, (unsigned long long)now.reply_bytes, resident);
+                   (unsigned long long)now.held, (unsigned long long)now.reply_bytes,
+                   it->connection_count, resident);
     log_line(it, "info", text);
     it->last = now;
+}
+
+static void on_look(uv_timer_t *timer)
+{
+    program *it = timer->data;
+    char text[96];
+    uint32_t cut = mn_connections_trim(it->connections, &it->connection_count);
+    if (!cut)
+        return;
+    (void)snprintf(text, sizeof text, "connections_max=%u cut=%u", it->flags.connections_max, cut);
+    it->env.log(it->env.context, 2, "connections_cut", text);
 }
 
 static void on_ended(uv_async_t *handle)
@@ -141,6 +155,7 @@ static void on_ended(uv_async_t *handle)
     for (int i = 0; i < 2; i++)
         uv_close((uv_handle_t *)&it->signals[i], NULL);
     uv_close((uv_handle_t *)&it->info, NULL);
+    uv_close((uv_handle_t *)&it->look, NULL);
     uv_close((uv_handle_t *)&it->ended, NULL);
 }
 
@@ -151,7 +166,10 @@ static int start_loop(program *it)
     int failed = uv_loop_init(&it->loop);
     failed = failed ? failed : uv_async_init(&it->loop, &it->ended, on_ended);
     failed = failed ? failed : uv_timer_init(&it->loop, &it->info);
-    it->ended.data = it->info.data = it;
+    failed = failed ? failed : uv_timer_init(&it->loop, &it->look);
+    it->ended.data = it->info.data = it->look.data = it;
+    if (!failed)
+        failed = uv_timer_start(&it->look, on_look, LOOK_MS, LOOK_MS);
     if (!failed && it->flags.info_seconds)
         failed = uv_timer_start(&it->info, on_info, it->flags.info_seconds * UINT64_C(1000),
                                 it->flags.info_seconds * UINT64_C(1000));
@@ -217,6 +235,9 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
                                      .core = it,
                                      .env = &it->env};
     status = mn_grpc_server_create(&server, &it->server, out_port, error);
+    if (!status)
+        status = mn_connections_create(&it->env, *out_port, flags->connections_max,
+                                       &it->connections, error);
     it->recovering = !status && mn_shard_state(it->shard, NULL) != MN_OK;
     if (it->recovering)
         mn_grpc_server_set_healthy(it->server, false);
@@ -225,6 +246,7 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
 
 static void close_server(program *it)
 {
+    mn_connections_destroy(it->connections);
     mn_grpc_server_destroy(it->server);
     mn_shard_destroy(it->shard);
     if (it->storage)

@@ -43,6 +43,8 @@ static const char usage[] =
     "  --tables-max COUNT     tables of a group, at most 64                 [64]\n"
     "  --calls-max COUNT      reads held at once, waiting ones included,\n"
     "                         and as many changes and other calls           [4096]\n"
+    "  --connections-max COUNT  connections; others are cut off within a second,\n"
+    "                         whose callers hear UNAVAILABLE                [4096]\n"
     "\n"
     "running it:\n"
     "  --port-file FILE       write the port served on to FILE once it is open\n"
@@ -74,6 +76,7 @@ enum flag {
     FLAG_GROUPS_MAX,
     FLAG_TABLES_MAX,
     FLAG_CALLS_MAX,
+    FLAG_CONNECTIONS_MAX,
     FLAG_PORT_FILE,
     FLAG_INFO_SECONDS,
     FLAG_LOG_LEVEL,
@@ -101,6 +104,7 @@ static const struct option options[] = {
     {"groups-max", required_argument, NULL, FLAG_GROUPS_MAX},
     {"tables-max", required_argument, NULL, FLAG_TABLES_MAX},
     {"calls-max", required_argument, NULL, FLAG_CALLS_MAX},
+    {"connections-max", required_argument, NULL, FLAG_CONNECTIONS_MAX},
     {"port-file", required_argument, NULL, FLAG_PORT_FILE},
     {"info-seconds", required_argument, NULL, FLAG_INFO_SECONDS},
     {"log-level", required_argument, NULL, FLAG_LOG_LEVEL},
@@ -225,6 +229,8 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
                            error);
     case FLAG_CALLS_MAX:
         return parse_count("--calls-max", text, 1, 1000000, &flags->calls_max, error);
+    case FLAG_CONNECTIONS_MAX:
+        return parse_count("--connections-max", text, 1, 1000000, &flags->connections_max, error);
     case FLAG_PORT_FILE:
         return parse_text("--port-file", text, &flags->port_file, error);
     case FLAG_INFO_SECONDS:
@@ -249,6 +255,7 @@ enum mn_status mn_server_flags_parse(int count, char **arguments, mn_server_flag
     mn_server_flags flags = {.listen = "0.0.0.0:7700",
                              .shards = 1,
                              .calls_max = 4096,
+                             .connections_max = 4096,
                              .groups_max = 16,
                              .saves_kept = 1,
                              .tables_max = MN_COMMIT_TABLES_MAX,
@@ -292,13 +299,14 @@ void mn_server_flags_text(const mn_server_flags *flags, char *out_text, size_t b
         "version=%s listen=%s shard=%u shards=%u data=%s durability=%s log_cut_bytes=%llu "
         "image_rate=%llu token=%s read_budget=%llu "
         "change_budget=%llu reply_budget=%llu usage_budget=%llu table_budget=%llu "
-        "receive_budget=%llu groups_max=%u tables_max=%u calls_max=%u info_seconds=%u",
+        "receive_budget=%llu groups_max=%u tables_max=%u calls_max=%u connections_max=%u "
+        "info_seconds=%u",
         MN_VERSION, flags->listen, flags->shard, flags->shards, flags->data ? flags->data : "none",
         mn_durability_name(flags->durability), (unsigned long long)flags->log_cut_bytes,
         (unsigned long long)flags->image_bytes_a_second, flags->token ? "given" : "none",
         (unsigned long long)flags->read_bytes_max, (unsigned long long)flags->change_bytes_max,
         (unsigned long long)flags->reply_bytes_max, (unsigned long long)flags->usage_bytes_max,
         (unsigned long long)flags->table_bytes_max, (unsigned long long)flags->receive_bytes_max,
-        flags->groups_max, flags->tables_max, flags->calls_max,
+        flags->groups_max, flags->tables_max, flags->calls_max, flags->connections_max,
         flags->info_seconds); /* cut when too long */
 }

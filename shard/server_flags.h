@@ -13,7 +13,7 @@ typedef struct mn_server_flags {
     const char *port_file; /* NULL: none */
     const char *token;     /* NULL: everybody is admitted */
     uint32_t shard, shards;
-    uint32_t calls_max, groups_max, tables_max, saves_kept;
+    uint32_t calls_max, connections_max, groups_max, tables_max, saves_kept;
     uint32_t info_seconds; /* between info lines; 0: none */
     uint64_t read_bytes_max, change_bytes_max, reply_bytes_max, usage_bytes_max;
     uint64_t table_bytes_max, receive_bytes_max;

@@ -28,11 +28,13 @@ BUDGETS = {"--read-budget": 4, "--change-budget": 32, "--reply-budget": 16, "--u
 OWN_MIB = 160
 BOUND_MIB = sum(BUDGETS.values()) + OWN_MIB
 ROWS, DIM = 1000, 256
+CONNECTIONS_MAX = 100
 
 
 def flags(**more):
     words = [word for flag, mib in BUDGETS.items() for word in (flag, f"{mib}MiB")]
-    return words + ["--groups-max", "4", "--tables-max", "3", "--calls-max", "32"]
+    return words + ["--groups-max", "4", "--tables-max", "3", "--calls-max", "32",
+                    "--connections-max", str(CONNECTIONS_MAX)]
 
 
 def u32(*values):
@@ -259,18 +261,53 @@ class Hostile(unittest.TestCase):
         self.assertIn("0", caught.exception.detail.message)  # the rank that it waited for
 
     def test_connections(self):
-        """Hundreds of connections: silent, half-open, and of other protocols."""
+        """Hundreds of connections, silent, half-open, and of other protocols: within a second no
+        more stand than --connections-max, and those that stood before are among them."""
         host, port = self.shard.address.split(":")
         preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-        sockets = []
-        for i in range(600):
+
+        def connect(says):
             s = socket.create_connection((host, int(port)))
-            s.sendall((b"", preface, preface + b"\0\0\1", b"GET / HTTP/1.0\r\n")[i % 4])
-            sockets.append(s)
+            s.sendall(says)
+            return s
+
+        def stand():
+            found = 0
+            for table in ("tcp", "tcp6"):
+                with open(f"/proc/{self.shard.process.pid}/net/{table}", encoding="ascii") as lines:
+                    rows = [line.split() for line in list(lines)[1:]]
+                found += sum(row[1].endswith(f":{int(port):04X}") and row[3] == "01" for row in rows)
+            return found
+
+        def is_over(s):
+            s.settimeout(0.1)
+            try:
+                while s.recv(4096):
+                    pass
+                return True
+            except socket.timeout:
+                return False
+            except ConnectionError:
+                return True
+
+        early = connect(preface)
+        time.sleep(1.2)
+        sockets = [connect((b"", preface, preface + b"\0\0\1", b"GET / HTTP/1.0\r\n")[i % 4])
+                   for i in range(600)]
         self.serves()
-        for s in sockets:
+        time.sleep(1.2)
+        self.assertLessEqual(stand(), CONNECTIONS_MAX)
+        self.assertGreater(stand(), CONNECTIONS_MAX // 2)
+        self.assertFalse(is_over(early))
+        self.assertGreater(sum(is_over(s) for s in sockets), 600 - CONNECTIONS_MAX - 1)
+        self.serves()
+        for s in sockets + [early]:
             s.close()
         self.serves()
+        time.sleep(1.2)
+        late = Caller(self.shard.address, group="good")
+        self.assertEqual(tell(lambda: late.call("Map")), ("OK", ""))
+        late.channel.close()
 
 
 if __name__ == "__main__":
