@@ -335,6 +335,52 @@ static void test_limits(void **state)
     fixture_deinit(&world->f);
 }
 
+/* What no option raises. One more than the maximum is INVALID, and says both. */
+static void test_maxima(void **state)
+{
+    (void)state;
+    static const struct {
+        enum mn_verb verb;
+        uint32_t ranks;
+        uint64_t bytes;
+        const char *group, *field, *says;
+    } cases[] = {
+        {MN_VERB_JOIN, MN_RANKS_MAX + 1, 0, "new", "ranks", "1025 is not between 1 and 1024"},
+        {MN_VERB_JOIN, 0, 0, "new", "rank", "0 is not below ranks (0)"},
+        {MN_VERB_CREATE_TABLE, MN_RANKS_MAX + 1, 0, "new", "ranks", "1025 is not between"},
+        {MN_VERB_CREATE_TABLE, 0, 0, "new", "ranks", "0 is not between 1 and 1024"},
+        {MN_VERB_RESTORE, MN_RANKS_MAX + 1, 0, "new", "ranks", "1025 is more than 1024"},
+        {MN_VERB_REDUCE, 2, 8 * (MN_REDUCE_VALUES_MAX + 1), "g", "payload",
+         "524296 bytes are not 1 to 65536 f64"},
+        {MN_VERB_REDUCE, 2, 0, "g", "payload", "0 bytes are not 1 to 65536"},
+        {MN_VERB_REDUCE, 2, 15, "g", "payload", "15 bytes are not"},
+    };
+    static uint8_t payload[8 * (MN_REDUCE_VALUES_MAX + 1)];
+    struct world own, *world = &own;
+    setup(world, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mn_error error = {0};
+        mn_request request = fixture_request(&world->f, cases[i].verb, 0, 1);
+        memcpy(request.context.group, cases[i].group, strlen(cases[i].group) + 1);
+        if (cases[i].verb != MN_VERB_REDUCE)
+            request.context.incarnation = request.context.map_epoch = 0;
+        if (cases[i].verb == MN_VERB_RESTORE)
+            request.context.map_epoch = FIXTURE_RESTORED;
+        request.files = MN_FILES_LOAD;
+        memcpy(request.path, "snap", 5);
+        memcpy(request.name, "sum", 4);
+        request.ranks = cases[i].ranks;
+        request.spec = world->columns.spec;
+        enum mn_status status =
+            fixture_ask(&world->f, 0, &request, payload, cases[i].bytes, &error);
+        if (status != MN_INVALID || strcmp(error.field, cases[i].field) ||
+            !strstr(error.message, cases[i].says))
+            fail_msg("case %u: %s: %s: %s", (unsigned)i, mn_status_name(status), error.field,
+                     error.message);
+    }
+    fixture_deinit(&world->f);
+}
+
 static bool broken_line;
 static void look_for_line_ends(void *context, int level, const char *event, const char *key_values)
 {
@@ -397,13 +443,10 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reads),
-        cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_repeats),
-        cmocka_unit_test(test_finite),
-        cmocka_unit_test(test_create_and_drop),
-        cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_log_stays_one_line),
+        cmocka_unit_test(test_reads),           cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_repeats),         cmocka_unit_test(test_finite),
+        cmocka_unit_test(test_create_and_drop), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_maxima),          cmocka_unit_test(test_log_stays_one_line),
         cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
