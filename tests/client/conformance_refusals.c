@@ -224,6 +224,10 @@ static void refuse_operations(mn_client *client)
     refuse(MN_INVALID, "path", mn_save(client, "", 0, NULL, &error));
     refuse(MN_INVALID, "path", mn_save(client, "../elsewhere", 0, NULL, &error));
     refuse(MN_NOT_FOUND, "path", mn_load(client, "never-saved", 0, &error));
+    refuse_wait(MN_INVALID, "path", mn_save_start(client, path, 0));
+    refuse_wait(MN_NOT_FOUND, "path", mn_load_start(client, "never-saved", 0));
+    mn_files_status files[MN_FILES_STATUS_MAX];
+    refuse(MN_INVALID, "shard", mn_shard_files(client, 77, files, &count, &error));
 }
 
 void refusals(void **state)

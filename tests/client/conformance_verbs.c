@@ -270,6 +270,17 @@ void two_ranks_are_one(void **state)
 
 /* ---- Files ---- */
 
+/* What has ended is told as done at all shards; what ended before, or lies elsewhere, is not. */
+static void watch_ended(mn_client *client, const char *path, bool loads, uint32_t shards)
+{
+    const mn_files_progress all = mn_files_watch(client, path, loads, 600000);
+    assert_int_equal(all.shards, shards);
+    assert_true(all.bytes > 0 && all.bytes == all.bytes_due);
+    assert_int_equal(mn_files_watch(client, path, loads, 0).shards, 0);
+    assert_int_equal(mn_files_watch(client, path, !loads, 600000).shards, 0);
+    assert_int_equal(mn_files_watch(client, "runs/b", loads, 600000).shards, 0);
+}
+
 /* Saved on one number of shards, loaded on another: training goes on with the same bits. */
 void saved_and_loaded(void **state)
 {
@@ -283,7 +294,12 @@ void saved_and_loaded(void **state)
     mn_table *table = open_table(client);
     train_step(client, table, 1);
     train_step(client, table, 2);
-    must(mn_save(client, "runs/a", 0, NULL, &error));
+    mn_future *saving = mn_save_start(client, "runs/a", 0);
+    while (!mn_ready(saving))
+        assert_true(mn_files_watch(client, "runs/a", false, 600000).shards <= 3);
+    assert_int_equal(mn_answered_step(saving), 2);
+    must(mn_wait(saving, &error));
+    watch_ended(client, "runs/a", false, 3);
     train_step(client, table, 3);
     fetch_all(table, 4, straight);
     assert_int_equal(mn_load(client, "runs/a", 3, &error), MN_NOT_FOUND);
@@ -301,7 +317,8 @@ void saved_and_loaded(void **state)
         char folder[sizeof other.folder];
         service_start(&other, (struct service_kind){processes, shards}, &three);
         client = service_open(&other, "files", 0, 1);
-        must(mn_load(client, "runs/a", 0, &error));
+        must(mn_wait(mn_load_start(client, "runs/a", 0), &error));
+        watch_ended(client, "runs/a", true, shards);
         must(mn_table_find(client, "values", &table, &error));
         memset(resumed, 0, sizeof resumed);
         train_step(client, table, 3);
