@@ -520,10 +520,12 @@ uint64_t ISA(store)(mn_tile *tile, const uint64_t *offsets, uint64_t n, enum mn_
         row_count(tile, offset);
         convert_row((const char *)rows + i * stride_bytes, dtype, tile->columns, tile->dtype,
                     row_values(tile, offset));
+        if (!state_bytes)
+            continue; /* there is no array of states */
         char *to = (char *)tile->state + offset * state_bytes;
-        if (state_bytes && state)
+        if (state)
             memcpy(to, (const char *)state + i * state_stride_bytes, state_bytes);
-        else if (state_bytes)
+        else
             mn_state_init(&tile->optimizer, tile->columns, to);
     }
     return first_written;
