@@ -4,7 +4,7 @@
  * tiling of the keys). Heads are packed first, so that every product reads consecutive columns. */
 #include <math.h>
 
-#include "nn.h"
+#include "nn_cpu.h"
 #include "nn_math.h"
 
 enum { LANES = 16, BLOCK = 32 };
@@ -315,7 +315,7 @@ MN_CLONES static void head_backward(const head_buffers *head, const head_saved *
 
 static uint32_t sequence_length(const mn_attention *attention, uint32_t sequence)
 {
-    return attention->lengths ? attention->lengths[sequence] : attention->length;
+    return attention->batch.starts[sequence + 1] - attention->batch.starts[sequence];
 }
 
 void mn_attention_forward(const mn_attention *attention, const mn_real *qkv, mn_real *out_log_sums,
@@ -323,7 +323,7 @@ void mn_attention_forward(const mn_attention *attention, const mn_real *qkv, mn_
 {
     uint64_t token = 0, width = attention->width;
     uint32_t heads = attention->heads, dim = attention->width / heads;
-    for (uint32_t sequence = 0; sequence < attention->sequences; sequence++) {
+    for (uint32_t sequence = 0; sequence < attention->batch.sequences; sequence++) {
         head_buffers head = head_buffers_in(scratch, dim, sequence_length(attention, sequence));
         for (uint32_t h = 0; h < heads; h++)
             head_forward(&head, qkv + token * 3 * width + h * dim, attention->width, heads,
@@ -337,7 +337,7 @@ void mn_attention_backward(const mn_attention *attention, const mn_attention_sav
 {
     uint64_t token = 0, width = attention->width;
     uint32_t heads = attention->heads, dim = attention->width / heads;
-    for (uint32_t sequence = 0; sequence < attention->sequences; sequence++) {
+    for (uint32_t sequence = 0; sequence < attention->batch.sequences; sequence++) {
         head_buffers head = head_buffers_in(scratch, dim, sequence_length(attention, sequence));
         for (uint32_t h = 0; h < heads; h++) {
             uint64_t column = h * dim;

@@ -2,10 +2,6 @@
  * arXiv 2412.09764). */
 #include "memory_layer.h"
 
-#include <string.h>
-
-#include "nn.h"
-
 const mn_layer_offsets *mn_memory_offsets(const mn_model *model, uint32_t memory)
 {
     return &model->layers[model->options.placements[memory].layer - 1];
@@ -60,38 +56,33 @@ static const mn_real *keys_of(const mn_run *run, uint32_t memory)
                : run->parameters + mn_memory_offsets(run->model, memory)->keys;
 }
 
-static void scale(uint64_t n, mn_real factor, mn_real *x)
-{
-    if (factor != 1)
-        for (uint64_t i = 0; i < n; i++)
-            x[i] *= factor;
-}
-
 /* Scores to weights, in place. */
 static void gate_forward(const mn_run *run, mn_real *scores)
 {
     const mn_memory_options *options = options_of(run);
+    const mn_nn *nn = run->workspace->nn;
     uint64_t groups = run->tokens * options->heads;
-    scale(groups * options->knn, 1 / (mn_real)options->temperature, scores);
+    nn->scale(nn, groups * options->knn, 1 / (mn_real)options->temperature, scores);
     if (options->gate == MN_GATE_SOFTMAX)
-        mn_nn_softmax(scores, groups, options->knn);
+        nn->softmax(nn, scores, groups, options->knn);
     else
-        mn_nn_relu(groups * options->knn, scores);
+        nn->relu(nn, groups * options->knn, scores);
 }
 
 static mn_real *gate_backward(const mn_run *run, const mn_memory_saved *saved)
 {
     const mn_memory_options *options = options_of(run);
+    const mn_nn *nn = run->workspace->nn;
     mn_workspace *ws = run->workspace;
     uint64_t groups = run->tokens * options->heads, n = groups * options->knn;
     mn_real *d_scores = ws->d_weights;
     if (options->gate == MN_GATE_SOFTMAX) {
         d_scores = ws->d_scores;
-        mn_nn_softmax_grad(saved->weights, ws->d_weights, groups, options->knn, d_scores);
+        nn->softmax_grad(nn, saved->weights, ws->d_weights, groups, options->knn, d_scores);
     } else {
-        mn_nn_relu_grad(n, saved->weights, d_scores);
+        nn->relu_grad(nn, n, saved->weights, d_scores);
     }
-    scale(n, 1 / (mn_real)options->temperature, d_scores);
+    nn->scale(nn, n, 1 / (mn_real)options->temperature, d_scores);
     return d_scores;
 }
 
@@ -99,6 +90,7 @@ enum mn_status mn_memory_forward_start(const mn_run *run, uint32_t memory, const
 {
     const mn_memory_options *options = options_of(run);
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
+    const mn_nn *nn = run->workspace->nn;
     mn_workspace *ws = run->workspace;
     mn_memory_saved *saved = &ws->memories[memory];
     enum mn_status status = mn_query_forward(run, memory, input);
@@ -106,12 +98,12 @@ enum mn_status mn_memory_forward_start(const mn_run *run, uint32_t memory, const
         return status;
     if (options->query_norm == MN_QUERY_RMS) {
         mn_rms rms = key_rms(run);
-        mn_nn_rms(&rms, run->parameters + offsets->keys, NULL, saved->key_inverse, saved->keys);
+        nn->rms(nn, &rms, run->parameters + offsets->keys, NULL, saved->key_inverse, saved->keys);
     }
     mn_search search = search_of(run);
     mn_run_lap(run, &ws->phases.dense_ns);
-    status = mn_nn_search(&search, saved->query, keys_of(run, memory), saved->rows, saved->weights,
-                          ws->scratch, run->error);
+    status = nn->search(nn, &search, saved->query, keys_of(run, memory), saved->rows,
+                        saved->weights, ws->scratch, run->error);
     mn_run_lap(run, &ws->phases.search_ns);
     if (status != MN_OK)
         return status;
@@ -122,7 +114,7 @@ enum mn_status mn_memory_forward_start(const mn_run *run, uint32_t memory, const
         run->access->selected(run->access->context, memory, &reads);
     if (options->swiglu) {
         mn_linear shape = {run->tokens, run->model->options.width, options->value_dim};
-        mn_nn_linear(shape, input, run->parameters + offsets->gate, 0, saved->gate);
+        mn_nn_linear(nn, shape, input, run->parameters + offsets->gate, 0, saved->gate);
     }
     return MN_OK;
 }
@@ -137,12 +129,14 @@ static void drop(const mn_run *run, uint32_t memory, mn_real *x)
                           .layer = run->model->options.placements[memory].layer,
                           .share = options->value_dropout};
     if (run->pass->training && options->value_dropout > 0)
-        mn_nn_dropout(&dropout, run->tokens, options->value_dim, x);
+        run->workspace->nn->dropout(run->workspace->nn, &dropout, run->tokens, options->value_dim,
+                                    x);
 }
 
 enum mn_status mn_memory_forward_finish(const mn_run *run, uint32_t memory, mn_real *x)
 {
     const mn_memory_options *options = options_of(run);
+    const mn_nn *nn = run->workspace->nn;
     mn_memory_saved *saved = &run->workspace->memories[memory];
     uint32_t width = run->model->options.width;
     mn_run_lap(run, &run->workspace->phases.dense_ns);
@@ -153,12 +147,12 @@ enum mn_status mn_memory_forward_finish(const mn_run *run, uint32_t memory, mn_r
     drop(run, memory, saved->bag);
     if (options->swiglu) {
         mn_linear shape = {run->tokens, options->value_dim, width};
-        mn_nn_silu_gate(run->tokens * options->value_dim, saved->bag, saved->gate, saved->gated);
-        mn_nn_linear(shape, saved->gated,
+        nn->silu_gate(nn, run->tokens * options->value_dim, saved->bag, saved->gate, saved->gated);
+        mn_nn_linear(nn, shape, saved->gated,
                      run->parameters + mn_memory_offsets(run->model, memory)->value_projection, 1,
                      x);
     } else {
-        mn_nn_add(run->tokens * width, saved->bag, x);
+        nn->add(nn, run->tokens * width, saved->bag, x);
     }
     return MN_OK;
 }
@@ -176,6 +170,7 @@ void mn_memory_backward_start(const mn_run *run, uint32_t memory, const mn_real 
     const mn_memory_options *options = options_of(run);
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
     const mn_memory_saved *saved = &run->workspace->memories[memory];
+    const mn_nn *nn = run->workspace->nn;
     mn_workspace *ws = run->workspace;
     uint32_t width = run->model->options.width, value_dim = options->value_dim;
     if (!options->swiglu && options->value_dropout == 0) {
@@ -183,21 +178,21 @@ void mn_memory_backward_start(const mn_run *run, uint32_t memory, const mn_real 
         return;
     }
     if (!options->swiglu) {
-        memcpy(ws->d_bag, d_out, run->tokens * width * sizeof *d_out);
+        nn->copy(nn, ws->d_bag, d_out, run->tokens * width * sizeof *d_out);
         drop(run, memory, ws->d_bag);
         start_bag_grad(run, memory, ws->d_bag);
         return;
     }
     const mn_real *projection = run->parameters + offsets->value_projection;
-    mn_nn_gemm(false, true, run->tokens, value_dim, width, 1, d_out, projection, 0, ws->d_gated);
-    mn_nn_silu_gate_grad(run->tokens * value_dim, saved->bag, saved->gate, ws->d_gated, ws->d_bag,
-                         ws->d_gate);
+    nn->gemm(nn, false, true, run->tokens, value_dim, width, 1, d_out, projection, 0, ws->d_gated);
+    nn->silu_gate_grad(nn, run->tokens * value_dim, saved->bag, saved->gate, ws->d_gated, ws->d_bag,
+                       ws->d_gate);
     drop(run, memory, ws->d_bag);
     start_bag_grad(run, memory, ws->d_bag);
-    mn_nn_gemm(true, false, value_dim, width, run->tokens, 1, saved->gated, d_out, 1,
-               run->gradients + offsets->value_projection);
+    nn->gemm(nn, true, false, value_dim, width, run->tokens, 1, saved->gated, d_out, 1,
+             run->gradients + offsets->value_projection);
     mn_linear gate = {run->tokens, width, value_dim};
-    mn_nn_linear_grad(gate, input, run->parameters + offsets->gate, ws->d_gate,
+    mn_nn_linear_grad(nn, gate, input, run->parameters + offsets->gate, ws->d_gate,
                       run->gradients + offsets->gate, 1, d_input);
 }
 
@@ -205,21 +200,23 @@ static void search_backward(const mn_run *run, uint32_t memory, const mn_real *d
 {
     const mn_memory_options *options = options_of(run);
     const mn_memory_saved *saved = &run->workspace->memories[memory];
+    const mn_nn *nn = run->workspace->nn;
     mn_workspace *ws = run->workspace;
     uint64_t keys = mn_memory_offsets(run->model, memory)->keys;
     mn_search search = search_of(run);
-    memset(ws->d_query, 0, run->tokens * options->heads * options->key_dim * sizeof *ws->d_query);
+    nn->zero(nn, ws->d_query,
+             run->tokens * options->heads * options->key_dim * sizeof *ws->d_query);
     if (options->query_norm != MN_QUERY_RMS) {
-        mn_nn_search_grad(&search, saved->query, run->parameters + keys, saved->rows, d_scores,
-                          ws->d_query, run->gradients + keys);
+        nn->search_grad(nn, &search, saved->query, run->parameters + keys, saved->rows, d_scores,
+                        ws->d_query, run->gradients + keys);
         return;
     }
     mn_rms rms = key_rms(run);
-    memset(ws->d_keys, 0, rms.runs * rms.width * sizeof *ws->d_keys);
-    mn_nn_search_grad(&search, saved->query, saved->keys, saved->rows, d_scores, ws->d_query,
-                      ws->d_keys);
-    mn_nn_rms_grad(&rms, run->parameters + keys, NULL, saved->key_inverse, ws->d_keys, NULL, true,
-                   run->gradients + keys);
+    nn->zero(nn, ws->d_keys, rms.runs * rms.width * sizeof *ws->d_keys);
+    nn->search_grad(nn, &search, saved->query, saved->keys, saved->rows, d_scores, ws->d_query,
+                    ws->d_keys);
+    nn->rms_grad(nn, &rms, run->parameters + keys, NULL, saved->key_inverse, ws->d_keys, NULL, true,
+                 run->gradients + keys);
 }
 
 enum mn_status mn_memory_backward_finish(const mn_run *run, uint32_t memory, const mn_real *input,

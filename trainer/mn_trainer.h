@@ -146,7 +146,16 @@ void mn_model_table_spec(const mn_model *model, uint32_t table, mn_table_spec *o
  * models at equal work. A bag's heads * knn * value_dim are counted. */
 uint64_t mn_model_token_work(const mn_model *model);
 
-/* ---- 2. What the model reaches outside ---- */
+/* ---- 2. What computes ---- */
+
+/* Who does a pass's arithmetic, and in whose memory lie the arrays that it works on: parameters,
+ * gradients, statistics, a workspace's, and what mn_memory_access is given. */
+typedef struct mn_nn mn_nn;
+
+/* Arrays are in host memory. Always there; nothing to close. */
+const mn_nn *mn_nn_cpu(void);
+
+/* ---- 3. What the model reaches outside ---- */
 
 /* Reads of one memory layer: queries = tokens, per_query = heads * knn. rows and weights
  * [queries][per_query], heads one after the other, each best first. Valid until the ticket has been
@@ -183,7 +192,7 @@ typedef struct mn_memory_access {
     void (*selected)(void *context, uint32_t memory, const mn_memory_reads *reads);
 } mn_memory_access;
 
-/* ---- 3. Passes ---- */
+/* ---- 4. Passes ---- */
 
 /* Sequences of bytes, packed one after the other: sequence s has lengths[s] <= context tokens
  * (NULL: each has `length`). There is no padding, so none can leak into batch norm. */
@@ -214,10 +223,24 @@ typedef struct mn_loss {
 
 typedef struct mn_workspace mn_workspace;
 
-/* Bytes of a workspace for passes of up to `tokens` tokens in up to `sequences` sequences. */
+/* For passes of up to `tokens` tokens in up to `sequences` sequences, computed by nn (NULL: the
+ * CPU). Model and nn outlive the workspace. */
+typedef struct mn_workspace_options {
+    const mn_model *model;
+    const mn_nn *nn;
+    uint64_t tokens;
+    uint32_t sequences;
+} mn_workspace_options;
+/* Bytes of its part in host memory, and of its arrays, which lie in nn's. */
+void mn_workspace_measure(const mn_workspace_options *options, uint64_t *out_host_bytes,
+                          uint64_t *out_array_bytes);
+/* Makes a workspace in memories of that size, 64-byte aligned, which stay the caller's; nothing to
+ * release. */
+mn_workspace *mn_workspace_place(const mn_workspace_options *options, void *host_memory,
+                                 void *array_memory);
+
+/* The same for the CPU, all in one memory. */
 uint64_t mn_workspace_bytes(const mn_model *model, uint64_t tokens, uint32_t sequences);
-/* Makes a workspace in `memory` (mn_workspace_bytes of it, 64-byte aligned), which stays the
- * caller's; nothing to release. The model outlives it. */
 mn_workspace *mn_workspace_init(const mn_model *model, uint64_t tokens, uint32_t sequences,
                                 void *memory);
 mn_phases *mn_workspace_phases(mn_workspace *workspace);

@@ -1,5 +1,10 @@
-/* Batch norm's loops over [rows][width] (nn.h); sums over rows in double precision. */
-#include "nn.h"
+/* Batch norm's loops over [rows][width] (nn_cpu.h); sums over rows in double precision. */
+#include <math.h>
+
+#include "nn_cpu.h"
+
+#define NORM_EPS      1e-5
+#define NORM_MOMENTUM 0.1
 
 MN_CLONES void mn_nn_column_sums(uint64_t rows, uint32_t width, const mn_real *x, double *out_sums)
 {
@@ -20,6 +25,32 @@ MN_CLONES void mn_nn_column_squares(uint64_t rows, uint32_t width, const mn_real
             mn_real centred = x[c] - mean[c];
             out_sums[c] += (double)centred * (double)centred;
         }
+}
+
+void mn_nn_batch_mean(uint32_t width, double count, const double *sums, mn_real *out_mean)
+{
+    for (uint32_t c = 0; c < width; c++)
+        out_mean[c] = (mn_real)(sums[c] / count);
+}
+
+void mn_nn_batch_variance(uint32_t width, double count, const double *squares, const mn_real *mean,
+                          mn_real *out_inverse, mn_real *running)
+{
+    for (uint32_t c = 0; c < width; c++) {
+        double unbiased = squares[c] / (count > 1 ? count - 1 : 1);
+        out_inverse[c] = (mn_real)(1 / sqrt(squares[c] / count + NORM_EPS));
+        running[c] += (mn_real)(NORM_MOMENTUM * ((double)mean[c] - (double)running[c]));
+        running[width + c] += (mn_real)(NORM_MOMENTUM * (unbiased - (double)running[width + c]));
+    }
+}
+
+void mn_nn_batch_running(uint32_t width, const mn_real *running, mn_real *out_mean,
+                         mn_real *out_inverse)
+{
+    for (uint32_t c = 0; c < width; c++) {
+        out_mean[c] = running[c];
+        out_inverse[c] = (mn_real)(1 / sqrt((double)running[width + c] + NORM_EPS));
+    }
 }
 
 MN_CLONES void mn_nn_batch_norm(const mn_batch_norm *norm, const mn_real *shift, mn_real *out)
@@ -59,4 +90,10 @@ MN_CLONES void mn_nn_batch_norm_grad(const mn_batch_norm *norm, double count, co
                 d[c] - share * (mn_real)sums[c] - n * (share * (mn_real)sums[width + c]);
             d[c] = norm->gain[c] * norm->inverse[c] * centred;
         }
+}
+
+void mn_nn_add_sums(uint32_t n, const double *sums, mn_real *x)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] += (mn_real)sums[i];
 }

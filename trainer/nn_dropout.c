@@ -2,7 +2,7 @@
  * taken when its own Philox word says so. Block = four columns of one position. */
 #include <math.h>
 
-#include "nn.h"
+#include "nn_cpu.h"
 
 enum { PURPOSE = 0x8f8e, COLUMNS = 4 }; /* no other key of the generator has this purpose */
 

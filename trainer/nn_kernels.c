@@ -1,5 +1,5 @@
-/* nn.h's products, search and softmax, by the kernels. */
-#include "nn.h"
+/* nn_cpu.h's products, search and softmax, by the kernels. */
+#include "nn_cpu.h"
 
 static uint32_t leading(bool transpose, uint64_t rows, uint64_t columns)
 {

@@ -1,9 +1,8 @@
-/* Operations along rows and element by element (nn.h). Sums along a row use 16 lanes, so that the
- * compiler may keep them in vector registers without reordering anything. */
-#include "nn.h"
-
+/* Operations along rows and element by element (nn_cpu.h). Sums along a row use 16 lanes, so that
+ * the compiler may keep them in vector registers without reordering anything. */
 #include <math.h>
 
+#include "nn_cpu.h"
 #include "nn_math.h"
 
 enum { LANES = 16 };
@@ -43,20 +42,32 @@ ALWAYS_INLINE mn_real row_product(uint32_t n, const mn_real *x, const mn_real *y
     return lanes_total(lanes);
 }
 
-/* ---- Linear ---- */
+/* ---- Embedding ---- */
 
-void mn_nn_linear(mn_linear shape, const mn_real *x, const mn_real *weights, mn_real beta,
-                  mn_real *y)
+void mn_nn_embed(const mn_sequences *batch, uint32_t width, const uint8_t *bytes,
+                 const mn_real *byte_table, const mn_real *position_table, mn_real *x)
 {
-    mn_nn_gemm(false, false, shape.rows, shape.out, shape.in, 1, x, weights, beta, y);
+    for (uint32_t s = 0; s < batch->sequences; s++)
+        for (uint64_t token = batch->starts[s]; token < batch->starts[s + 1]; token++) {
+            const mn_real *of_byte = byte_table + (uint64_t)bytes[token] * width;
+            const mn_real *of_position = position_table + (token - batch->starts[s]) * width;
+            for (uint64_t i = 0; i < width; i++)
+                x[token * width + i] = of_byte[i] + of_position[i];
+        }
 }
 
-void mn_nn_linear_grad(mn_linear shape, const mn_real *x, const mn_real *weights,
-                       const mn_real *d_y, mn_real *d_weights, mn_real beta, mn_real *d_x)
+void mn_nn_embed_grad(const mn_sequences *batch, uint32_t width, const uint8_t *bytes,
+                      const mn_real *d_x, mn_real *d_byte_table, mn_real *d_position_table)
 {
-    mn_nn_gemm(true, false, shape.in, shape.out, shape.rows, 1, x, d_y, 1, d_weights);
-    mn_nn_gemm(false, true, shape.rows, shape.in, shape.out, 1, d_y, weights, beta, d_x);
+    for (uint32_t s = 0; s < batch->sequences; s++)
+        for (uint64_t token = batch->starts[s]; token < batch->starts[s + 1]; token++) {
+            mn_nn_add(width, d_x + token * width, d_byte_table + (uint64_t)bytes[token] * width);
+            mn_nn_add(width, d_x + token * width,
+                      d_position_table + (token - batch->starts[s]) * width);
+        }
 }
+
+/* ---- Bias ---- */
 
 MN_CLONES void mn_nn_bias(uint64_t rows, uint32_t width, const mn_real *bias, mn_real *x)
 {
@@ -209,6 +220,13 @@ MN_CLONES void mn_nn_add(uint64_t n, const mn_real *a, mn_real *x)
 {
     for (uint64_t i = 0; i < n; i++)
         x[i] += a[i];
+}
+
+void mn_nn_scale(uint64_t n, mn_real factor, mn_real *x)
+{
+    if (factor != 1)
+        for (uint64_t i = 0; i < n; i++)
+            x[i] *= factor;
 }
 
 /* ---- Loss ---- */

@@ -3,14 +3,9 @@
  * (statistics of a slice of the batch train another model): first the mean, then the squares around
  * it, in double precision. */
 #include <assert.h>
-#include <math.h>
 #include <stdio.h>
 
 #include "memory_layer.h"
-#include "nn.h"
-
-#define NORM_EPS      1e-5
-#define NORM_MOMENTUM 0.1
 
 static const mn_memory_options *options_of(const mn_run *run)
 {
@@ -32,17 +27,24 @@ static uint32_t hidden_count(const mn_memory_options *options)
 
 /* ---- Batch norm ---- */
 
+/* The workspace's sums [count] <- their sums over ranks; by way of the host. */
 static enum mn_status reduce(const mn_run *run, uint32_t memory, const char *what, uint32_t number,
-                             double *values, uint32_t count)
+                             uint32_t count)
 {
     if (!run->access->reduce)
         return MN_OK;
+    const mn_nn *nn = run->workspace->nn;
+    mn_workspace *ws = run->workspace;
+    uint64_t bytes = count * sizeof *ws->sums;
     char name[MN_NAME_BYTES];
     (void)snprintf(name, sizeof name, "%u.memory%u.%s%u", run->pass->part, memory, what, number);
-    mn_run_lap(run, &run->workspace->phases.dense_ns);
-    enum mn_status status =
-        run->access->reduce(run->access->context, name, values, count, run->error);
-    mn_run_lap(run, &run->workspace->phases.reduce_ns);
+    enum mn_status status = nn->read(nn, ws->host_sums, ws->sums, bytes, run->error);
+    mn_run_lap(run, &ws->phases.dense_ns);
+    if (status == MN_OK)
+        status = run->access->reduce(run->access->context, name, ws->host_sums, count, run->error);
+    mn_run_lap(run, &ws->phases.reduce_ns);
+    if (status == MN_OK)
+        nn->write(nn, ws->sums, ws->host_sums, bytes);
     return status;
 }
 
@@ -79,40 +81,38 @@ static norm_place place_of(const mn_run *run, uint32_t memory, uint32_t number)
                         .statistics = offsets->hidden_statistics[number]};
 }
 
-static enum mn_status batch_statistics(const mn_run *run, uint32_t memory, const norm_place *place)
+/* The sums of the columns, and behind them the tokens that were added up: of all ranks. */
+static enum mn_status reduce_with_count(const mn_run *run, uint32_t memory, const norm_place *place,
+                                        double *count)
 {
-    uint32_t width = place->width;
-    double *sums = run->workspace->sums;
-    sums[width] = (double)run->tokens;
-    mn_nn_column_sums(run->tokens, width, place->x, sums);
-    enum mn_status status = reduce(run, memory, "mean", place->number, sums, width + 1);
-    if (status != MN_OK)
-        return status;
-    double count = sums[width];
-    for (uint32_t c = 0; c < width; c++)
-        place->mean[c] = (mn_real)(sums[c] / count);
-    mn_nn_column_squares(run->tokens, width, place->x, place->mean, sums);
-    status = reduce(run, memory, "squares", place->number, sums, width);
-    if (status != MN_OK)
-        return status;
-    mn_real *running = run->statistics + place->statistics;
-    for (uint32_t c = 0; c < width; c++) {
-        double unbiased = sums[c] / (count > 1 ? count - 1 : 1);
-        place->inverse[c] = (mn_real)(1 / sqrt(sums[c] / count + NORM_EPS));
-        running[c] += (mn_real)(NORM_MOMENTUM * ((double)place->mean[c] - (double)running[c]));
-        running[width + c] += (mn_real)(NORM_MOMENTUM * (unbiased - (double)running[width + c]));
-    }
-    run->workspace->memories[memory].norm_count = count;
-    return MN_OK;
+    if (!run->access->reduce)
+        return MN_OK;
+    mn_workspace *ws = run->workspace;
+    run->workspace->nn->write(run->workspace->nn, ws->sums + place->width, count, sizeof *count);
+    enum mn_status status = reduce(run, memory, "mean", place->number, place->width + 1);
+    if (status == MN_OK)
+        *count = ws->host_sums[place->width];
+    return status;
 }
 
-static void running_statistics(const mn_run *run, const norm_place *place)
+static enum mn_status batch_statistics(const mn_run *run, uint32_t memory, const norm_place *place)
 {
-    const mn_real *running = run->statistics + place->statistics;
-    for (uint32_t c = 0; c < place->width; c++) {
-        place->mean[c] = running[c];
-        place->inverse[c] = (mn_real)(1 / sqrt((double)running[place->width + c] + NORM_EPS));
-    }
+    const mn_nn *nn = run->workspace->nn;
+    uint32_t width = place->width;
+    double *sums = run->workspace->sums, count = (double)run->tokens;
+    nn->column_sums(nn, run->tokens, width, place->x, sums);
+    enum mn_status status = reduce_with_count(run, memory, place, &count);
+    if (status != MN_OK)
+        return status;
+    nn->batch_mean(nn, width, count, sums, place->mean);
+    nn->column_squares(nn, run->tokens, width, place->x, place->mean, sums);
+    status = reduce(run, memory, "squares", place->number, width);
+    if (status != MN_OK)
+        return status;
+    nn->batch_variance(nn, width, count, sums, place->mean, place->inverse,
+                       run->statistics + place->statistics);
+    run->workspace->memories[memory].norm_count = count;
+    return MN_OK;
 }
 
 static mn_batch_norm batch_norm_of(const mn_run *run, const norm_place *place)
@@ -130,16 +130,18 @@ static mn_batch_norm batch_norm_of(const mn_run *run, const norm_place *place)
 
 static enum mn_status batch_norm_forward(const mn_run *run, uint32_t memory, uint32_t number)
 {
+    const mn_nn *nn = run->workspace->nn;
     norm_place place = place_of(run, memory, number);
     if (run->pass->training) {
         enum mn_status status = batch_statistics(run, memory, &place);
         if (status != MN_OK)
             return status;
     } else {
-        running_statistics(run, &place);
+        nn->batch_running(nn, place.width, run->statistics + place.statistics, place.mean,
+                          place.inverse);
     }
     mn_batch_norm norm = batch_norm_of(run, &place);
-    mn_nn_batch_norm(&norm, run->parameters + place.shift, place.out);
+    nn->batch_norm(nn, &norm, run->parameters + place.shift, place.out);
     return MN_OK;
 }
 
@@ -147,19 +149,18 @@ static enum mn_status batch_norm_forward(const mn_run *run, uint32_t memory, uin
 static enum mn_status batch_norm_backward(const mn_run *run, uint32_t memory, uint32_t number,
                                           mn_real *d)
 {
+    const mn_nn *nn = run->workspace->nn;
     norm_place place = place_of(run, memory, number);
     uint32_t width = place.width;
     double *sums = run->workspace->sums;
     mn_batch_norm norm = batch_norm_of(run, &place);
-    mn_nn_batch_norm_sums(&norm, d, sums);
-    for (uint32_t c = 0; c < width; c++) {
-        run->gradients[place.shift + c] += (mn_real)sums[c];
-        run->gradients[place.gain + c] += (mn_real)sums[width + c];
-    }
-    enum mn_status status = reduce(run, memory, "back", number, sums, 2 * width);
+    nn->batch_norm_sums(nn, &norm, d, sums);
+    nn->add_sums(nn, width, sums, run->gradients + place.shift);
+    nn->add_sums(nn, width, sums + width, run->gradients + place.gain);
+    enum mn_status status = reduce(run, memory, "back", number, 2 * width);
     if (status != MN_OK)
         return status;
-    mn_nn_batch_norm_grad(&norm, run->workspace->memories[memory].norm_count, sums, d);
+    nn->batch_norm_grad(nn, &norm, run->workspace->memories[memory].norm_count, sums, d);
     return MN_OK;
 }
 
@@ -176,9 +177,9 @@ static void rms_forward(const mn_run *run, uint32_t memory)
 {
     mn_memory_saved *saved = &run->workspace->memories[memory];
     mn_rms rms = query_rms(run);
-    mn_nn_rms(&rms, saved->linear,
-              run->parameters + mn_memory_offsets(run->model, memory)->query_gain,
-              saved->norm_inverse, saved->query);
+    run->workspace->nn->rms(run->workspace->nn, &rms, saved->linear,
+                            run->parameters + mn_memory_offsets(run->model, memory)->query_gain,
+                            saved->norm_inverse, saved->query);
 }
 
 static void rms_backward(const mn_run *run, uint32_t memory)
@@ -186,8 +187,9 @@ static void rms_backward(const mn_run *run, uint32_t memory)
     const mn_memory_saved *saved = &run->workspace->memories[memory];
     uint64_t gain = mn_memory_offsets(run->model, memory)->query_gain;
     mn_rms rms = query_rms(run);
-    mn_nn_rms_grad(&rms, saved->linear, run->parameters + gain, saved->norm_inverse,
-                   run->workspace->d_query, run->gradients + gain, false, run->workspace->d_query);
+    run->workspace->nn->rms_grad(run->workspace->nn, &rms, saved->linear, run->parameters + gain,
+                                 saved->norm_inverse, run->workspace->d_query,
+                                 run->gradients + gain, false, run->workspace->d_query);
 }
 
 /* ---- The network ---- */
@@ -196,29 +198,30 @@ enum mn_status mn_query_forward(const mn_run *run, uint32_t memory, const mn_rea
 {
     const mn_memory_options *options = options_of(run);
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
+    const mn_nn *nn = run->workspace->nn;
     mn_memory_saved *saved = &run->workspace->memories[memory];
     uint32_t hidden = hidden_count(options), in = run->model->options.width;
     const mn_real *x = input;
     for (uint32_t i = 0; i < hidden; i++) {
         mn_linear shape = {run->tokens, in, options->query_hidden[i]};
         mn_real *out = options->query_norm_hidden ? saved->hidden_linear[i] : saved->hidden[i];
-        mn_nn_linear(shape, x, run->parameters + offsets->query[i], 0, out);
+        mn_nn_linear(nn, shape, x, run->parameters + offsets->query[i], 0, out);
         enum mn_status status = MN_OK;
         if (options->query_norm_hidden)
             status = batch_norm_forward(run, memory, i);
         else
-            mn_nn_bias(shape.rows, shape.out, run->parameters + offsets->query_bias[i], out);
+            nn->bias(nn, shape.rows, shape.out, run->parameters + offsets->query_bias[i], out);
         if (status != MN_OK)
             return status;
-        mn_nn_relu(shape.rows * shape.out, saved->hidden[i]);
+        nn->relu(nn, shape.rows * shape.out, saved->hidden[i]);
         x = saved->hidden[i];
         in = shape.out;
     }
     mn_linear last = {run->tokens, in, query_width(run)};
-    mn_nn_linear(last, x, run->parameters + offsets->query[hidden], 0, saved->linear);
+    mn_nn_linear(nn, last, x, run->parameters + offsets->query[hidden], 0, saved->linear);
     if (options->query_norm == MN_QUERY_BATCH)
         return batch_norm_forward(run, memory, hidden);
-    mn_nn_bias(last.rows, last.out, run->parameters + offsets->query_bias[hidden], saved->linear);
+    nn->bias(nn, last.rows, last.out, run->parameters + offsets->query_bias[hidden], saved->linear);
     if (options->query_norm == MN_QUERY_RMS)
         rms_forward(run, memory);
     return MN_OK;
@@ -231,8 +234,9 @@ static void linear_backward(const mn_run *run, uint32_t memory, uint32_t i, cons
 {
     const mn_layer_offsets *offsets = mn_memory_offsets(run->model, memory);
     if (bias)
-        mn_nn_bias_grad(shape.rows, shape.out, d_y, run->gradients + offsets->query_bias[i]);
-    mn_nn_linear_grad(shape, input, run->parameters + offsets->query[i], d_y,
+        run->workspace->nn->bias_grad(run->workspace->nn, shape.rows, shape.out, d_y,
+                                      run->gradients + offsets->query_bias[i]);
+    mn_nn_linear_grad(run->workspace->nn, shape, input, run->parameters + offsets->query[i], d_y,
                       run->gradients + offsets->query[i], i ? 0 : 1, d_input);
 }
 
@@ -254,7 +258,8 @@ enum mn_status mn_query_backward(const mn_run *run, uint32_t memory, const mn_re
         mn_linear shape = {run->tokens, options->query_hidden[i - 1], out};
         mn_real *d_hidden = run->workspace->d_hidden[i % 2];
         linear_backward(run, memory, i, saved->hidden[i - 1], shape, d_y, bias, d_hidden);
-        mn_nn_relu_grad(shape.rows * shape.in, saved->hidden[i - 1], d_hidden);
+        run->workspace->nn->relu_grad(run->workspace->nn, shape.rows * shape.in,
+                                      saved->hidden[i - 1], d_hidden);
         if (options->query_norm_hidden)
             status = batch_norm_backward(run, memory, i - 1, d_hidden);
         d_y = d_hidden;

@@ -3,8 +3,8 @@
 #ifndef MN_WORKSPACE_H
 #define MN_WORKSPACE_H
 
-#include "mn_kernels.h"
 #include "mn_trainer.h"
+#include "nn.h"
 
 /* Kept by one layer. n1, n2: normalised inputs; all [tokens][...]. */
 typedef struct mn_layer_saved {
@@ -34,10 +34,17 @@ typedef struct mn_memory_saved {
 
 struct mn_workspace {
     const mn_model *model;
+    const mn_nn *nn; /* computes; the arrays below lie in its memory, but for those of the host */
     uint64_t tokens_max;
     uint32_t sequences_max;
     mn_phases phases;
-    uint64_t mark_ns; /* where the phase now running began */
+    uint64_t mark_ns;      /* where the phase now running began */
+    uint32_t *host_starts; /* of the pass, on their way to those below */
+    double *host_sums;     /* on their way to reduce, and back */
+    uint32_t longest;      /* of the pass's sequences */
+    uint8_t *bytes;        /* [tokens] */
+    uint16_t *targets;     /* [tokens] */
+    uint32_t *starts;      /* [sequences + 1] first tokens of the sequences */
     mn_layer_saved layers[MN_LAYERS_MAX];
     mn_memory_saved memories[MN_LAYERS_MAX];
     mn_real *x, *n, *mean, *inverse; /* around the final norm */
@@ -51,7 +58,9 @@ struct mn_workspace {
     mn_real *d_weights, *d_scores;   /* [tokens][heads * knn] */
     mn_real *d_keys;                 /* RMS: of the normalised sub-keys */
     double *sums;                    /* [2 * C + 1] for reduce; C, or a wider hidden layer */
-    void *scratch;                   /* search and attention, one after the other */
+    mn_nn_room room;                 /* what a pass needs at most */
+    mn_search search;                /* of the room */
+    void *scratch;                   /* of nn's operations, one after the other */
 };
 
 /* One pass. gradients: NULL in forward. */

@@ -4,7 +4,7 @@
 #ifndef MN_FLAT_KEYS_H
 #define MN_FLAT_KEYS_H
 
-#include "nn.h"
+#include "nn_cpu.h"
 
 typedef struct flat_keys {
     float *keys, *gradients; /* [heads][n * n][2 * half]; NULL: product keys are used */

@@ -1,8 +1,9 @@
-/* nn.h's products, search and softmax for the double build: obvious loops. Rows are selected as the
- * kernels do, from scores rounded to f32, over all pairs of keys; scores are then double again. */
+/* nn_cpu.h's products, search and softmax for the double build: obvious loops. Rows are selected as
+ * the kernels do, from scores rounded to f32, over all pairs of keys; scores are then double again.
+ */
 #include <assert.h>
 
-#include "nn.h"
+#include "nn_cpu.h"
 
 void mn_nn_gemm(bool transpose_a, bool transpose_b, uint64_t m, uint64_t n, uint64_t k,
                 mn_real alpha, const mn_real *a, const mn_real *b, mn_real beta, mn_real *c)

@@ -8,7 +8,7 @@
 #include <cmocka.h>
 
 #include "fake_memory.h"
-#include "nn.h"
+#include "nn_cpu.h"
 
 enum { INPUTS_MAX = 3, COUNT_MAX = 1024 };
 #define STEP      1e-5
@@ -71,7 +71,7 @@ enum { ROWS = 5, WIDTH = 19, OUT = 7 };
 
 static void linear_forward(mn_real *const *in, mn_real *out)
 {
-    mn_nn_linear((mn_linear){ROWS, WIDTH, OUT}, in[0], in[1], 0, out);
+    mn_nn_linear(mn_nn_cpu(), (mn_linear){ROWS, WIDTH, OUT}, in[0], in[1], 0, out);
     mn_nn_bias(ROWS, OUT, in[2], out);
 }
 static void linear_backward(mn_real *const *in, const mn_real *out, const mn_real *d_out,
@@ -79,7 +79,8 @@ static void linear_backward(mn_real *const *in, const mn_real *out, const mn_rea
 {
     (void)out;
     mn_nn_bias_grad(ROWS, OUT, d_out, d_in[2]);
-    mn_nn_linear_grad((mn_linear){ROWS, WIDTH, OUT}, in[0], in[1], d_out, d_in[1], 1, d_in[0]);
+    mn_nn_linear_grad(mn_nn_cpu(), (mn_linear){ROWS, WIDTH, OUT}, in[0], in[1], d_out, d_in[1], 1,
+                      d_in[0]);
 }
 
 static mn_real norm_mean[ROWS], norm_inverse[ROWS];
@@ -173,8 +174,8 @@ static void loss_backward(mn_real *const *in, const mn_real *out, const mn_real 
 
 /* 2 heads of 3 columns; lengths beyond a block of queries, and 1. */
 enum { TOKENS = 38, HEADS = 2, HEAD_DIM = 3, MODEL = HEADS * HEAD_DIM };
-static const uint32_t lengths[2] = {37, 1};
-static const mn_attention attention = {MODEL, HEADS, 2, 0, lengths};
+static const uint32_t starts[3] = {0, 37, TOKENS};
+static const mn_attention attention = {MODEL, HEADS, {TOKENS, 2, 37, starts}};
 static mn_real log_sums[TOKENS * HEADS];
 static void attention_forward(mn_real *const *in, mn_real *out)
 {

@@ -13,7 +13,7 @@
 #include "golden.h"
 #include "mn_trainer.h"
 #include "mt19937.h"
-#include "nn.h"
+#include "nn_cpu.h"
 
 /* ---- Keys ---- */
 
