@@ -1,16 +1,15 @@
 /* The operations of a language model on a GPU (library mn_kernels_cuda; sm_80 and newer): what
- * trainer/nn.h does on a CPU, with its order of arguments and its meaning. Numbers are f32 in device
- * memory unless said, arrays dense and row-major, aligned to their elements (16 bytes, and widths
- * that are multiples of 4, are fastest). Work is queued on the context's stream; only functions that
- * say so block. No vendor's type is seen here.
+ * trainer/nn.h does on a CPU, with its order of arguments and its meaning. Numbers are f32 in
+ * device memory unless said; arrays are dense, row-major and aligned to their elements (16 bytes,
+ * and widths that are multiples of 4, are fastest). Work is queued on the context's stream; only
+ * functions that say so block. No vendor's type is seen here.
  *
- * Bits: element by element as trainer/nn.h's loops;
- * sums along a row or over rows run in a fixed tree of their own, so that two runs have the same
- * bits: there is no atomic addition of floating-point numbers. A sum of n terms is off by at most
- * n * 2^-24 times the sum of their magnitudes; those over rows are told with their functions.
+ * Bits: element by element those of trainer/nn.h's loops; sums along a row or over rows run in a
+ * fixed tree of their own, so that two runs have the same bits: no floating-point number is added
+ * atomically. A sum of n terms is off by at most n * 2^-24 times the sum of their magnitudes.
  *
- * Status: MN_UNAVAILABLE "device" without a driver or a GPU, "stream" when a launch or a product was
- * refused; MN_NO_MEMORY "bytes"; MN_INVALID names the argument. */
+ * Status: MN_UNAVAILABLE "device" without a driver or a GPU, "stream" when a launch or a product
+ * was refused; MN_NO_MEMORY "bytes"; MN_INVALID names the argument. */
 #ifndef MN_NN_CUDA_H
 #define MN_NN_CUDA_H
 
@@ -58,7 +57,7 @@ void mn_cuda_memory_destroy(void *memory); /* NULL is fine; waits for the device
 /* Host memory that copies reach without a detour. */
 enum mn_status mn_cuda_pinned_create(uint64_t bytes, void **out_memory, mn_error *error);
 void mn_cuda_pinned_destroy(void *memory);
-/* to: device, from: host memory of any kind, free again on return. */
+/* to: device, from: host memory of any kind, free again on return. Blocks. */
 enum mn_status mn_cuda_memory_write(mn_cuda_nn *nn, void *to, const void *from, uint64_t bytes,
                                     mn_error *error);
 /* to: host. Blocks until it is there. */
@@ -67,8 +66,8 @@ enum mn_status mn_cuda_memory_read(mn_cuda_nn *nn, void *to, const void *from, u
 enum mn_status mn_cuda_memory_zero(mn_cuda_nn *nn, void *memory, uint64_t bytes, mn_error *error);
 enum mn_status mn_cuda_memory_copy(mn_cuda_nn *nn, void *to, const void *from, uint64_t bytes,
                                    mn_error *error); /* within the device */
-/* Beside the work, on the stream for copies. out: the work queued so far, then device to pinned. in:
- * pinned to device (after copies queued earlier), and what is queued from now on comes after. */
+/* Beside the work, on the stream for copies. out: after the work queued so far, device to pinned.
+ * in: pinned to device, after copies queued earlier; what is queued from now on comes after it. */
 enum mn_status mn_cuda_memory_copy_out(mn_cuda_nn *nn, void *to, const void *from, uint64_t bytes,
                                        mn_error *error);
 enum mn_status mn_cuda_memory_copy_in(mn_cuda_nn *nn, void *to, const void *from, uint64_t bytes,
@@ -102,11 +101,13 @@ enum mn_status mn_cuda_nn_add(mn_cuda_nn *nn, uint64_t n, const float *a, float 
 enum mn_status mn_cuda_nn_bias(mn_cuda_nn *nn, uint64_t rows, uint32_t width, const float *bias,
                                float *x, mn_error *error);
 /* Functions that sum over rows: every block of `chunk` rows from the first to the last, then the
- * blocks; chunk is rows / 1024, at least 64 (both rounded up). Scratch: mn_cuda_nn_rows_bytes. */
+ * blocks; chunk is rows / 256 rounded up, at
+ * least 64. Scratch: mn_cuda_nn_rows_bytes. */
 uint64_t mn_cuda_nn_rows_bytes(uint64_t rows, uint32_t width);
 enum mn_status mn_cuda_nn_bias_grad(mn_cuda_nn *nn, uint64_t rows, uint32_t width, const float *d_x,
                                     float *d_bias, mn_error *error);
 
+/* Norms: rows of up to 8192 columns; of 2048 where whole vectors of 4 do not fit. */
 enum mn_status mn_cuda_nn_norm(mn_cuda_nn *nn, uint64_t rows, uint32_t width, const float *x,
                                const float *gain, float *out_mean, float *out_inverse, float *out,
                                mn_error *error);
@@ -125,8 +126,8 @@ typedef struct mn_cuda_rms {
 } mn_cuda_rms;
 enum mn_status mn_cuda_nn_rms(mn_cuda_nn *nn, const mn_cuda_rms *rms, const float *x,
                               const float *gain, float *out_inverse, float *out, mn_error *error);
-/* d_x may be d_out. runs is a multiple of gains. Sums over rows: runs / gains rows of gains * width,
- * when there is a gain. */
+/* d_x may be d_out. runs is a multiple of gains. With a gain, sums over rows: runs / gains rows of
+ * gains * width. */
 enum mn_status mn_cuda_nn_rms_grad(mn_cuda_nn *nn, const mn_cuda_rms *rms, const float *x,
                                    const float *gain, const float *inverse, const float *d_out,
                                    float *d_gain, bool add, float *d_x, mn_error *error);
@@ -150,8 +151,8 @@ enum mn_status mn_cuda_nn_softmax_grad(mn_cuda_nn *nn, const float *weights, con
                                        uint64_t groups, uint32_t k, float *out_d_scores,
                                        mn_error *error);
 
-/* 256 logits a row; targets [rows] in device memory, 256 and above: none. The probabilities have the
- * CPU's bits. *out_loss, in host memory: blocks. Scratch: mn_cuda_nn_rows_bytes(rows, 3). */
+/* 256 logits a row; targets [rows] in device memory, 256 and above: none. The probabilities have
+ * the CPU's bits. *out_loss, in host memory: blocks. Scratch: mn_cuda_nn_rows_bytes(rows, 256). */
 typedef struct mn_cuda_loss {
     double nats;
     uint64_t targets, correct;
@@ -188,8 +189,8 @@ enum mn_status mn_cuda_nn_embed_grad(mn_cuda_nn *nn, const mn_cuda_sequences *ba
                                      float *d_position_table, mn_error *error);
 
 /* As mn_attention_forward and _backward: qkv [tokens][3 * width], log_sums [tokens][heads]. A head
- * has up to 256 columns, with bf16 products up to 128 and a multiple of 16 (else f32 serves).
- * Scratch of backward: mn_cuda_nn_attention_bytes. d_qkv is assigned. */
+ * has up to 256 columns, with bf16 products up to 128 and a multiple of 8 (else f32 serves).
+ * Scratch: mn_cuda_nn_attention_bytes. d_qkv is assigned. */
 typedef struct mn_cuda_attention {
     mn_cuda_sequences batch;
     uint32_t width, heads;

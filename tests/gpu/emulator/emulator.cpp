@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <map>
 #include <ucontext.h>
 
 uint3 threadIdx, blockIdx;
@@ -29,6 +30,10 @@ ucontext_t scheduler;
 unsigned current, count;
 const std::function<void()> *body;
 uint64_t shuffle_state = 1;
+/* What sm_80 gives a block; without cudaFuncSetAttribute, and with it. */
+const size_t SHARED_UNASKED = 48 << 10, SHARED_MAX = 163 << 10;
+alignas(16) char dynamic_shared[SHARED_MAX];
+std::map<const void *, size_t> shared_allowed;
 
 [[noreturn]] void die(const char *message)
 {
@@ -142,17 +147,36 @@ float element(const void *array, long long index, cudaDataType_t type)
 }
 } // namespace
 
-void emulator_launch(const cudaLaunchConfig_t &config, const std::function<void()> &thread)
+void *emulator_dynamic_shared() { return dynamic_shared; }
+
+void emulator_check(bool holds, const char *otherwise)
+{
+    if (!holds)
+        die(otherwise);
+}
+
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute, int value)
+{
+    if ((size_t)value > SHARED_MAX)
+        die("no GPU has so much shared memory");
+    shared_allowed[kernel] = (size_t)value;
+    return cudaSuccess;
+}
+
+void emulator_launch(const cudaLaunchConfig_t &config, const void *kernel,
+                     const std::function<void()> &thread)
 {
     body = &thread;
     blockDim = config.blockDim, gridDim = config.gridDim;
     count = blockDim.x * blockDim.y * blockDim.z;
+    const size_t allowed = std::max(SHARED_UNASKED, shared_allowed[kernel]);
     if (count == 0 || count > THREADS_MAX || gridDim.x == 0 || gridDim.x > 0x7fffffff ||
-        gridDim.y == 0 || gridDim.y > 65535 || gridDim.z != 1 || config.dynamicSmemBytes != 0)
+        gridDim.y == 0 || gridDim.y > 65535 || gridDim.z != 1 || config.dynamicSmemBytes > allowed)
         die("a GPU refuses this launch");
     for (unsigned y = 0; y < gridDim.y; y++)
         for (unsigned x = 0; x < gridDim.x; x++) {
             blockIdx = {x, y, 0};
+            memset(dynamic_shared, 0xa5, config.dynamicSmemBytes);
             run_block();
         }
 }
@@ -176,6 +200,7 @@ const uint64_t *emulator_exchange(uint32_t mask, uint64_t mine)
 
 cudaError_t cudaGetDeviceCount(int *out_count) { return *out_count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int *out_device) { return *out_device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 /* A cache so small that searches take several blocks of tokens. */
 cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr, int)
 {
@@ -189,6 +214,11 @@ cudaError_t cudaMalloc(void **out_memory, size_t bytes)
     return cudaSuccess;
 }
 cudaError_t cudaFree(void *memory) { return free(memory), cudaSuccess; }
+cudaError_t cudaMallocHost(void **out_memory, size_t bytes)
+{
+    return cudaMalloc(out_memory, bytes);
+}
+cudaError_t cudaFreeHost(void *memory) { return cudaFree(memory); }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind)
 {
     return memcpy(to, from, bytes), cudaSuccess;
@@ -208,12 +238,26 @@ cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t)
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+/* Work is done when it is queued, so that streams are only names. */
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned)
+{
+    *out_stream = (cudaStream_t)malloc(1);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return free(stream), cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+
 struct CUevent_st {
     timespec at;
 };
 cudaError_t cudaEventCreate(cudaEvent_t *out_event)
 {
     return *out_event = new CUevent_st(), cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned)
+{
+    return cudaEventCreate(out_event);
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event)
 {
@@ -246,29 +290,47 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle)
 cublasStatus_t cublasSetStream_v2(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
 const char *cublasGetStatusString(cublasStatus_t) { return "emulated"; }
 
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-    const void *alpha, const void *a, cudaDataType_t a_type, int lda, long long stride_a,
-    const void *b, cudaDataType_t b_type, int ldb, long long stride_b, const void *beta, void *c,
-    cudaDataType_t, int ldc, long long stride_c, int batch, cublasComputeType_t, cublasGemmAlgo_t)
+/* Column-major; c = alpha * op(a) op(b) + beta * c, where 0 * c is 0. */
+cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m,
+                            int n, int k, const void *alpha, const void *a, cudaDataType_t a_type,
+                            int lda, const void *b, cudaDataType_t b_type, int ldb,
+                            const void *beta, void *c, cudaDataType_t, int ldc, cublasComputeType_t,
+                            cublasGemmAlgo_t)
 {
-    if (lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m ||
-        *(const float *)alpha != 1 || *(const float *)beta != 0)
-        die("cuBLAS refuses this product, or only this stand-in does");
+    const float factor = *(const float *)alpha, kept = *(const float *)beta;
+    if (lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m)
+        die("cuBLAS refuses this product");
+    std::vector<float> row_of_a((size_t)k);
+    for (long long row = 0; row < m; row++) {
+        for (long long i = 0; i < k; i++)
+            row_of_a[(size_t)i] =
+                element(a, op_a == CUBLAS_OP_N ? row + i * lda : i + row * lda, a_type);
+        for (long long column = 0; column < n; column++) {
+            float sum = 0, *to = (float *)c + row + column * ldc;
+            for (long long i = 0; i < k; i++)
+                sum +=
+                    row_of_a[(size_t)i] *
+                    element(b, op_b == CUBLAS_OP_N ? i + column * ldb : column + i * ldb, b_type);
+            *to = factor * sum + (kept == 0 ? 0 : kept * *to);
+        }
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t op_a,
+                                          cublasOperation_t op_b, int m, int n, int k,
+                                          const void *alpha, const void *a, cudaDataType_t a_type,
+                                          int lda, long long stride_a, const void *b,
+                                          cudaDataType_t b_type, int ldb, long long stride_b,
+                                          const void *beta, void *c, cudaDataType_t c_type, int ldc,
+                                          long long stride_c, int batch,
+                                          cublasComputeType_t compute, cublasGemmAlgo_t algorithm)
+{
+    const long long a_bytes = a_type == CUDA_R_32F ? 4 : 2, b_bytes = b_type == CUDA_R_32F ? 4 : 2;
     for (long long t = 0; t < batch; t++)
-        for (long long column = 0; column < n; column++)
-            for (long long row = 0; row < m; row++) {
-                float sum = 0;
-                for (long long i = 0; i < k; i++)
-                    sum += element(a,
-                                   t * stride_a +
-                                       (op_a == CUBLAS_OP_N ? row + i * lda : i + row * lda),
-                                   a_type) *
-                           element(b,
-                                   t * stride_b +
-                                       (op_b == CUBLAS_OP_N ? i + column * ldb : column + i * ldb),
-                                   b_type);
-                ((float *)c)[t * stride_c + row + column * ldc] = sum;
-            }
+        (void)cublasGemmEx(handle, op_a, op_b, m, n, k, alpha,
+                           (const char *)a + t * stride_a * a_bytes, a_type, lda,
+                           (const char *)b + t * stride_b * b_bytes, b_type, ldb, beta,
+                           (float *)c + t * stride_c, c_type, ldc, compute, algorithm);
     return CUBLAS_STATUS_SUCCESS;
 }

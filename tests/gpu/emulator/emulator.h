@@ -15,6 +15,7 @@ extern "C" {
 
 typedef enum cudaError {
     cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101
@@ -25,22 +26,32 @@ enum cudaMemcpyKind {
     cudaMemcpyDeviceToDevice = 3
 };
 enum cudaDeviceAttr { cudaDevAttrL2CacheSize = 38 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 typedef struct CUstream_st *cudaStream_t;
 typedef struct CUevent_st *cudaEvent_t;
 
 cudaError_t cudaGetDeviceCount(int *out_count);
 cudaError_t cudaGetDevice(int *out_device);
+cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int *out_value, enum cudaDeviceAttr attribute, int device);
 cudaError_t cudaMalloc(void **out_memory, size_t bytes);
 cudaError_t cudaFree(void *memory);
+cudaError_t cudaMallocHost(void **out_memory, size_t bytes);
+cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemset(void *memory, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaDeviceSynchronize(void);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaGetLastError(void);
 cudaError_t cudaEventCreate(cudaEvent_t *out_event);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
@@ -67,6 +78,11 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                                           const void *beta, void *c, cudaDataType_t c_type, int ldc,
                                           long long stride_c, int batch,
                                           cublasComputeType_t compute, cublasGemmAlgo_t algorithm);
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                            int m, int n, int k, const void *alpha, const void *a,
+                            cudaDataType_t a_type, int lda, const void *b, cudaDataType_t b_type,
+                            int ldb, const void *beta, void *c, cudaDataType_t c_type, int ldc,
+                            cublasComputeType_t compute, cublasGemmAlgo_t algorithm);
 
 #ifdef __cplusplus
 }
@@ -115,14 +131,21 @@ struct cudaLaunchConfig_t {
     unsigned numAttrs;
 };
 
-void emulator_launch(const cudaLaunchConfig_t &config, const std::function<void()> &thread);
+void emulator_launch(const cudaLaunchConfig_t &config, const void *kernel,
+                     const std::function<void()> &thread);
+/* Ends the program where something does not hold on a GPU either. */
+void emulator_check(bool holds, const char *otherwise);
+void *emulator_dynamic_shared();
+
+/* More than every kernel gets unasked. */
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value);
 
 template <typename... Expected, typename... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Expected...),
                                Given &&...given)
 {
     [&](Expected... arguments) {
-        emulator_launch(*config, [&] { kernel(arguments...); });
+        emulator_launch(*config, (const void *)kernel, [&] { kernel(arguments...); });
     }(std::forward<Given>(given)...);
     return cudaSuccess;
 }
@@ -176,6 +199,7 @@ static inline int __reduce_min_sync(uint32_t mask, int value)
 }
 
 static inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+static inline int __ffs(int bits) { return __builtin_ffs(bits); }
 static inline unsigned long long atomicAdd(unsigned long long *to, unsigned long long value)
 {
     unsigned long long before = *to;
