@@ -133,7 +133,7 @@ static cudaLaunchConfig_t tiles_config(const attention_work &work, uint32_t tile
     return config;
 }
 
-/* A kernel with `tiles` tiles in shared memory, which may be more than every kernel gets unasked. */
+/* A kernel with `tiles` tiles in shared memory: it may be more than a kernel gets unasked. */
 template <int D>
 static cudaError_t queue_tiles(const attention_work &work, void (*kernel)(attention_work),
                                uint32_t tiles, void *stream)

@@ -6,7 +6,7 @@
 /* Scores to probabilities, those not `visible` to 0. */
 #define PROBABILITY(visible, score, log_sum) ((visible) ? exp2f(fmaf(score, scale, -(log_sum))) : 0)
 
-/* With p the probabilities: d_query = scale * sum over keys of p * (<d_out, value> - inner) * key. */
+/* With p the probabilities: d_query = scale * sum of p * (<d_out, value> - inner) * key. */
 template <int D>
 static __global__ void __launch_bounds__(TILE_THREADS) queries_grad(attention_work work)
 {

@@ -1,6 +1,6 @@
-/* What a streaming multiprocessor of sm_80 and newer does and C++ cannot say (PTX ISA: ldmatrix, mma,
- * cvt). tests/gpu/emulator has the same names for a CPU: the build chooses the folder. A lane's place
- * in a warp is threadIdx.x % 32; the whole warp calls each function. */
+/* What a streaming multiprocessor of sm_80 and newer does and C++ cannot say (PTX ISA: ldmatrix,
+ * mma, cvt). tests/gpu/emulator has the same names for a CPU: the build chooses the folder. A
+ * lane's place in a warp is threadIdx.x % 32; the whole warp calls each function. */
 #ifndef MN_CUDA_TENSOR_CORE_H
 #define MN_CUDA_TENSOR_CORE_H
 
@@ -15,8 +15,8 @@ static __device__ __forceinline__ uint16_t *shared_memory(void)
 }
 
 /* Four matrices of 8 x 8 bf16 in shared memory: lane i says where row i % 8 of matrix i / 8 begins
- * (16 bytes, aligned). out[m]: of matrix m, columns 2 * (lane % 4) and the next of row lane / 4, the
- * first in the low half. */
+ * (16 bytes, aligned). out[m]: of matrix m, columns 2 * (lane % 4) and the next of row lane / 4,
+ * the first in the low half. */
 static __device__ __forceinline__ void load_matrices(const uint16_t *row, uint32_t (&out)[4])
 {
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
