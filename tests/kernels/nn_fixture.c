@@ -10,7 +10,9 @@ mn_cuda_nn *nn_open(bool bf16_products, uint64_t scratch_bytes)
     mn_cuda_nn *nn = NULL;
     const mn_cuda_nn_options options = {.bf16_products = bf16_products};
     QUEUED(mn_cuda_nn_create, &options, &nn);
-    mn_cuda_nn_lend(nn, gpu_new(scratch_bytes), scratch_bytes);
+    void *scratch = gpu_new(scratch_bytes);
+    assert_int_equal(cudaMemset(scratch, 0xff, scratch_bytes), cudaSuccess); /* no numbers */
+    mn_cuda_nn_lend(nn, scratch, scratch_bytes);
     return nn;
 }
 

@@ -83,6 +83,8 @@ static void run_chain(mn_cuda_nn *nn, float *arena, const both *x, const both *w
                (float)twice, at[2]);
     QUEUED(mn_cuda_nn_gelu, nn, ROWS * WIDTH, at[2], at[3]);
     QUEUED(mn_cuda_nn_gemm, nn, true, false, WIDTH, WIDTH, ROWS - 8, 1, at[3], at[2], 0, at[4]);
+    QUEUED(mn_cuda_nn_relu, nn, ROWS * WIDTH / 2, at[2]); /* the copy of half is not the whole's */
+    QUEUED(mn_cuda_nn_gemm, nn, false, true, ROWS, ROWS, WIDTH, 1, at[2], at[3], 1, at[4]);
     QUEUED(mn_cuda_nn_relu, nn, ROWS * WIDTH, at[2]);
     QUEUED(mn_cuda_nn_gemm, nn, false, true, ROWS, ROWS, WIDTH, 1, at[2], at[3], 1, at[4]);
     QUEUED(mn_cuda_nn_add, nn, ROWS * WIDTH, at[3], at[2]); /* its copy is no longer current */
