@@ -148,12 +148,21 @@ uint64_t mn_model_token_work(const mn_model *model);
 
 /* ---- 2. What computes ---- */
 
-/* Who does a pass's arithmetic, and in whose memory lie the arrays that it works on: parameters,
- * gradients, statistics, a workspace's, and what mn_memory_access is given. */
+/* The CPU, or a GPU: who does a pass's arithmetic, and in whose memory lie the arrays that it works
+ * on: parameters, gradients, statistics, a workspace's, and what mn_memory_access is given. */
 typedef struct mn_nn mn_nn;
 
 /* Arrays are in host memory. Always there; nothing to close. */
 const mn_nn *mn_nn_cpu(void);
+
+typedef struct mn_nn_cuda_options {
+    uint32_t gpu;       /* its number */
+    bool bf16_products; /* factors of matrix products are rounded to bf16; sums stay f32 */
+} mn_nn_cuda_options;
+/* One thread at a time. MN_UNSUPPORTED "device": built without CUDA;
+ * MN_UNAVAILABLE "device": no driver or no GPU. */
+enum mn_status mn_nn_cuda_open(const mn_nn_cuda_options *options, mn_nn **out_nn, mn_error *error);
+void mn_nn_cuda_close(mn_nn *nn); /* NULL is fine */
 
 /* ---- 3. What the model reaches outside ---- */
 

@@ -13,6 +13,8 @@
 /* ---- 1. Options (train_options.c) ---- */
 
 enum mn_task { MN_TASK_TEXT = 0, MN_TASK_RECALL = 1 };
+enum mn_device { MN_DEVICE_CPU = 0, MN_DEVICE_CUDA = 1 };
+enum mn_products { MN_PRODUCTS_F32 = 0, MN_PRODUCTS_BF16 = 1 };
 
 /* Flags of the same names (`--help` explains them), validated. Strings are argv's. */
 typedef struct mn_train_options {
@@ -34,7 +36,9 @@ typedef struct mn_train_options {
     uint32_t warm_up;
 
     const char *target, *group;
-    uint32_t rank, ranks, local_shards, deadline_s, threads;
+    uint32_t rank, ranks, local_shards, deadline_s;
+
+    uint32_t device, gpu, products, threads;
 
     const char *save, *resume, *metrics_file, *prompt;
     uint32_t save_every, eval_every, eval_bytes, closing_bytes, closing_part, generate;
@@ -71,6 +75,21 @@ typedef struct mn_dense_table {
 } mn_dense_table;
 enum { MN_DENSE_DIM = 256, MN_DENSE_DECAY = 0, MN_DENSE_PLAIN = 1, MN_DENSE_STATISTICS = 2 };
 
+/* The model's parameters, their gradients, and batch norm's running statistics (or NULL). */
+typedef struct mn_dense_arrays {
+    float *parameters, *gradients, *statistics;
+} mn_dense_arrays;
+
+/* What one memory reads and is answered, on its way between a GPU and the client: pinned. vectors:
+ * bags, or their gradients. */
+typedef struct mn_transit {
+    uint64_t *rows;
+    float *weights, *weight_gradients, *vectors;
+    mn_memory_reads reads; /* as the model gave them: on the GPU */
+    float *out;            /* where the answer goes there */
+    bool gradient;         /* of a bag */
+} mn_transit;
+
 /* Counters of reads, per memory and head; heads 1: all of a memory's heads together. */
 typedef struct mn_read_counts {
     uint32_t memories, heads;
@@ -84,15 +103,21 @@ typedef struct mn_training {
     mn_client *client;
     mn_table *values[MN_LAYERS_MAX];
     mn_dense_table dense[3];
-    uint32_t *row_numbers; /* 0, 1, 2, ...: the rows of a dense table */
-    float *parameters, *gradients, *statistics;
-    void *workspace_memory;
-    mn_workspace *workspace;
+    uint32_t *row_numbers;       /* 0, 1, 2, ...: the rows of a dense table */
     uint32_t context, sequences; /* of a pass of this rank */
     uint8_t *inputs;
     uint16_t *targets;
 
+    /* What computes, and in its memory what it computes with; the host's dense arrays are the same,
+     * or a GPU's copies of them. */
+    const mn_nn *nn;
+    mn_nn *gpu; /* the same; NULL: the CPU computes */
+    mn_dense_arrays arrays, host;
+    void *workspace_memory, *workspace_arrays;
+    mn_workspace *workspace;
+
     /* The model's access to its memories. */
+    mn_transit transits[MN_LAYERS_MAX]; /* of a GPU */
     mn_memory_access access;
     uint64_t step; /* group step that reads and changes name */
     enum mn_ablation ablation;
@@ -125,19 +150,29 @@ uint64_t mn_train_cpu_ns(void);         /* of this process */
 enum mn_status mn_training_tables_open(mn_training *training, mn_error *error);
 /* Rank 0 stores initial parameters and statistics; everybody commits group step 1. */
 enum mn_status mn_training_initialise(mn_training *training, mn_error *error);
-/* parameters and statistics <- the tables, as of training->step. */
+/* arrays.parameters and statistics <- the tables, as of training->step. */
 enum mn_status mn_training_fetch(mn_training *training, mn_error *error);
-/* The tables <- gradients, staged; rank 0 also stores the statistics. */
+/* The tables <- arrays.gradients, staged; rank 0 also stores the statistics. */
 enum mn_status mn_training_push(mn_training *training, mn_error *error);
 /* A 64-bit FNV-1a hash of all rows of a table with their optimizer state. */
 enum mn_status mn_training_digest(mn_training *training, mn_table *table, uint64_t *out_hash,
                                   mn_error *error);
 
-/* ---- 4. The model's access (train_access.c) ---- */
+/* ---- 4. What computes (train_device.c) ---- */
+
+/* The device that --device names, and all arrays of the model. As mn_nn_cuda_open; MN_NO_MEMORY. */
+enum mn_status mn_training_device_open(mn_training *training, mn_error *error);
+void mn_training_device_close(mn_training *training); /* also half opened */
+/* arrays.parameters and statistics <- host's. */
+void mn_training_arrays_write(const mn_training *training);
+/* host.gradients and statistics <- those of arrays. */
+enum mn_status mn_training_arrays_read(const mn_training *training, mn_error *error);
+
+/* ---- 5. The model's access (train_access.c) ---- */
 
 void mn_training_access_init(mn_training *training);
 
-/* ---- 5. Steps (train_step.c) ---- */
+/* ---- 6. Steps (train_step.c) ---- */
 
 typedef struct mn_step_result {
     double bits;     /* per byte, over all ranks */
@@ -148,7 +183,7 @@ typedef struct mn_step_result {
 /* One training step: fetch, forward, backward, push, commit. */
 enum mn_status mn_training_step(mn_training *training, mn_step_result *out_result, mn_error *error);
 
-/* ---- 6. Evaluation (train_eval.c) ---- */
+/* ---- 7. Evaluation (train_eval.c) ---- */
 
 typedef struct mn_evaluation {
     enum mn_part part;
@@ -177,7 +212,7 @@ enum mn_status mn_training_sum(mn_training *training, double *values, uint32_t c
 enum mn_status mn_training_generate(mn_training *training, uint32_t count, uint8_t *out_bytes,
                                     mn_error *error);
 
-/* ---- 7. How rows are read (train_usage.c) ---- */
+/* ---- 8. How rows are read (train_usage.c) ---- */
 
 /* MN_NO_MEMORY "keys". Tables too large to be counted whole are sampled (metrics.h). */
 enum mn_status mn_read_counts_create(const mn_model *model, uint32_t heads,
@@ -187,7 +222,7 @@ void mn_read_counts_destroy(mn_read_counts *counts);
 enum mn_status mn_training_usage(mn_training *training, mn_read_counts *counts,
                                  mn_usage_table *out_usage, mn_error *error);
 
-/* ---- 8. Reports (train_report.c) ---- */
+/* ---- 9. Reports (train_report.c) ---- */
 
 typedef struct mn_report {
     const mn_train_options *options;

@@ -1,11 +1,14 @@
 /* The model reads its memories through the client; evaluation may put zeros or shuffled rows in
- * their place. */
+ * their place. A GPU's reads are first copied to the host, and the answers back, beside what it
+ * computes meanwhile. */
 #include "mn_proto.h"
 #include "train.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "nn.h"
 
 uint64_t mn_train_now_ns(void *unused)
 {
@@ -102,7 +105,7 @@ static enum mn_status reduce(void *context, const char *name, double *values, ui
 
 static void selected(void *context, uint32_t memory, const mn_memory_reads *reads)
 {
-    mn_training *training = context;
+    const mn_training *training = context;
     mn_read_counts *counts = training->counting;
     if (!counts)
         return;
@@ -112,13 +115,92 @@ static void selected(void *context, uint32_t memory, const mn_memory_reads *read
                      reads->rows + i * run, reads->weights + i * run, run);
 }
 
+/* ---- From a GPU ---- */
+
+/* Each memory has a transit of its own, which is its ticket. */
+static uint32_t memory_of(const mn_training *training, const mn_memory_reads *reads)
+{
+    return reads->part % training->model->options.placement_count;
+}
+
+static uint64_t vector_bytes(const mn_training *training, const mn_memory_reads *reads)
+{
+    return reads->queries * row_bytes(training, reads->table);
+}
+
+static void *gpu_bag_start(void *context, const mn_memory_reads *reads, mn_real *out_bags)
+{
+    mn_training *training = context;
+    const mn_nn *nn = training->nn;
+    mn_transit *transit = &training->transits[memory_of(training, reads)];
+    uint64_t count = reads->queries * reads->per_query;
+    transit->reads = *reads;
+    transit->out = out_bags;
+    transit->gradient = false;
+    nn->memory->copy_out(nn, transit->rows, reads->rows, count * sizeof *transit->rows);
+    nn->memory->copy_out(nn, transit->weights, reads->weights, count * sizeof *transit->weights);
+    return transit;
+}
+
+/* Of what the last bag of this memory has read: its rows and weights are here still. */
+static void *gpu_bag_grad_start(void *context, const mn_memory_reads *reads,
+                                const mn_real *output_gradients, mn_real *out_weight_gradients)
+{
+    mn_training *training = context;
+    const mn_nn *nn = training->nn;
+    mn_transit *transit = &training->transits[memory_of(training, reads)];
+    transit->reads = *reads;
+    transit->out = out_weight_gradients;
+    transit->gradient = true;
+    nn->memory->copy_out(nn, transit->vectors, output_gradients, vector_bytes(training, reads));
+    return transit;
+}
+
+/* As the CPU's reads would be answered. */
+static enum mn_status answer(mn_training *training, const mn_transit *transit,
+                             const mn_memory_reads *reads, mn_error *error)
+{
+    void *ticket = transit->gradient ? bag_grad_start(training, reads, transit->vectors,
+                                                      transit->weight_gradients)
+                                     : bag_start(training, reads, transit->vectors);
+    return ticket_wait(training, ticket, error);
+}
+
+/* All that the model computes beside the memory is queued by now: the GPU goes on with it while the
+ * call travels. */
+static enum mn_status gpu_ticket_wait(void *context, void *ticket, mn_error *error)
+{
+    mn_training *training = context;
+    const mn_nn *nn = training->nn;
+    mn_transit *transit = ticket;
+    mn_memory_reads reads = transit->reads;
+    enum mn_status status = nn->memory->copies_wait(nn, error);
+    if (status)
+        return status;
+    reads.rows = transit->rows;
+    reads.weights = transit->weights;
+    if (!transit->gradient)
+        selected(training, memory_of(training, &reads), &reads);
+    status = answer(training, transit, &reads, error);
+    if (status)
+        return status;
+    if (transit->gradient)
+        nn->memory->copy_in(nn, transit->out, transit->weight_gradients,
+                            reads.queries * reads.per_query * sizeof *transit->weight_gradients);
+    else
+        nn->memory->copy_in(nn, transit->out, transit->vectors, vector_bytes(training, &reads));
+    return MN_OK;
+}
+
 void mn_training_access_init(mn_training *training)
 {
-    training->access = (mn_memory_access){.context = training,
-                                          .bag_start = bag_start,
-                                          .bag_grad_start = bag_grad_start,
-                                          .wait = ticket_wait,
-                                          .reduce = training->options->ranks > 1 ? reduce : NULL,
-                                          .now_ns = mn_train_now_ns,
-                                          .selected = selected};
+    bool gpu = training->gpu != NULL;
+    training->access =
+        (mn_memory_access){.context = training,
+                           .bag_start = gpu ? gpu_bag_start : bag_start,
+                           .bag_grad_start = gpu ? gpu_bag_grad_start : bag_grad_start,
+                           .wait = gpu ? gpu_ticket_wait : ticket_wait,
+                           .reduce = training->options->ranks > 1 ? reduce : NULL,
+                           .now_ns = mn_train_now_ns,
+                           .selected = gpu ? NULL : selected};
 }

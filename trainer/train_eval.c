@@ -35,8 +35,8 @@ static enum mn_status windows_run(mn_training *training, enum mn_part part, uint
                         .targets = training->targets};
         mn_loss loss;
         enum mn_status status =
-            mn_model_forward(training->workspace, training->parameters, training->statistics, &pass,
-                             &training->access, &loss, error);
+            mn_model_forward(training->workspace, training->arrays.parameters,
+                             training->arrays.statistics, &pass, &training->access, &loss, error);
         if (status)
             return status;
         sum->nats += loss.nats;
@@ -127,8 +127,9 @@ enum mn_status mn_training_generate(mn_training *training, uint32_t count, uint8
         uint32_t window = length + i < context ? length + i : context;
         mn_pass pass = {.sequences = 1, .length = window, .tokens = text + length + i - window};
         float logits[MN_BYTES];
-        status = mn_model_next(training->workspace, training->parameters, training->statistics,
-                               &pass, &training->access, logits, error);
+        status =
+            mn_model_next(training->workspace, training->arrays.parameters,
+                          training->arrays.statistics, &pass, &training->access, logits, error);
         if (!status)
             text[length + i] = byte_draw(logits, training->options->seed, i);
     }

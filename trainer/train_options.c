@@ -30,7 +30,8 @@ typedef struct flag {
 static const char task_words[] = "text|recall", query_norm_words[] = "batch|none|rms",
                   key_init_words[] = "uniform|xlm|meta", gate_words[] = "softmax|relu",
                   dtype_words[] = "f32|bf16", optimizer_words[] = "adam|adamw|adagrad|sgd",
-                  part_words[] = "test|validation";
+                  part_words[] = "test|validation", device_words[] = "cpu|cuda",
+                  products_words[] = "f32|bf16";
 
 static const flag flags[] = {
     HEAD("What to train on"),
@@ -109,7 +110,14 @@ static const flag flags[] = {
     {U32, "local-shards", "N", AT(local_shards), 0, MN_SHARDS_MAX, "0",
      "inside this process, for local:; 0: one", false},
     {U32, "deadline", "SECONDS", AT(deadline_s), 1, 86400, "60", "of every call", false},
-    {U32, "threads", "N", AT(threads), 1, 1024, "1", "of the matrix products", false},
+
+    HEAD("What computes"),
+    {CHOICE, "device", device_words, AT(device), 0, 0, "cpu",
+     "the dense model and the search; cuda: an NVIDIA GPU, by copies to and from the values", true},
+    {U32, "gpu", "N", AT(gpu), 0, 1023, "0", "number of the GPU", false},
+    {CHOICE, "products", products_words, AT(products), 0, 0, "f32",
+     "factors of a GPU's matrix products; bf16: rounded to it, sums in f32", true},
+    {U32, "threads", "N", AT(threads), 1, 1024, "1", "of a CPU's matrix products", false},
 
     HEAD("Checkpoints"),
     {TEXT, "save", "DIR", AT(save), 0, 0, NULL,
@@ -219,6 +227,8 @@ static enum mn_status options_check(mn_train_options *options, mn_error *error)
     if (options->rank >= options->ranks)
         return mn_fail(error, MN_INVALID, "rank", "--rank %u: ranks are 0 to %u", options->rank,
                        options->ranks - 1);
+    if (options->products == MN_PRODUCTS_BF16 && options->device != MN_DEVICE_CUDA)
+        return mn_fail(error, MN_INVALID, "products", "--products bf16 needs --device cuda");
     if (options->save_every && !options->save)
         return mn_fail(error, MN_INVALID, "save", "--save-every %u needs --save DIR",
                        options->save_every);

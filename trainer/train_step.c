@@ -6,26 +6,17 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Tokens of one pass of this rank: its slice of the step's sequences. */
-static enum mn_status buffers_create(mn_training *training, mn_error *error)
+#include "nn.h"
+
+/* The text of one pass of this rank: its slice of the step's sequences. */
+static enum mn_status text_create(mn_training *training, mn_error *error)
 {
-    const mn_model *model = training->model;
     uint64_t tokens = (uint64_t)training->sequences * training->context;
-    uint64_t workspace = mn_workspace_bytes(model, tokens, training->sequences);
-    training->parameters = calloc(model->parameter_count, sizeof(float));
-    training->gradients = calloc(model->parameter_count, sizeof(float));
-    if (model->statistics_count)
-        training->statistics = calloc(model->statistics_count, sizeof(float));
     training->inputs = malloc(tokens);
     training->targets = malloc(tokens * sizeof(uint16_t));
-    training->workspace_memory = aligned_alloc(64, (workspace + 63) / 64 * 64);
-    if (!training->parameters || !training->gradients || !training->inputs || !training->targets ||
-        !training->workspace_memory || (model->statistics_count && !training->statistics))
-        return mn_fail(error, MN_NO_MEMORY, "batch-bytes",
-                       "%llu MiB do not fit into memory: take a smaller model or batch",
-                       (unsigned long long)(workspace >> 20));
-    training->workspace =
-        mn_workspace_init(model, tokens, training->sequences, training->workspace_memory);
+    if (!training->inputs || !training->targets)
+        return mn_fail(error, MN_NO_MEMORY, "batch-bytes", "no memory for %llu bytes of text",
+                       (unsigned long long)tokens);
     return MN_OK;
 }
 
@@ -108,7 +99,9 @@ enum mn_status mn_training_open(const mn_train_options *options, mn_training *tr
         return mn_fail(error, MN_NO_MEMORY, "layers", "no memory for the model");
     status = mn_model_init(&model, training->model, error);
     if (!status)
-        status = buffers_create(training, error);
+        status = text_create(training, error);
+    if (!status)
+        status = mn_training_device_open(training, error);
     if (!status && options->task == MN_TASK_TEXT)
         status = mn_data_read(options->text, options->context, &training->data, error);
     else if (!status)
@@ -144,12 +137,9 @@ void mn_training_close(mn_training *training)
         free(training->dense[i].packed);
     mn_read_counts_destroy(&training->trained);
     free(training->row_numbers);
-    free(training->workspace_memory);
+    mn_training_device_close(training);
     free(training->targets);
     free(training->inputs);
-    free(training->statistics);
-    free(training->gradients);
-    free(training->parameters);
     free(training->model);
     mn_data_deinit(&training->data);
     *training = (mn_training){0};
@@ -223,8 +213,8 @@ static enum mn_status pass_run(mn_training *training, uint64_t number, mn_step_r
     mn_loss loss;
     training->counting = training->trained.usages ? &training->trained : NULL;
     enum mn_status status =
-        mn_model_forward(training->workspace, training->parameters, training->statistics, &pass,
-                         &training->access, &loss, error);
+        mn_model_forward(training->workspace, training->arrays.parameters,
+                         training->arrays.statistics, &pass, &training->access, &loss, error);
     training->counting = NULL;
     if (status)
         return status;
@@ -239,9 +229,10 @@ static enum mn_status pass_run(mn_training *training, uint64_t number, mn_step_r
     if (result->discarded)
         return MN_OK;
 
-    memset(training->gradients, 0, training->model->parameter_count * sizeof(float));
-    status = mn_model_backward(training->workspace, training->parameters, &pass, 1 / sums[1],
-                               &training->access, training->gradients, error);
+    training->nn->zero(training->nn, training->arrays.gradients,
+                       training->model->parameter_count * sizeof(float));
+    status = mn_model_backward(training->workspace, training->arrays.parameters, &pass, 1 / sums[1],
+                               &training->access, training->arrays.gradients, error);
     if (status)
         return status;
     uint64_t start = mn_train_now_ns(NULL);

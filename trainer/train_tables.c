@@ -119,10 +119,11 @@ enum mn_status mn_training_fetch(mn_training *training, mn_error *error)
     enum mn_status status = wait_all(futures, count, error);
     if (status)
         return status;
-    unpack(training, training->parameters);
-    if (training->statistics)
-        memcpy(training->statistics, training->dense[MN_DENSE_STATISTICS].packed,
+    unpack(training, training->host.parameters);
+    if (training->host.statistics)
+        memcpy(training->host.statistics, training->dense[MN_DENSE_STATISTICS].packed,
                training->dense[MN_DENSE_STATISTICS].count * sizeof(float));
+    mn_training_arrays_write(training);
     return MN_OK;
 }
 
@@ -135,14 +136,17 @@ static mn_future *store_start(mn_training *training, mn_dense_table *dense)
 static void pack_statistics(mn_training *training)
 {
     mn_dense_table *dense = &training->dense[MN_DENSE_STATISTICS];
-    memcpy(dense->packed, training->statistics, dense->count * sizeof(float));
+    memcpy(dense->packed, training->host.statistics, dense->count * sizeof(float));
 }
 
 enum mn_status mn_training_push(mn_training *training, mn_error *error)
 {
     mn_future *futures[3];
     int count = 0;
-    pack(training, training->gradients);
+    enum mn_status status = mn_training_arrays_read(training, error);
+    if (status)
+        return status;
+    pack(training, training->host.gradients);
     for (int i = 0; i < 2; i++) {
         mn_dense_table *dense = &training->dense[i];
         if (!dense->table)
@@ -163,9 +167,10 @@ enum mn_status mn_training_initialise(mn_training *training, mn_error *error)
     if (training->options->rank == 0) {
         mn_future *futures[3];
         int count = 0;
-        mn_model_init_parameters(training->model, training->parameters, training->statistics);
-        pack(training, training->parameters);
-        if (training->statistics)
+        mn_model_init_parameters(training->model, training->host.parameters,
+                                 training->host.statistics);
+        pack(training, training->host.parameters);
+        if (training->host.statistics)
             pack_statistics(training);
         for (int i = 0; i < 3; i++)
             if (training->dense[i].table)

@@ -18,7 +18,7 @@ MAY_INCLUDE = {
     "kernels": {"mneme_types.h"},
     "shard": {"mneme_types.h", "mn_proto.h", "mn_kernels.h"},
     "client": {"mneme_types.h", "mn_proto.h", "mn_kernels.h", "mn_shard.h"},
-    "trainer": {"mneme_types.h", "mn_proto.h", "mn_kernels.h", "mneme.h"},
+    "trainer": {"mneme_types.h", "mn_proto.h", "mn_kernels.h", "mn_nn_cuda.h", "mneme.h"},
 }
 # Vendor header -> files that may include it; elsewhere its types would leak.
 VENDORS = [
