@@ -212,6 +212,9 @@ struct mn_nn {
                            void *scratch);
 };
 
+/* The context of mn_nn_cuda.h behind a GPU's table: its stream is that of the work queued. */
+struct mn_cuda_nn *mn_nn_cuda_context(const mn_nn *nn);
+
 /* ---- Made of them ---- */
 
 /* y = x W + beta * y. Backward: d_weights += x^T d_y; d_x = d_y W^T + beta * d_x. */

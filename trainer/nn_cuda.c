@@ -482,6 +482,8 @@ enum mn_status mn_nn_cuda_open(const mn_nn_cuda_options *options, mn_nn **out_nn
     return MN_OK;
 }
 
+struct mn_cuda_nn *mn_nn_cuda_context(const mn_nn *nn) { return gpu_of(nn)->cuda; }
+
 void mn_nn_cuda_close(mn_nn *nn)
 {
     if (!nn)
