@@ -1,7 +1,7 @@
 /* A program built with CUDA, where there is no driver or no GPU: every call says so and harms
  * nothing. Runs for real on any machine: GPUs are hidden from it. */
 #include "fixture.h"
-#include "mn_kernels_cuda.h"
+#include "mn_nn_cuda.h"
 
 static void check_absent(enum mn_status status, const mn_error *error)
 {
@@ -47,9 +47,31 @@ static void test_every_call_says_that_there_is_no_gpu(void **state)
     mn_cuda_close(NULL);
 }
 
+static void test_no_context_is_made_without_a_gpu(void **state)
+{
+    (void)state;
+    const mn_cuda_nn_options options = {.device = 0};
+    const mn_search search = {3, 1, 4, 2, 2};
+    mn_cuda_nn *nn = NULL;
+    void *memory = NULL;
+    uint64_t bytes = 7;
+    mn_error e;
+    check_absent(mn_cuda_nn_create(&options, &nn, &e), &e);
+    check_absent(mn_cuda_memory_create(16, &memory, &e), &e);
+    check_absent(mn_cuda_pinned_create(16, &memory, &e), &e);
+    check_absent(mn_cuda_event_create(&memory, &e), &e);
+    check_absent(mn_cuda_nn_search_grad_bytes(&search, &bytes, &e), &e);
+    assert_true(nn == NULL && memory == NULL && bytes == 7);
+    mn_cuda_nn_destroy(nn);
+    mn_cuda_memory_destroy(NULL);
+    mn_cuda_pinned_destroy(NULL);
+    mn_cuda_event_destroy(NULL);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_call_says_that_there_is_no_gpu)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_call_says_that_there_is_no_gpu),
+                                       cmocka_unit_test(test_no_context_is_made_without_a_gpu)};
     setenv("CUDA_VISIBLE_DEVICES", "", 1);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
