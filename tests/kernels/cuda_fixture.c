@@ -17,6 +17,7 @@ void *gpu_new(size_t bytes)
     assert_true(array_count < ARRAYS_MAX);
     assert_int_equal(cudaMalloc(&memory, bytes), cudaSuccess);
     assert_int_equal(cudaMemset(memory, 0xa5, bytes), cudaSuccess);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess); /* other streams do not wait */
     return arrays[array_count++] = memory;
 }
 
@@ -24,6 +25,7 @@ void *gpu_copy(const void *from, size_t bytes)
 {
     void *memory = gpu_new(bytes);
     assert_int_equal(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
     return memory;
 }
 

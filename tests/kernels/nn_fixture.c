@@ -12,6 +12,7 @@ mn_cuda_nn *nn_open(bool bf16_products, uint64_t scratch_bytes)
     QUEUED(mn_cuda_nn_create, &options, &nn);
     void *scratch = gpu_new(scratch_bytes);
     assert_int_equal(cudaMemset(scratch, 0xff, scratch_bytes), cudaSuccess); /* no numbers */
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
     mn_cuda_nn_lend(nn, scratch, scratch_bytes);
     return nn;
 }

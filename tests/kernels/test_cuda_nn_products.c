@@ -110,7 +110,9 @@ static void test_copies_change_no_bit(void **state)
     /* Written by others: the copy is stale until that is said. */
     float *product = arena + 4 * ROWS * WIDTH, stale[ROWS * ROWS], told[ROWS * ROWS];
     QUEUED(mn_cuda_nn_gelu, nn, ROWS * WIDTH, x.gpu, arena);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
     assert_int_equal(cudaMemcpy(arena, weights.gpu, of_one, cudaMemcpyDeviceToDevice), cudaSuccess);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
     QUEUED(mn_cuda_nn_gemm, nn, false, true, ROWS, ROWS, WIDTH, 1, arena, x.gpu, 0, product);
     QUEUED(mn_cuda_memory_read, nn, stale, product, sizeof stale);
     mn_cuda_nn_written(nn, arena + ROWS, sizeof(float));

@@ -36,6 +36,11 @@ static inline void harness_check(bool good, const char *text, const char *file, 
 #define assert_string_equal(a, b)  harness_assert(strcmp(a, b) == 0, #a " is " #b)
 #define assert_memory_equal(a, b, n)                                                               \
     harness_assert(memcmp(a, b, n) == 0, #a " has the bytes of " #b)
+#define fail_msg(...)                                                                              \
+    do {                                                                                           \
+        printf(__VA_ARGS__);                                                                       \
+        harness_assert(false, " ends the test");                                                   \
+    } while (0)
 #define skip() longjmp(harness_end, HARNESS_SKIPPED)
 
 static inline int harness_one(const struct CMUnitTest *test)
