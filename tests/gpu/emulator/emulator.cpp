@@ -201,10 +201,11 @@ const uint64_t *emulator_exchange(uint32_t mask, uint64_t mine)
 cudaError_t cudaGetDeviceCount(int *out_count) { return *out_count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int *out_device) { return *out_device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-/* A cache so small that searches take several blocks of tokens. */
-cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr, int)
+/* A cache so small that searches take several blocks of tokens; no GPU whose peak is known. */
+cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr attribute, int)
 {
-    return *out_value = 65536, cudaSuccess;
+    *out_value = attribute == cudaDevAttrL2CacheSize ? 65536 : 1;
+    return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **out_memory, size_t bytes)
 {
