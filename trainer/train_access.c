@@ -156,14 +156,13 @@ static void *gpu_bag_grad_start(void *context, const mn_memory_reads *reads,
     return transit;
 }
 
-/* As the CPU's reads would be answered. */
-static enum mn_status answer(mn_training *training, const mn_transit *transit,
-                             const mn_memory_reads *reads, mn_error *error)
+/* As the CPU's reads would be asked for. */
+static void *host_start(mn_training *training, const mn_transit *transit,
+                        const mn_memory_reads *reads)
 {
-    void *ticket = transit->gradient ? bag_grad_start(training, reads, transit->vectors,
-                                                      transit->weight_gradients)
-                                     : bag_start(training, reads, transit->vectors);
-    return ticket_wait(training, ticket, error);
+    return transit->gradient
+               ? bag_grad_start(training, reads, transit->vectors, transit->weight_gradients)
+               : bag_start(training, reads, transit->vectors);
 }
 
 /* All that the model computes beside the memory is queued by now: the GPU goes on with it while the
@@ -179,9 +178,10 @@ static enum mn_status gpu_ticket_wait(void *context, void *ticket, mn_error *err
         return status;
     reads.rows = transit->rows;
     reads.weights = transit->weights;
+    void *of_host = host_start(training, transit, &reads);
     if (!transit->gradient)
         selected(training, memory_of(training, &reads), &reads);
-    status = answer(training, transit, &reads, error);
+    status = ticket_wait(training, of_host, error);
     if (status)
         return status;
     if (transit->gradient)
