@@ -201,23 +201,63 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* Adds them one after another: one thread adds what all have fetched. */
+/* The first run whose row is `offset` or above. */
+DEVICE uint32_t run_at(const mn_cuda_plan &plan, uint64_t offset)
+{
+    uint32_t low = 0, high = *plan.runs;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (plan.sorted[plan.starts[middle]] < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Adds those of a block of rows one after another: one thread adds what all have fetched. */
 static __global__ void __launch_bounds__(THREADS)
-    add_squares(const double *squares, const uint32_t *runs, double *out_square)
+    add_squares(mn_cuda_plan plan, const double *squares, uint64_t rows_per_block,
+                double *out_squares)
 {
     __shared__ double fetched[THREADS];
-    const uint64_t count = *runs;
+    const uint64_t block = blockIdx.x;
+    const uint64_t begin = run_at(plan, block * rows_per_block);
+    const uint64_t end = run_at(plan, (block + 1) * rows_per_block);
     double total = 0;
-    for (uint64_t first = 0; first < count; first += THREADS) {
-        if (first + threadIdx.x < count)
+    for (uint64_t first = begin; first < end; first += THREADS) {
+        if (first + threadIdx.x < end)
             fetched[threadIdx.x] = squares[first + threadIdx.x];
         __syncthreads();
-        for (uint32_t i = 0; threadIdx.x == 0 && i < THREADS && first + i < count; i++)
+        for (uint32_t i = 0; threadIdx.x == 0 && i < THREADS && first + i < end; i++)
             total = total + fetched[i];
         __syncthreads();
     }
     if (threadIdx.x == 0)
-        *out_square = total;
+        out_squares[block] = total;
+}
+
+extern "C" enum mn_status mn_cuda_merge_squares(const mn_cuda_plan *plan,
+                                                const mn_cuda_sources *sources, uint32_t columns,
+                                                uint64_t rows_per_block, uint32_t blocks,
+                                                double *scratch, double *out_squares, void *stream,
+                                                mn_error *error)
+{
+    const uint32_t V = columns % 4 == 0 ? source_vector(sources, 4) : 1;
+    auto kernel = sources->dtype == MN_BF16
+                      ? V == 4 ? square_rows<uint16_t, 4> : square_rows<uint16_t, 1>
+                  : V == 4 ? square_rows<float, 4>
+                           : square_rows<float, 1>;
+    if (blocks == 0)
+        return MN_OK;
+    cudaLaunchConfig_t config = teams_config(V, plan->reads, RUN_BLOCKS, stream);
+    cudaError_t result =
+        cudaLaunchKernelEx(&config, kernel, *plan, device_sources_of(sources), columns, scratch);
+    config.gridDim = dim3(blocks);
+    if (result == cudaSuccess)
+        result =
+            cudaLaunchKernelEx(&config, add_squares, *plan, scratch, rows_per_block, out_squares);
+    return launched(result, error);
 }
 
 extern "C" enum mn_status mn_cuda_merge_square(const mn_cuda_plan *plan,
@@ -225,16 +265,6 @@ extern "C" enum mn_status mn_cuda_merge_square(const mn_cuda_plan *plan,
                                                double *scratch, double *out_square, void *stream,
                                                mn_error *error)
 {
-    const uint32_t V = columns % 4 == 0 ? source_vector(sources, 4) : 1;
-    auto kernel = sources->dtype == MN_BF16
-                      ? V == 4 ? square_rows<uint16_t, 4> : square_rows<uint16_t, 1>
-                  : V == 4 ? square_rows<float, 4>
-                           : square_rows<float, 1>;
-    cudaLaunchConfig_t config = teams_config(V, plan->reads, RUN_BLOCKS, stream);
-    cudaError_t result =
-        cudaLaunchKernelEx(&config, kernel, *plan, device_sources_of(sources), columns, scratch);
-    config.gridDim = dim3(1);
-    if (result == cudaSuccess)
-        result = cudaLaunchKernelEx(&config, add_squares, scratch, plan->runs, out_square);
-    return launched(result, error);
+    return mn_cuda_merge_squares(plan, sources, columns, plan->rows, 1, scratch, out_square, stream,
+                                 error);
 }

@@ -13,13 +13,20 @@ struct device_sources {
     const float *weights;
     uint64_t stride;
     uint32_t per_gradient;
+    const char *const *rows;
+    const uint32_t *numbers;
+    uint64_t skipped; /* bytes of a row before the tile's first column */
 };
 
 static inline device_sources device_sources_of(const mn_cuda_sources *sources)
 {
     device_sources device = {};
     const uint64_t skipped = (uint64_t)sources->column * (sources->dtype == MN_BF16 ? 2 : 4);
-    device.gradients = (const char *)sources->gradients + skipped;
+    if (sources->gradients)
+        device.gradients = (const char *)sources->gradients + skipped;
+    device.rows = (const char *const *)sources->rows;
+    device.numbers = sources->numbers;
+    device.skipped = skipped;
     device.weights = sources->weights;
     device.stride = sources->stride_bytes;
     device.per_gradient = sources->per_gradient;
@@ -30,8 +37,15 @@ static inline device_sources device_sources_of(const mn_cuda_sources *sources)
 static inline uint32_t source_vector(const mn_cuda_sources *sources, uint32_t V)
 {
     const uint32_t bytes = sources->dtype == MN_BF16 ? 2 : 4;
-    const char *first = (const char *)sources->gradients + (uint64_t)sources->column * bytes;
-    return vectors_fit(first, sources->stride_bytes, bytes, V) ? V : 1;
+    const uint64_t first = (uintptr_t)sources->gradients + (uint64_t)sources->column * bytes;
+    return vectors_fit((const void *)first, sources->stride_bytes, bytes, V) ? V : 1;
+}
+
+DEVICE const char *source_row(const device_sources &sources, uint32_t read)
+{
+    if (sources.rows)
+        return sources.rows[sources.numbers[read]] + sources.skipped;
+    return sources.gradients + read / sources.per_gradient * sources.stride;
 }
 
 /* sum = the left fold, from +0, of columns [c, c + V) of run r: weight times source row, each
@@ -51,10 +65,9 @@ DEVICE void fold_run(const mn_cuda_plan &plan, const device_sources &sources, ui
 #pragma unroll
         for (uint32_t f = 0; f < IN_FLIGHT; f++)
             if (i + f < end) {
-                const uint32_t read = plan.order[i + f], row = read / sources.per_gradient;
+                const uint32_t read = plan.order[i + f];
                 weights[f] = sources.weights ? sources.weights[read] : 1.0f;
-                rows[f] =
-                    load_columns<G, V>((const G *)(sources.gradients + row * sources.stride) + c);
+                rows[f] = load_columns<G, V>((const G *)source_row(sources, read) + c);
             }
 #pragma unroll
         for (uint32_t f = 0; f < IN_FLIGHT; f++)

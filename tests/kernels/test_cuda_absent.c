@@ -24,7 +24,7 @@ static void test_every_call_says_that_there_is_no_gpu(void **state)
     double square = 0;
     mn_cuda cuda = {.cache_bytes = 5};
     mn_cuda_plan plan = {.reads = 3, .rows = 3};
-    const mn_cuda_sources sources = {floats, 16, NULL, MN_F32, 0, 1};
+    const mn_cuda_sources sources = {.gradients = floats, .stride_bytes = 16, .per_gradient = 1};
     const mn_update update = {.factor = 1, .step = 1};
     mn_error e;
     check_absent(mn_cuda_init_rows(&tile.init, 1, rows, 3, 0, 4, MN_F32, floats, 16, NULL, &e), &e);

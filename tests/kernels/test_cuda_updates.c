@@ -45,12 +45,14 @@ static void step_inputs_init(step_inputs *in, uint32_t columns, uint32_t column,
     }
     mn_contributions_sort(in->contributions, scratch, in->count, ROWS);
     in->sources = (mn_sources){in->pointers, dtype, column};
-    in->gpu_sources = (mn_cuda_sources){gpu_copy(in->gradients, gradients * in->stride),
-                                        in->stride,
-                                        pushes ? NULL : gpu_copy(in->weights, sizeof in->weights),
-                                        dtype,
-                                        column,
-                                        pushes ? 1 : K};
+    in->gpu_sources = (mn_cuda_sources){
+        .gradients = gpu_copy(in->gradients, gradients * in->stride),
+        .stride_bytes = in->stride,
+        .weights = pushes ? NULL : gpu_copy(in->weights, sizeof in->weights),
+        .dtype = dtype,
+        .column = column,
+        .per_gradient = pushes ? 1 : K,
+    };
     assert_int_equal(mn_cuda_plan_bytes(READS, ROWS, &bytes, &in->error), MN_OK);
     assert_int_equal(mn_cuda_plan_reads(gpu_copy(in->offsets, sizeof in->offsets), READS, ROWS,
                                         gpu_new(bytes), bytes, &in->plan, NULL, &in->error),

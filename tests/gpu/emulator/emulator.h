@@ -2,7 +2,8 @@
  * after another, and device memory is ordinary memory, so that address sanitizers watch it. Fibers
  * run in an order that differs from barrier to barrier: what only works in the order of a machine
  * shows. Ends the program at a barrier that not all threads reach, and at a launch that a GPU would
- * refuse. Stands in for cuda_runtime.h, cublas_v2.h and cub/cub.cuh. */
+ * refuse. Any number of threads may call; their work runs one after another. Stands in for
+ * cuda_runtime.h, cublas_v2.h and cub/cub.cuh. */
 #ifndef MN_TESTS_GPU_EMULATOR_H
 #define MN_TESTS_GPU_EMULATOR_H
 
@@ -23,26 +24,55 @@ typedef enum cudaError {
 enum cudaMemcpyKind {
     cudaMemcpyHostToDevice = 1,
     cudaMemcpyDeviceToHost = 2,
-    cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDeviceToDevice = 3,
+    cudaMemcpyDefault = 4
 };
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrL2CacheSize = 38,
-    cudaDevAttrComputeCapabilityMajor = 75
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrConcurrentManagedAccess = 89,
+    cudaDevAttrMemoryPoolsSupported = 115
+};
+enum cudaMemoryAdvise { cudaMemAdviseSetPreferredLocation = 3 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+struct cudaMemLocation {
+    enum cudaMemLocationType type;
+    int id;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum {
+    cudaStreamNonBlocking = 1,
+    cudaEventDisableTiming = 2,
+    cudaHostAllocDefault = 0,
+    cudaMemAttachGlobal = 1
+};
 typedef struct CUstream_st *cudaStream_t;
 typedef struct CUevent_st *cudaEvent_t;
+typedef struct CUmemPoolHandle_st *cudaMemPool_t;
 
 cudaError_t cudaGetDeviceCount(int *out_count);
 cudaError_t cudaGetDevice(int *out_device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int *out_value, enum cudaDeviceAttr attribute, int device);
 cudaError_t cudaMalloc(void **out_memory, size_t bytes);
+cudaError_t cudaMallocManaged(void **out_memory, size_t bytes, unsigned flags);
+cudaError_t cudaMemAdvise(const void *memory, size_t bytes, enum cudaMemoryAdvise advice,
+                          struct cudaMemLocation location);
 cudaError_t cudaFree(void *memory);
 cudaError_t cudaMallocHost(void **out_memory, size_t bytes);
+cudaError_t cudaMallocAsync(void **out_memory, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream);
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *out_pool, int device);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr attribute,
+                                    void *value);
+cudaError_t cudaHostAlloc(void **out_memory, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *memory);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream);
@@ -61,6 +91,16 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *out_milliseconds, cudaEvent_t begin, cudaEvent_t end);
 const char *cudaGetErrorString(cudaError_t error);
+
+/* From now on a host that touches device memory, but managed, after it has waited for a stream or a
+ * copy, ends with SIGSEGV; and a launch or a copy that is given memory of the other side ends the
+ * program. */
+void emulator_guard(void);
+/* A stream whose copies and fills run only when something waits for them, as on a GPU that is
+ * behind. */
+cudaStream_t emulator_lazy_stream(void);
+/* After so many more pieces of work the device fails, and stays so. UINT64_MAX: never. */
+void emulator_fail_after(uint64_t pieces);
 
 typedef struct cublasContext *cublasHandle_t;
 typedef enum { CUBLAS_STATUS_SUCCESS = 0 } cublasStatus_t;
@@ -95,6 +135,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cubla
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <numeric>
 #include <vector>
 
@@ -135,6 +176,14 @@ struct cudaLaunchConfig_t {
     unsigned numAttrs;
 };
 
+/* While one lives, this thread is the device, and the others wait. */
+struct emulator_work {
+    explicit emulator_work(cudaStream_t stream);
+    emulator_work(const emulator_work &) = delete;
+    std::unique_lock<std::recursive_mutex> lock;
+};
+cudaError_t emulator_state(); /* of the device: cudaSuccess, or how it failed */
+void emulator_check_argument(const void *argument, size_t bytes);
 void emulator_launch(const cudaLaunchConfig_t &config, const void *kernel,
                      const std::function<void()> &thread);
 /* Ends the program where something does not hold on a GPU either. */
@@ -148,7 +197,11 @@ template <typename... Expected, typename... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Expected...),
                                Given &&...given)
 {
+    emulator_work work(config->stream);
+    if (emulator_state() != cudaSuccess)
+        return emulator_state();
     [&](Expected... arguments) {
+        (emulator_check_argument(&arguments, sizeof arguments), ...);
         emulator_launch(*config, (const void *)kernel, [&] { kernel(arguments...); });
     }(std::forward<Given>(given)...);
     return cudaSuccess;
@@ -224,11 +277,12 @@ struct DeviceRadixSort {
     template <typename Key, typename Value>
     static cudaError_t SortPairs(void *temporary, size_t &bytes, const Key *keys, Key *out_keys,
                                  const Value *values, Value *out_values, int64_t n, int begin,
-                                 int end, cudaStream_t)
+                                 int end, cudaStream_t stream)
     {
         bytes = 1;
         if (temporary == nullptr)
             return cudaSuccess;
+        emulator_work work(stream);
         const Key mask = (end == sizeof(Key) * 8 ? 0 : Key(1) << end) - (Key(1) << begin);
         std::vector<int64_t> order(n);
         std::iota(order.begin(), order.end(), 0);
@@ -244,11 +298,12 @@ struct DeviceSelect {
     template <typename Value, typename Count>
     static cudaError_t Flagged(void *temporary, size_t &bytes, const Value *in,
                                const uint8_t *flags, Value *out, Count *out_count, int64_t n,
-                               cudaStream_t)
+                               cudaStream_t stream)
     {
         bytes = 1;
         if (temporary == nullptr)
             return cudaSuccess;
+        emulator_work work(stream);
         *out_count = 0;
         for (int64_t i = 0; i < n; i++)
             if (flags[i])

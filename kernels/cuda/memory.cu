@@ -1,0 +1,183 @@
+/* Memory for tables and requests, copies, and the order of their work: CUDA's runtime, behind
+ * mn_kernels_cuda.h §5. */
+#include "device.h"
+
+/* The calling thread's device, put back at the end of functions that any thread may call. */
+struct device_scope {
+    int before;
+    explicit device_scope(uint32_t device)
+    {
+        if (cudaGetDevice(&before) != cudaSuccess)
+            before = 0;
+        (void)cudaSetDevice((int)device); /* what follows says what is wrong */
+    }
+    ~device_scope() { (void)cudaSetDevice(before); } /* it was so before */
+};
+
+static enum mn_status told(cudaError_t result, mn_error *error)
+{
+    (void)cudaGetLastError(); /* taken, so that it blames no later call */
+    if (result == cudaSuccess)
+        return MN_OK;
+    return mn_fail(error, MN_UNAVAILABLE, "device", "CUDA refused: %s", cudaGetErrorString(result));
+}
+
+/* CUDA 12 names the place by a number, CUDA 13 by a structure. A wish: it may be refused. */
+template <typename Place>
+static void advise_near(cudaError_t (*advise)(const void *, size_t, enum cudaMemoryAdvise, Place),
+                        void *memory, uint64_t bytes, uint32_t device)
+{
+    Place place = {};
+    if constexpr (sizeof(Place) == sizeof(int))
+        place = (int)device;
+    else
+        place.type = cudaMemLocationTypeDevice, place.id = (int)device;
+    (void)told(advise(memory, bytes, cudaMemAdviseSetPreferredLocation, place), NULL);
+}
+
+static enum mn_status check_device(uint32_t device, mn_error *error)
+{
+    int count = 0, concurrent = 0, pools = 0;
+    const enum mn_status status = told(cudaGetDeviceCount(&count), error);
+    if (status)
+        return status;
+    if (device >= (uint32_t)count)
+        return mn_fail(error, MN_UNAVAILABLE, "device", "there is no CUDA device %u among %d",
+                       device, count);
+    if (cudaDeviceGetAttribute(&concurrent, cudaDevAttrConcurrentManagedAccess, (int)device) !=
+            cudaSuccess ||
+        cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, (int)device) !=
+            cudaSuccess ||
+        !concurrent || !pools)
+        return mn_fail(error, MN_UNSUPPORTED, "device",
+                       "CUDA device %u has no concurrent managed memory or no memory pools",
+                       device);
+    return MN_OK;
+}
+
+/* Memory given back stays with the process: a step takes what the one before gave. */
+static cudaError_t keep_pool(uint32_t device)
+{
+    cudaMemPool_t pool;
+    uint64_t threshold = UINT64_MAX;
+    cudaError_t result = cudaDeviceGetDefaultMemPool(&pool, (int)device);
+    if (result == cudaSuccess)
+        result = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold);
+    return result;
+}
+
+extern "C" enum mn_status mn_cuda_queue_open(uint32_t device, mn_cuda_queue *out_queue,
+                                             mn_error *error)
+{
+    mn_cuda_queue queue = {};
+    enum mn_status status = check_device(device, error);
+    if (status)
+        return status;
+    const device_scope scope(device);
+    queue.device = device;
+    status = told(keep_pool(device), error);
+    if (!status)
+        status = told(
+            cudaStreamCreateWithFlags((cudaStream_t *)&queue.stream, cudaStreamNonBlocking), error);
+    if (!status)
+        status = told(cudaEventCreateWithFlags((cudaEvent_t *)&queue.event, cudaEventDisableTiming),
+                      error);
+    if (!status)
+        status = told(cudaHostAlloc((void **)&queue.bad, sizeof *queue.bad, cudaHostAllocDefault),
+                      error);
+    if (status) {
+        mn_cuda_queue_close(&queue);
+        return status;
+    }
+    *queue.bad = 0;
+    *out_queue = queue;
+    return MN_OK;
+}
+
+extern "C" void mn_cuda_queue_close(mn_cuda_queue *queue)
+{
+    if (!queue || (!queue->stream && !queue->event && !queue->bad))
+        return;
+    const device_scope scope(queue->device);
+    if (queue->stream)
+        (void)cudaStreamSynchronize((cudaStream_t)queue->stream); /* whatever came of it */
+    if (queue->event)
+        (void)cudaEventDestroy((cudaEvent_t)queue->event); /* nobody is left to be told */
+    if (queue->stream)
+        (void)cudaStreamDestroy((cudaStream_t)queue->stream);
+    if (queue->bad)
+        (void)cudaFreeHost(queue->bad);
+    *queue = {};
+}
+
+extern "C" enum mn_status mn_cuda_queue_follow(const mn_cuda_queue *queue, void *stream,
+                                               mn_error *error)
+{
+    const device_scope scope(queue->device);
+    cudaError_t result = cudaEventRecord((cudaEvent_t)queue->event, (cudaStream_t)stream);
+    (void)cudaGetLastError(); /* as told() */
+    if (result != cudaSuccess)
+        return mn_fail(error, MN_INVALID, "stream", "it is no stream of CUDA device %u: %s",
+                       queue->device, cudaGetErrorString(result));
+    return told(cudaStreamWaitEvent((cudaStream_t)queue->stream, (cudaEvent_t)queue->event, 0),
+                error);
+}
+
+extern "C" enum mn_status mn_cuda_queue_wait(const mn_cuda_queue *queue, mn_error *error)
+{
+    (void)cudaSetDevice((int)queue->device); /* its work is queued by this thread */
+    return told(cudaStreamSynchronize((cudaStream_t)queue->stream), error);
+}
+
+extern "C" void *mn_cuda_reserve(const mn_cuda_queue *queue, uint64_t bytes)
+{
+    const device_scope scope(queue->device);
+    void *memory = NULL;
+    if (told(cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), NULL))
+        return NULL;
+    advise_near(cudaMemAdvise, memory, bytes, queue->device);
+    return memory;
+}
+
+extern "C" void mn_cuda_unreserve(const mn_cuda_queue *queue, void *memory)
+{
+    const device_scope scope(queue->device);
+    (void)told(cudaFree(memory), NULL); /* a device that failed has lost it anyway */
+}
+
+extern "C" void *mn_cuda_take(const mn_cuda_queue *queue, uint64_t bytes)
+{
+    void *memory = NULL;
+    (void)cudaSetDevice((int)queue->device); /* as in wait */
+    if (told(cudaMallocAsync(&memory, bytes, (cudaStream_t)queue->stream), NULL))
+        return NULL;
+    return memory;
+}
+
+extern "C" void mn_cuda_give(const mn_cuda_queue *queue, void *memory)
+{
+    if (memory)
+        (void)told(cudaFreeAsync(memory, (cudaStream_t)queue->stream), NULL); /* as unreserve */
+}
+
+extern "C" enum mn_status mn_cuda_zero(const mn_cuda_queue *queue, void *memory, uint64_t bytes,
+                                       mn_error *error)
+{
+    (void)cudaSetDevice((int)queue->device); /* as in wait */
+    return told(cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)queue->stream), error);
+}
+
+extern "C" enum mn_status mn_cuda_copy(const mn_cuda_queue *queue, void *to, const void *from,
+                                       uint64_t bytes, mn_error *error)
+{
+    (void)cudaSetDevice((int)queue->device); /* as in wait */
+    if (bytes == 0)
+        return MN_OK;
+    return told(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)queue->stream),
+                error);
+}
+
+extern "C" enum mn_status mn_cuda_read(void *to, const void *from, uint64_t bytes, mn_error *error)
+{
+    return told(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), error);
+}

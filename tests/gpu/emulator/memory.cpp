@@ -1,0 +1,345 @@
+/* Memory, copies, streams and events of emulator.h. Work is done at once, but what a lazy stream is
+ * given waits in it. */
+#include "emulator.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <map>
+#include <sys/mman.h>
+
+struct CUstream_st {
+    bool lazy;
+    std::vector<std::function<void()>> waiting;
+};
+struct CUevent_st {
+    timespec at;
+    cudaStream_t stream; /* that it was recorded in */
+};
+
+namespace
+{
+const size_t ARENA = size_t(8) << 30, ALIGNMENT = 256, PAGE = 4096;
+
+std::recursive_mutex mutex;
+std::map<uintptr_t, size_t> blocks; /* of the arena */
+std::map<uintptr_t, size_t> shared; /* managed and pinned memory */
+char *arena;                        /* guarded: where device memory lies; else NULL */
+size_t opened, touched;             /* of the arena, from its beginning: may be touched; was */
+uint64_t pieces_left = UINT64_MAX;
+const cudaError_t cudaErrorEccUncorrectable = cudaError_t(214);
+
+[[noreturn]] void die(const char *message)
+{
+    fprintf(stderr, "emulated CUDA: %s\n", message);
+    abort();
+}
+
+void protect(size_t from, size_t to, int how)
+{
+    if (to > from && mprotect(arena + from, to - from, how) != 0)
+        die("mprotect failed");
+}
+
+/* How far blocks reach. */
+size_t arena_used()
+{
+    if (blocks.empty())
+        return 0;
+    const auto last = blocks.rbegin();
+    return (last->first + last->second - (uintptr_t)arena + PAGE - 1) / PAGE * PAGE;
+}
+
+void open_arena()
+{
+    const size_t used = arena != nullptr ? arena_used() : 0;
+    if (used > opened) {
+        protect(opened, used, PROT_READ | PROT_WRITE);
+        opened = used;
+        touched = std::max(touched, used);
+    }
+}
+
+/* Before the host goes on after a wait. What is over goes back: closing pages takes time. */
+void close_arena()
+{
+    const size_t used = arena != nullptr ? arena_used() : 0;
+    protect(0, opened, PROT_NONE);
+    opened = 0;
+    if (touched > used)
+        (void)madvise(arena + used, touched - used, MADV_DONTNEED); /* a wish */
+    touched = used;
+}
+
+bool within(const std::map<uintptr_t, size_t> &ranges, uintptr_t address)
+{
+    auto after = ranges.upper_bound(address);
+    return after != ranges.begin() && address <= (--after)->first + after->second;
+}
+
+bool in_arena(uintptr_t address)
+{
+    return arena != nullptr && address >= (uintptr_t)arena && address < (uintptr_t)arena + ARENA;
+}
+
+void flush(cudaStream_t stream)
+{
+    if (stream == nullptr)
+        return;
+    std::vector<std::function<void()>> due;
+    due.swap(stream->waiting);
+    for (const auto &work : due)
+        work();
+}
+
+/* The first gap that is large enough. */
+void *arena_take(size_t bytes)
+{
+    uintptr_t at = (uintptr_t)arena;
+    const size_t rounded = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
+    for (const auto &block : blocks) {
+        if (block.first - at >= rounded)
+            break;
+        at = block.first + block.second;
+    }
+    if (at + rounded > (uintptr_t)arena + ARENA)
+        die("no memory");
+    blocks[at] = rounded;
+    open_arena();
+    return (void *)at;
+}
+
+void *device_take(size_t bytes)
+{
+    emulator_work work(nullptr);
+    void *memory = nullptr;
+    if (arena != nullptr)
+        memory = arena_take(bytes);
+    else if (posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
+        die("no memory");
+    return memset(memory, 0xa5, bytes);
+}
+
+/* Managed and pinned memory: ordinary, but known. */
+void *shared_take(size_t bytes)
+{
+    emulator_work work(nullptr);
+    void *memory = nullptr;
+    if (posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
+        die("no memory");
+    shared[(uintptr_t)memory] = bytes;
+    return memset(memory, 0xa5, bytes);
+}
+
+void give(void *memory)
+{
+    emulator_work work(nullptr);
+    if (blocks.erase((uintptr_t)memory) == 0) {
+        if (in_arena((uintptr_t)memory))
+            die("memory is given back that was not taken");
+        shared.erase((uintptr_t)memory);
+        free(memory);
+    }
+}
+
+void check_side(const void *memory, bool device)
+{
+    const uintptr_t address = (uintptr_t)memory;
+    if (arena != nullptr && in_arena(address) != device && !within(shared, address))
+        die(device ? "host memory is given as the device's"
+                   : "device memory is given as the host's");
+}
+} // namespace
+
+emulator_work::emulator_work(cudaStream_t stream) : lock(mutex)
+{
+    open_arena();
+    if (stream != nullptr)
+        flush(stream);
+}
+
+void emulator_guard()
+{
+    void *memory =
+        mmap(nullptr, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        die("no memory");
+    arena = (char *)memory;
+}
+
+void emulator_fail_after(uint64_t pieces)
+{
+    emulator_work work(nullptr);
+    pieces_left = pieces;
+}
+
+/* Counts a piece of work. */
+cudaError_t emulator_state()
+{
+    if (pieces_left == 0)
+        return cudaErrorEccUncorrectable;
+    pieces_left -= pieces_left != UINT64_MAX;
+    return cudaSuccess;
+}
+
+/* Words that look like addresses of this process are ones: they must be the device's. */
+void emulator_check_argument(const void *argument, size_t bytes)
+{
+    if (arena == nullptr)
+        return;
+    for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
+        uintptr_t word;
+        memcpy(&word, (const char *)argument + at, sizeof word);
+        if (word >= UINT64_C(0x550000000000) && word < UINT64_C(0x800000000000) &&
+            !in_arena(word) && !within(shared, word))
+            die("a launch is given host memory");
+    }
+}
+
+cudaError_t cudaGetDeviceCount(int *out_count) { return *out_count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int *out_device) { return *out_device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+/* A cache so small that searches take several blocks of tokens; whatever else is there; no GPU whose
+ * peak is known. */
+cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr attribute, int)
+{
+    *out_value = attribute == cudaDevAttrL2CacheSize ? 65536 : 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **out_memory, size_t bytes)
+{
+    return *out_memory = device_take(bytes), cudaSuccess;
+}
+cudaError_t cudaFree(void *memory) { return give(memory), cudaSuccess; }
+cudaError_t cudaMallocAsync(void **out_memory, size_t bytes, cudaStream_t)
+{
+    return cudaMalloc(out_memory, bytes);
+}
+cudaError_t cudaFreeAsync(void *memory, cudaStream_t) { return cudaFree(memory); }
+cudaError_t cudaMallocManaged(void **out_memory, size_t bytes, unsigned)
+{
+    return *out_memory = shared_take(bytes), cudaSuccess;
+}
+cudaError_t cudaMemAdvise(const void *memory, size_t, cudaMemoryAdvise, cudaMemLocation)
+{
+    std::lock_guard<std::recursive_mutex> guard(mutex);
+    if (!within(shared, (uintptr_t)memory))
+        die("advice about memory that is not managed");
+    return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void **out_memory, size_t bytes, unsigned)
+{
+    return *out_memory = shared_take(bytes), cudaSuccess;
+}
+cudaError_t cudaMallocHost(void **out_memory, size_t bytes)
+{
+    return cudaHostAlloc(out_memory, bytes, cudaHostAllocDefault);
+}
+cudaError_t cudaFreeHost(void *memory) { return give(memory), cudaSuccess; }
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *out_pool, int)
+{
+    return *out_pool = nullptr, cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *) { return cudaSuccess; }
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    std::unique_lock<std::recursive_mutex> guard(mutex);
+    if (emulator_state() != cudaSuccess)
+        return cudaErrorEccUncorrectable;
+    if (kind != cudaMemcpyDefault) {
+        check_side(to, kind != cudaMemcpyDeviceToHost);
+        check_side(from, kind != cudaMemcpyHostToDevice);
+    }
+    if (stream != nullptr && stream->lazy) {
+        stream->waiting.push_back([=] {
+            emulator_work work(nullptr);
+            memcpy(to, from, bytes);
+        });
+        return cudaSuccess;
+    }
+    emulator_work work(stream);
+    return memcpy(to, from, bytes), cudaSuccess;
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
+{
+    const cudaError_t result = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+    std::lock_guard<std::recursive_mutex> guard(mutex);
+    close_arena();
+    return result;
+}
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream)
+{
+    std::unique_lock<std::recursive_mutex> guard(mutex);
+    if (emulator_state() != cudaSuccess)
+        return cudaErrorEccUncorrectable;
+    check_side(memory, true);
+    emulator_work work(stream);
+    return memset(memory, value, bytes), cudaSuccess;
+}
+cudaError_t cudaMemset(void *memory, int value, size_t bytes)
+{
+    return cudaMemsetAsync(memory, value, bytes, nullptr);
+}
+
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaStream_t emulator_lazy_stream() { return new CUstream_st{true, {}}; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned)
+{
+    return *out_stream = new CUstream_st{false, {}}, cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    emulator_work work(stream);
+    close_arena();
+    return pieces_left == 0 ? cudaErrorEccUncorrectable : cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    {
+        emulator_work work(stream);
+    }
+    delete stream;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned)
+{
+    emulator_work work(event->stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t *out_event)
+{
+    return *out_event = new CUevent_st(), cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned)
+{
+    return cudaEventCreate(out_event);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    delete event;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    clock_gettime(CLOCK_MONOTONIC, &event->at);
+    event->stream = stream;
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    emulator_work work(event->stream);
+    return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float *out_milliseconds, cudaEvent_t begin, cudaEvent_t end)
+{
+    *out_milliseconds = (float)(end->at.tv_sec - begin->at.tv_sec) * 1e3f +
+                        (float)(end->at.tv_nsec - begin->at.tv_nsec) * 1e-6f;
+    return cudaSuccess;
+}
+const char *cudaGetErrorString(cudaError_t) { return "emulated"; }
