@@ -278,6 +278,16 @@ enum mn_files_phase {
     MN_FILES_LOAD = 3
 };
 
+/* A caller in the shard's own process (`local:` with a device) lends its arrays: the payload's
+ * spans lie in any memory, and the answer goes to `out` (rows, bags, or weight gradients summed
+ * over the tiles) and `out_state`, of which the reply tells the size alone. Never on the wire. */
+typedef struct mn_direct {
+    bool used, out_on_device;
+    void *out, *out_state;
+    uint32_t stream_count; /* CUDA streams in which arrays are ready, or wanted: */
+    void *streams[4];
+} mn_direct;
+
 /* One decoded request. Which fields a verb reads (tiles = tile_first, tile_count):
  *   CreateTable  spec, ranks; table: 0 asks the home shard to assign the id, other shards get it
  *   Describe, Drop  table, or spec.name when table is 0
@@ -332,6 +342,7 @@ typedef struct mn_request {
     uint64_t save;       /* Snapshot: which one, a number of its caller's; 0: not told */
     uint64_t rate;       /* Snapshot WRITE: bytes a second at most; 0: no limit */
     mn_payload payload;
+    mn_direct direct;
 } mn_request;
 
 /* A table as listed. rows_written counts the distinct rows ever written here: of a rows table in
@@ -454,6 +465,11 @@ typedef struct mn_transport {
      * at until_ns; false when nothing is in flight, another caller is at it, or until_ns has come
      * before the transport's own thread gave its turn away. */
     bool (*poll)(struct mn_transport *transport, uint64_t until_ns);
+    /* NULL: requests are bytes of the host's memory. Else the shards' tables lie in a device's, and
+     * a request to the only shard may be direct (mn_direct); this then brings what lies in any
+     * memory to the host's. Blocks; any thread. */
+    enum mn_status (*read_memory)(struct mn_transport *transport, void *to, const void *from,
+                                  uint64_t bytes, mn_error *error);
 } mn_transport;
 
 /* ---- 7. The codec (proto/codec_*.c, protobuf-c inside) ---- */

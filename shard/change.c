@@ -1,6 +1,7 @@
 /* Push, BagGrad and Store: pieces staged for an open step (STEPS.md "Changes"). A piece keeps what
  * arrived; it is expanded only when its step is merged. */
 #include "shard_core.h"
+#include "shard_device.h"
 
 struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t number)
 {
@@ -35,9 +36,11 @@ static struct piece *find(struct step *step, const mn_request *request)
     return piece;
 }
 
-static uint64_t contribution_charge(enum piece_kind kind, const struct layout *layout,
-                                    uint64_t count)
+static uint64_t contribution_charge(const mn_shard *shard, enum piece_kind kind,
+                                    const struct layout *layout, uint64_t count)
 {
+    if (shard->device)
+        return layout->reads * DEVICE_READ_BYTES + count * DEVICE_SOURCE_BYTES;
     if (kind == PIECE_STORE)
         return 0;
     return layout->reads * 2 * sizeof(mn_contribution) + count * sizeof(void *);
@@ -66,6 +69,13 @@ static void insert(struct group *group, struct step *step, struct table_stage *s
     group->change_bytes += piece->charged_bytes;
 }
 
+static void free_piece(mn_shard *shard, struct piece *piece)
+{
+    if (shard->device)
+        shard->device->unstage(shard, piece);
+    mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
+}
+
 static void drop_piece(mn_shard *shard, struct group *group, struct step *step,
                        struct table_stage *stage, struct piece *piece)
 {
@@ -83,7 +93,7 @@ static void drop_piece(mn_shard *shard, struct group *group, struct step *step,
     if (piece->wanted)
         piece->left = true; /* an image of before has still to write it */
     else
-        mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
+        free_piece(shard, piece);
 }
 
 /* Pieces of `rank` (all ranks: UINT32_MAX) that an incarnation below `incarnation` staged. */
@@ -175,9 +185,10 @@ static bool same_arrays(const struct piece *piece, const struct arrays *arrays)
            !memcmp(piece->states, arrays->states, layout->states_bytes);
 }
 
-/* A piece with the payload's arrays copied in, in no list yet; NULL without memory. */
-static struct piece *piece_of(mn_shard *shard, const mn_request *request,
-                              const struct layout *layout)
+/* A piece with the payload's arrays copied in behind its header. */
+static enum mn_status stage_arrays(mn_shard *shard, const mn_request *request,
+                                   const struct layout *layout, struct piece **out_piece,
+                                   mn_error *error)
 {
     uint64_t header = round_up(sizeof(struct piece), 64);
     uint64_t indices = round_up(layout->indices_bytes, 64);
@@ -186,7 +197,8 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
     uint64_t bytes = header + indices + weights + rows + layout->states_bytes;
     uint8_t *block = mn_shard_block_take(&shard->pool, bytes);
     if (!block)
-        return NULL;
+        return mn_fail(error, MN_NO_MEMORY, "payload", "no memory to stage %" PRIu64 " bytes",
+                       request->payload.bytes);
     uint8_t *at = block + header;
     mn_cursor cursor;
     mn_cursor_init(&cursor, &request->payload, 0);
@@ -199,19 +211,6 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
 
     struct piece *piece = (struct piece *)block;
     *piece = (struct piece){
-        .table = request->table,
-        .position = request->position,
-        .incarnation = request->context.incarnation,
-        .part = request->part,
-        .rank = request->context.rank,
-        .kind = kind_of(request->verb),
-        .count = request->count,
-        .per_query = request->verb == MN_VERB_BAG_GRAD ? request->per_query : 1,
-        .index_encoding = request->index_encoding,
-        .weight_dtype = request->weight_dtype,
-        .value_dtype = request->value_dtype,
-        .with_state = request->with_state,
-        .layout = *layout,
         .block_bytes = bytes,
         .indices = at,
         .weights = at + indices,
@@ -219,18 +218,49 @@ static struct piece *piece_of(mn_shard *shard, const mn_request *request,
         .states = at + indices + weights + rows,
         .rows_finite = finite,
     };
-    piece->charged_bytes =
-        mn_shard_block_bytes(bytes) + contribution_charge(piece->kind, layout, request->count);
-    return piece;
+    *out_piece = piece;
+    return MN_OK;
 }
 
-static uint64_t charge_of(const mn_request *request, const struct layout *layout)
+/* In no list yet. */
+static enum mn_status piece_of(mn_shard *shard, const mn_request *request,
+                               const struct layout *layout, struct piece **out_piece,
+                               mn_error *error)
 {
-    uint64_t bytes = round_up(sizeof(struct piece), 64) + round_up(layout->indices_bytes, 64) +
-                     round_up(layout->weights_bytes, 64) + round_up(layout->rows_bytes, 64) +
-                     layout->states_bytes;
-    return mn_shard_block_bytes(bytes) +
-           contribution_charge(kind_of(request->verb), layout, request->count);
+    enum mn_status status = shard->device
+                                ? shard->device->stage(shard, request, layout, out_piece, error)
+                                : stage_arrays(shard, request, layout, out_piece, error);
+    if (status)
+        return status;
+    struct piece *piece = *out_piece;
+    piece->table = request->table;
+    piece->position = request->position;
+    piece->incarnation = request->context.incarnation;
+    piece->part = request->part;
+    piece->rank = request->context.rank;
+    piece->kind = kind_of(request->verb);
+    piece->count = request->count;
+    piece->per_query = request->verb == MN_VERB_BAG_GRAD ? request->per_query : 1;
+    piece->index_encoding = request->index_encoding;
+    piece->weight_dtype = request->weight_dtype;
+    piece->value_dtype = request->value_dtype;
+    piece->with_state = request->with_state;
+    piece->layout = *layout;
+    piece->charged_bytes = mn_shard_block_bytes(piece->block_bytes) + piece->device_bytes +
+                           contribution_charge(shard, piece->kind, layout, request->count);
+    return MN_OK;
+}
+
+static uint64_t charge_of(const mn_shard *shard, const mn_request *request,
+                          const struct layout *layout)
+{
+    const uint64_t arrays = round_up(layout->indices_bytes, 64) +
+                            round_up(layout->weights_bytes, 64) + round_up(layout->rows_bytes, 64) +
+                            layout->states_bytes;
+    const uint64_t header = round_up(sizeof(struct piece), 64);
+    const uint64_t bytes = shard->device ? mn_shard_block_bytes(header) + arrays
+                                         : mn_shard_block_bytes(header + arrays);
+    return bytes + contribution_charge(shard, kind_of(request->verb), layout, request->count);
 }
 
 /* Indices to scratch.offsets, and every number finite. */
@@ -282,6 +312,22 @@ static enum mn_status answer_bag_grad(mn_shard *shard, mn_call *call, const stru
     return MN_OK;
 }
 
+/* Nobody has looked yet at what a direct call brings (others' callers have): what is wrong with it
+ * is said first. */
+static enum mn_status check_given(mn_shard *shard, mn_call *call, const struct target *target,
+                                  const struct layout *layout, mn_error *error)
+{
+    struct piece *piece;
+    if (!call->request.direct.used)
+        return MN_OK;
+    enum mn_status status = piece_of(shard, &call->request, layout, &piece, error);
+    if (status)
+        return status;
+    status = shard->device->check(shard, call, target, layout, piece, false, error);
+    free_piece(shard, piece);
+    return status;
+}
+
 /* A piece with this key stands: the same content is acknowledged, anything else refused. A BagGrad
  * that had to wait for its rows comes here when they are committed. */
 static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target *target,
@@ -289,16 +335,28 @@ static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target
                              mn_error *error)
 {
     const mn_request *request = &call->request;
-    struct arrays arrays = arrays_at(mn_shard_payload(shard, &request->payload), layout);
-    bool bag = request->verb == MN_VERB_BAG_GRAD;
-    bool same = piece->kind == kind_of(request->verb) && piece->count == request->count &&
-                piece->index_encoding == request->index_encoding &&
-                piece->value_dtype == request->value_dtype &&
-                piece->with_state == request->with_state &&
-                (!bag || (piece->per_query == request->per_query &&
-                          piece->weight_dtype == request->weight_dtype)) &&
-                same_arrays(piece, &arrays);
-    if (!same)
+    struct arrays arrays = {0};
+    bool bag = request->verb == MN_VERB_BAG_GRAD, alike = true;
+    enum mn_status status = MN_OK;
+    if (!shard->device)
+        arrays = arrays_at(mn_shard_payload(shard, &request->payload), layout);
+    bool same =
+        piece->kind == kind_of(request->verb) && piece->count == request->count &&
+        piece->index_encoding == request->index_encoding &&
+        piece->value_dtype == request->value_dtype && piece->with_state == request->with_state &&
+        (!bag ||
+         (piece->per_query == request->per_query && piece->weight_dtype == request->weight_dtype));
+    if (same && shard->device)
+        status = shard->device->same(shard, request, piece, &alike, error);
+    else if (same)
+        alike = same_arrays(piece, &arrays);
+    if (status)
+        return status;
+    if (!same || !alike)
+        status = check_given(shard, call, target, layout, error);
+    if (status)
+        return status;
+    if (!same || !alike)
         return mn_fail(error, MN_CONFLICT, "position",
                        "%" PRIu64 " of (table %" PRIu64
                        ", part %u, rank %u) is staged for step %" PRIu64 " with other content",
@@ -308,8 +366,10 @@ static enum mn_status repeat(mn_shard *shard, mn_call *call, const struct target
         return MN_OK;
     if (!mn_shard_read_ready(shard, target->group, request))
         return mn_shard_park(shard, target->group, call, request->payload.bytes, error);
-    enum mn_status status = mn_shard_offsets(shard, target->table, target, request->index_encoding,
-                                             arrays.indices, layout->reads, true, error);
+    if (shard->device)
+        return shard->device->check(shard, call, target, layout, piece, true, error);
+    status = mn_shard_offsets(shard, target->table, target, request->index_encoding, arrays.indices,
+                              layout->reads, true, error);
     if (status)
         return status;
     return answer_bag_grad(shard, call, target, layout, arrays.rows, error);
@@ -340,7 +400,7 @@ static enum mn_status check_room(mn_shard *shard, const mn_call *call, const str
                                  mn_error *error)
 {
     const mn_request *request = &call->request;
-    uint64_t charge = charge_of(request, layout);
+    uint64_t charge = charge_of(shard, request, layout);
     if (charge > shard->options.change_bytes_max && !shard->recovery)
         return mn_fail(error, MN_INVALID, "payload",
                        "staging it takes %" PRIu64 " bytes, more "
@@ -356,6 +416,11 @@ static enum mn_status check_room(mn_shard *shard, const mn_call *call, const str
         return mn_fail(error, MN_BUSY, "count",
                        "step %" PRIu64 " of table %" PRIu64 " holds %" PRIu64 " gradient rows",
                        request->context.step, request->table, stage->sources);
+    if (shard->device && stage->reads + layout->reads > UINT32_MAX)
+        return mn_fail(error, MN_BUSY, "count",
+                       "step %" PRIu64 " of table %" PRIu64 " holds %" PRIu64
+                       " reads, all that a device merges",
+                       request->context.step, request->table, stage->reads);
     return mn_shard_change_room(shard, group, request->context.step, charge, error);
 }
 
@@ -383,20 +448,23 @@ enum mn_status mn_shard_change(mn_shard *shard, mn_call *call, mn_error *error)
     if (status)
         return status;
 
-    struct piece *piece = piece_of(shard, request, &layout);
-    if (!piece)
-        return mn_fail(error, MN_NO_MEMORY, "payload", "no memory to stage %" PRIu64 " bytes",
-                       request->payload.bytes);
-    status = check_piece(shard, request, &target, &layout, piece, error);
+    struct piece *piece;
+    status = piece_of(shard, request, &layout, &piece, error);
+    if (status)
+        return status;
     bool waits = bag && !mn_shard_read_ready(shard, group, request);
-    if (!status && bag && !waits)
+    if (shard->device)
+        status = shard->device->check(shard, call, &target, &layout, piece, bag && !waits, error);
+    else
+        status = check_piece(shard, request, &target, &layout, piece, error);
+    if (!status && bag && !waits && !shard->device)
         status = answer_bag_grad(shard, call, &target, &layout, piece->rows, error);
     if (!status)
         status = mn_shard_log_append(shard, group, request, error);
     if (status && planted(shard, MN_PLANT_LOG_LATE))
         status = MN_OK;
     if (status) {
-        mn_shard_block_give(&shard->pool, piece, piece->block_bytes);
+        free_piece(shard, piece);
         return status;
     }
     insert(group, step, stage, piece);

@@ -2,6 +2,7 @@
  * ends early (its deadline, its caller gone), so does the job; what it wrote so far has a temporary
  * name or is in no manifest. */
 #include "files.h"
+#include "shard_device.h"
 
 #include <stdio.h>
 
@@ -184,7 +185,9 @@ void mn_shard_job_run(mn_shard *shard)
     struct files_job *job = shard->job;
     mn_error error = {0};
     bool done = false;
-    enum mn_status status = job->run(shard, job, &done, &error);
+    enum mn_status status = shard->device ? shard->device->state(shard, &error) : MN_OK;
+    if (!status)
+        status = job->run(shard, job, &done, &error);
     if (status || done)
         job_answer(shard, status, &error);
 }

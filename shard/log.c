@@ -69,6 +69,10 @@ enum mn_status mn_shard_log_level(const mn_shard *shard, enum mn_durability aske
         return mn_fail(error, MN_UNSUPPORTED, "durability",
                        "%s needs a log, but this shard was started without a folder",
                        mn_durability_name(level));
+    if (level > MN_DURABILITY_NONE && shard->device)
+        return mn_fail(error, MN_UNSUPPORTED, "durability",
+                       "%s, but tables in a device's memory are not logged",
+                       mn_durability_name(level));
     *out_level = level;
     return MN_OK;
 }

@@ -1,6 +1,7 @@
 /* Merging: the staged pieces of a sealed step as sorted contributions, one array per table, made
  * once and used for the norms, for all column tiles, and for the commit. */
 #include "shard_core.h"
+#include "shard_device.h"
 
 /* ---- Order: (part, rank, position) */
 
@@ -99,6 +100,8 @@ static void expand(mn_shard *shard, const struct target *target, const struct pi
 
 static void stage_drop(mn_shard *shard, struct table_stage *stage)
 {
+    if (shard->device)
+        shard->device->unmerge(shard, stage);
     mn_shard_block_give(&shard->pool, stage->contributions, stage->contribution_bytes);
     mn_shard_block_give(&shard->pool, (void *)stage->source_rows, stage->source_bytes);
     stage->contributions = NULL;
@@ -106,13 +109,21 @@ static void stage_drop(mn_shard *shard, struct table_stage *stage)
     stage->contribution_count = 0;
 }
 
-static bool stage_merge(mn_shard *shard, struct group *group, struct table_stage *stage,
-                        struct table *table)
+static enum mn_status no_memory(const struct step *step, mn_error *error)
 {
+    return mn_fail(error, MN_NO_MEMORY, "step", "no memory to merge step %" PRIu64, step->number);
+}
+
+static enum mn_status stage_merge(mn_shard *shard, struct group *group, const struct step *step,
+                                  struct table_stage *stage, mn_error *error)
+{
+    struct table *table = &group->tables[stage - step->tables];
     if (!planted(shard, MN_PLANT_ARRIVAL_ORDER))
         sort_pieces(stage);
+    if (shard->device)
+        return shard->device->merge(shard, group, table, stage, error);
     if (!stage->reads)
-        return true;
+        return MN_OK;
     uint64_t bytes = stage->reads * sizeof(mn_contribution);
     stage->contribution_bytes = bytes;
     stage->source_bytes = stage->sources * sizeof *stage->source_rows;
@@ -133,7 +144,7 @@ static bool stage_merge(mn_shard *shard, struct group *group, struct table_stage
                               table->planes[0].rows);
     }
     mn_shard_block_give(&shard->pool, sort_scratch, bytes);
-    return memory;
+    return memory ? MN_OK : no_memory(step, error);
 }
 
 void mn_shard_merge_drop(mn_shard *shard, struct step *step)
@@ -204,43 +215,46 @@ static struct table *table_after(mn_shard *shard, struct group *group, uint64_t 
     return next;
 }
 
-static bool step_squares(mn_shard *shard, struct group *group, struct step *step)
+static enum mn_status step_squares(mn_shard *shard, struct group *group, struct step *step,
+                                   mn_error *error)
 {
     uint64_t count = 0, at = 0;
+    enum mn_status status = MN_OK;
     for (uint32_t i = 0; i < shard->options.tables_max; i++)
         count += group->tables[i].id ? group->tables[i].tile_count : 0;
     if (!count)
-        return true;
+        return MN_OK;
     step->squares = mn_shard_block_take(&shard->pool, count * sizeof *step->squares);
     if (!step->squares)
-        return false;
+        return no_memory(step, error);
     step->square_count = count;
     memset(step->squares, 0, count * sizeof *step->squares);
-    for (struct table *table = table_after(shard, group, 0); table;
+    for (struct table *table = table_after(shard, group, 0); table && !status;
          table = table_after(shard, group, table->id)) {
         const struct table_stage *stage = &step->tables[table - group->tables];
-        if (stage->contribution_count)
+        if (stage->contribution_count && shard->device)
+            status = shard->device->squares(shard, table, stage, step->squares + at, error);
+        else if (stage->contribution_count)
             table_squares(shard, table, stage, step->squares + at);
         at += table->tile_count;
     }
-    return true;
+    return status;
 }
 
 enum mn_status mn_shard_merge(mn_shard *shard, struct group *group, struct step *step,
                               mn_error *error)
 {
-    bool memory = true;
+    enum mn_status status = MN_OK;
     assert(!step->merged);
     step->merged = true;
-    for (uint32_t i = 0; memory && i < shard->options.tables_max; i++)
+    for (uint32_t i = 0; !status && i < shard->options.tables_max; i++)
         if (step->tables[i].first)
-            memory = stage_merge(shard, group, &step->tables[i], &group->tables[i]);
-    if (memory && step->norms)
-        memory = step_squares(shard, group, step);
-    if (memory)
-        return MN_OK;
-    mn_shard_merge_drop(shard, step);
-    return mn_fail(error, MN_NO_MEMORY, "step", "no memory to merge step %" PRIu64, step->number);
+            status = stage_merge(shard, group, step, &step->tables[i], error);
+    if (!status && step->norms)
+        status = step_squares(shard, group, step, error);
+    if (status)
+        mn_shard_merge_drop(shard, step);
+    return status;
 }
 
 /* ---- Commit */
@@ -285,8 +299,23 @@ static void apply_gradients(mn_shard *shard, struct group *group, struct table *
     }
 }
 
-void mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *step,
-                          const mn_proposal *outcome, const float *factors)
+static void apply_table(mn_shard *shard, struct group *group, struct table *table,
+                        struct table_stage *stage, const mn_update *update)
+{
+    if (shard->device) {
+        shard->device->apply(shard, group, table, stage, update);
+        return;
+    }
+    for (const struct piece *piece = stage->first; piece; piece = piece->next_in_table)
+        if (piece->kind == PIECE_STORE)
+            apply_store(shard, group, table, piece);
+    if (update)
+        apply_gradients(shard, group, table, stage, update);
+}
+
+enum mn_status mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *step,
+                                    const mn_proposal *outcome, const float *factors,
+                                    mn_error *error)
 {
     assert(step->merged);
     for (uint32_t i = 0; i < shard->options.tables_max; i++) {
@@ -294,19 +323,16 @@ void mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *ste
         struct table *table = &group->tables[i];
         if (!stage->first)
             continue;
-        for (const struct piece *piece = stage->first; piece; piece = piece->next_in_table)
-            if (piece->kind == PIECE_STORE)
-                apply_store(shard, group, table, piece);
         int set = mn_shard_proposal_set(outcome, table->id);
-        if (set >= 0 && stage->contribution_count) {
-            mn_update update = {
-                .learning_rate = outcome->sets[set].learning_rate,
-                .weight_decay = outcome->sets[set].weight_decay,
-                .factor = factors[set],
-                .step = step->number,
-            };
-            apply_gradients(shard, group, table, stage, &update);
-        }
+        const bool moves = set >= 0 && stage->contribution_count;
+        const mn_update update = {
+            .learning_rate = moves ? outcome->sets[set].learning_rate : 0,
+            .weight_decay = moves ? outcome->sets[set].weight_decay : 0,
+            .factor = moves ? factors[set] : 0,
+            .step = step->number,
+        };
+        apply_table(shard, group, table, stage, moves ? &update : NULL);
         mn_shard_table_promote(shard, table);
     }
+    return shard->device ? shard->device->state(shard, error) : MN_OK;
 }

@@ -41,6 +41,8 @@ typedef struct mn_shard_options {
     uint32_t image_log_percent;    /* of what the log takes; default 200 */
     uint64_t image_bytes_a_second; /* beside it; default 16 MiB */
     uint32_t saves_kept; /* in a folder of saves, the newest included; default 1, at most 8 */
+    uint32_t device; /* 0: tables lie in host memory; d + 1: in that of CUDA device d, and are then
+                        not logged. MN_UNSUPPORTED, MN_UNAVAILABLE "device" */
     bool claim_data; /* the folder of the logs is this shard's from the start, not from its first
                         log on */
     bool ignore_other_logs;    /* it starts beside logs of another shard or shard count */
@@ -93,6 +95,11 @@ void mn_shard_handle(mn_shard *shard, mn_call *call);
  * call gets MN_UNAVAILABLE that says how far it is. MN_OK: it serves; MN_UNAVAILABLE: it is
  * replaying; anything else: it cannot go on, error names the file and where. */
 enum mn_status mn_shard_state(const mn_shard *shard, mn_error *error);
+
+/* Where the shard has a device: any memory's content to the host's. Blocks; any thread.
+ * MN_UNAVAILABLE "device". */
+enum mn_status mn_shard_read_memory(const mn_shard *shard, void *to, const void *from,
+                                    uint64_t bytes, mn_error *error);
 
 /* The caller gave up (disconnect, cancel): a parked call is finished with MN_CANCELLED now; one
  * already answered is ignored. */

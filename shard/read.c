@@ -1,5 +1,6 @@
 /* Fetch and Bag: reads of committed rows. */
 #include "shard_core.h"
+#include "shard_device.h"
 
 bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
                          const mn_request *request)
@@ -25,10 +26,15 @@ static enum mn_status check_step(const struct group *group, const mn_request *re
     return MN_OK;
 }
 
+static bool ready(const mn_shard *shard, const struct target *target, const mn_request *request)
+{
+    return request->read != MN_READ_STEP || mn_shard_read_ready(shard, target->group, request);
+}
+
 /* All that Fetch and Bag have in common before they compute: checks, offsets and (Bag) weights to
- * scratch, and parking. MN_OK with call->core set: parked. */
+ * scratch, and parking. MN_OK with *out_done: parked, or answered by the device. */
 static enum mn_status begin_read(mn_shard *shard, mn_call *call, struct target *out_target,
-                                 mn_error *error)
+                                 bool *out_done, mn_error *error)
 {
     const mn_request *request = &call->request;
     bool bag = request->verb == MN_VERB_BAG;
@@ -41,14 +47,19 @@ static enum mn_status begin_read(mn_shard *shard, mn_call *call, struct target *
         status = mn_shard_check_layout(shard, request, out_target, &layout, error);
     if (status)
         return status;
-    const uint8_t *payload = mn_shard_payload(shard, &request->payload);
-    status = mn_shard_offsets(shard, out_target->table, out_target, request->index_encoding,
-                              payload, layout.reads, bag, error);
-    if (!status && bag)
-        status = mn_shard_weights(shard, request->weight_dtype, payload + layout.indices_bytes,
-                                  layout.reads, error);
-    if (!status && request->read == MN_READ_STEP &&
-        !mn_shard_read_ready(shard, out_target->group, request))
+    const bool waits = !ready(shard, out_target, request);
+    *out_done = waits || shard->device;
+    if (shard->device) {
+        status = shard->device->read(shard, call, out_target, &layout, !waits, error);
+    } else {
+        const uint8_t *payload = mn_shard_payload(shard, &request->payload);
+        status = mn_shard_offsets(shard, out_target->table, out_target, request->index_encoding,
+                                  payload, layout.reads, bag, error);
+        if (!status && bag)
+            status = mn_shard_weights(shard, request->weight_dtype, payload + layout.indices_bytes,
+                                      layout.reads, error);
+    }
+    if (!status && waits)
         status = mn_shard_park(shard, out_target->group, call, request->payload.bytes, error);
     return status;
 }
@@ -87,8 +98,9 @@ enum mn_status mn_shard_fetch(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
     struct target target;
-    enum mn_status status = begin_read(shard, call, &target, error);
-    if (status || call->core)
+    bool done = false;
+    enum mn_status status = begin_read(shard, call, &target, &done, error);
+    if (status || done)
         return status;
     uint64_t stride = (uint64_t)target.columns * mn_dtype_bytes(request->value_dtype);
     uint64_t state_stride = request->with_state ? states_row_bytes(&target) : 0;
@@ -112,8 +124,9 @@ enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
     struct target target;
-    enum mn_status status = begin_read(shard, call, &target, error);
-    if (status || call->core)
+    bool done = false;
+    enum mn_status status = begin_read(shard, call, &target, &done, error);
+    if (status || done)
         return status;
     uint32_t element = mn_dtype_bytes(request->value_dtype);
     uint64_t stride = (uint64_t)target.columns * element;

@@ -1,7 +1,7 @@
 /* The shard: its life, the way of a call through it, and its clock. */
-#include "shard_core.h"
-
 #include "files.h"
+#include "shard_core.h"
+#include "shard_device.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -57,6 +57,10 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     if (options->durability > MN_DURABILITY_SYNC)
         return mn_fail(error, MN_INVALID, "durability", "%u is unknown",
                        (unsigned)options->durability);
+    if (options->device && options->durability > MN_DURABILITY_NONE)
+        return mn_fail(error, MN_UNSUPPORTED, "durability",
+                       "%s, but tables in a device's memory are not logged",
+                       mn_durability_name(options->durability));
     if (options->saves_kept > SAVES_KEPT_MAX)
         return mn_fail(error, MN_INVALID, "saves_kept", "%u is more than %d", options->saves_kept,
                        (int)SAVES_KEPT_MAX);
@@ -133,12 +137,17 @@ enum mn_status mn_shard_create(const mn_shard_options *options, const mn_env *en
         mn_shard_destroy(shard);
         goto no_memory;
     }
+    if (resolved.device)
+        status = mn_shard_device_open(shard, resolved.device - 1, error);
     if (env->storage)
         shard->log_header = allocate(shard, MN_HEADER_BYTES_MAX);
-    if (env->storage && !shard->log_header)
+    if (!status && env->storage && !shard->log_header)
         status = mn_fail(error, MN_NO_MEMORY, "shard", "no memory for the log");
     if (env->storage && !status)
         status = mn_shard_recover_start(shard, error);
+    if (!status && shard->device && shard->recovery)
+        status = mn_fail(error, MN_UNSUPPORTED, "device",
+                         "the folder holds logs, and tables in a device's memory are not logged");
     if (status) {
         mn_shard_destroy(shard);
         return status;
@@ -162,6 +171,8 @@ void mn_shard_destroy(mn_shard *shard)
         mn_shard_answer_parked(shard, group, MN_UNAVAILABLE, "shard", "the shard is going away");
         mn_shard_group_deinit(shard, group);
     }
+    if (shard->device)
+        shard->device->close(shard);
     mn_shard_data_release(shard);
     mn_shard_block_pool_deinit(&shard->pool);
     scratch_deinit(shard);
@@ -242,6 +253,8 @@ void mn_shard_run(mn_shard *shard, mn_call *call)
 {
     mn_error error = {0};
     enum mn_status status = mn_shard_check_request(shard, call, &error);
+    if (!status && shard->device)
+        status = shard->device->state(shard, &error);
     if (!status)
         status = verbs[call->request.verb](shard, call, &error);
     if (!call->core)
@@ -284,6 +297,12 @@ void mn_shard_handle(mn_shard *shard, mn_call *call)
     mn_shard_wake(shard);
     (void)mn_shard_log_work(shard, shard->env.now_ns(shard->env.context)); /* a tick follows */
     shard->running = false;
+}
+
+enum mn_status mn_shard_read_memory(const mn_shard *shard, void *to, const void *from,
+                                    uint64_t bytes, mn_error *error)
+{
+    return shard->device->read_memory(to, from, bytes, error);
 }
 
 void mn_shard_abandon(mn_shard *shard, mn_call *call)

@@ -94,6 +94,8 @@ struct piece {
     uint64_t block_bytes;
     bool wanted; /* by an image's base, which has not come to it: */
     bool left;   /* its step is gone, and the base gives it back */
+    uint8_t *device_block; /* the arrays lie there (shard_device.h); NULL: behind this header */
+    uint64_t device_bytes;
     const uint8_t *indices, *weights, *rows, *states;
 };
 
@@ -106,6 +108,7 @@ struct table_stage {
     uint64_t contribution_count, contribution_bytes;
     const void **source_rows;
     uint64_t source_bytes;
+    struct device_stage *device; /* instead of them (shard_device.h) */
 };
 
 struct seal {
@@ -187,6 +190,9 @@ struct mn_shard {
     mn_env env;
     mn_shard_options options;
     const mn_kernels *kernels;
+    const struct device
+        *device; /* whose memory the tables lie in (shard_device.h); NULL: the host's */
+    struct device_state *device_state;
     struct group *groups; /* [groups_max] */
     struct block_pool pool;
     struct scratch scratch;
@@ -325,8 +331,10 @@ void mn_shard_step_replay(mn_shard *shard, struct group *group, struct step *ste
 /* Contributions of all tables and, if asked, the squared norms: all that a commit will need. */
 enum mn_status mn_shard_merge(mn_shard *shard, struct group *group, struct step *step,
                               mn_error *error);
-void mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *step,
-                          const mn_proposal *outcome, const float *factors);
+/* Fails only where a device does, whose tables are lost then. */
+enum mn_status mn_shard_merge_apply(mn_shard *shard, struct group *group, struct step *step,
+                                    const mn_proposal *outcome, const float *factors,
+                                    mn_error *error);
 void mn_shard_merge_drop(mn_shard *shard, struct step *step);
 
 /* ---- Seal and Commit (step.c, proposal.c) */

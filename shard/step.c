@@ -233,14 +233,17 @@ static enum mn_status check_commit(const struct group *group, const struct step 
     return status;
 }
 
-static void make_permanent(mn_shard *shard, struct group *group, struct step *step,
-                           const mn_request *request)
+static enum mn_status make_permanent(mn_shard *shard, struct group *group, struct step *step,
+                                     const mn_request *request, mn_error *error)
 {
+    enum mn_status status = MN_OK;
     mn_proposal outcome = {.discard = true};
     if (!request->proposal.discard)
         outcome = mn_shard_outcome(group, step);
     if (!outcome.discard)
-        mn_shard_merge_apply(shard, group, step, &outcome, request->factors);
+        status = mn_shard_merge_apply(shard, group, step, &outcome, request->factors, error);
+    if (status)
+        return status;
     mn_shard_step_drop(shard, group, step);
     mn_shard_reduce_keep(group, step); /* all that is left in it */
     group->committed = step->number;
@@ -251,6 +254,7 @@ static void make_permanent(mn_shard *shard, struct group *group, struct step *st
         .step = step->number, .digest = mn_shard_proposal_digest(&outcome, request->factors)};
     mn_shard_reduce_drop(shard, group, group->committed);
     group->wake = UINT32_MAX;
+    return MN_OK;
 }
 
 enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
@@ -276,7 +280,8 @@ enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error)
     if (status)
         return status;
     group->life = life;
-    make_permanent(shard, group, step, request);
-    mn_shard_image_cut(shard, group);
-    return MN_OK;
+    status = make_permanent(shard, group, step, request, error);
+    if (!status)
+        mn_shard_image_cut(shard, group);
+    return status;
 }

@@ -1,5 +1,6 @@
 /* Tables: planes in reserved address space, CreateTable, Drop. */
 #include "shard_core.h"
+#include "shard_device.h"
 
 /* Bytes of a plane's arrays; one at least, as the last blocks of a table may hold no row. */
 static uint64_t value_bytes(const mn_tile *plane)
@@ -18,25 +19,35 @@ static uint64_t update_bytes(const mn_tile *plane)
     return plane->rows * sizeof(uint32_t) + !plane->rows;
 }
 
+static void unreserve(mn_shard *shard, void *memory, uint64_t bytes)
+{
+    if (memory && shard->device)
+        shard->device->unreserve(shard, memory);
+    else if (memory)
+        shard->env.unreserve(shard->env.context, memory, bytes);
+}
+
 static void plane_release(mn_shard *shard, mn_tile *plane)
 {
-    void *context = shard->env.context;
-    if (plane->values)
-        shard->env.unreserve(context, plane->values, value_bytes(plane));
-    if (plane->state)
-        shard->env.unreserve(context, plane->state, state_bytes(plane));
-    if (plane->updates)
-        shard->env.unreserve(context, plane->updates, update_bytes(plane));
+    unreserve(shard, plane->values, value_bytes(plane));
+    unreserve(shard, plane->state, state_bytes(plane));
+    unreserve(shard, plane->updates, update_bytes(plane));
+}
+
+static void *reserve(mn_shard *shard, uint64_t bytes, bool zeroed)
+{
+    if (shard->device)
+        return shard->device->reserve(shard, bytes, zeroed);
+    return shard->env.reserve(shard->env.context, bytes); /* zero pages in any case */
 }
 
 /* Nothing is resident until written: a table of a billion parameters is there at once. */
 static bool plane_reserve(mn_shard *shard, mn_tile *plane)
 {
-    void *context = shard->env.context;
-    plane->values = shard->env.reserve(context, value_bytes(plane));
+    plane->values = reserve(shard, value_bytes(plane), false);
     if (state_bytes(plane))
-        plane->state = shard->env.reserve(context, state_bytes(plane));
-    plane->updates = shard->env.reserve(context, update_bytes(plane));
+        plane->state = reserve(shard, state_bytes(plane), false);
+    plane->updates = reserve(shard, update_bytes(plane), true);
     return plane->values && plane->updates && (plane->state || !state_bytes(plane));
 }
 
@@ -190,7 +201,7 @@ void mn_shard_table_promote_now(mn_shard *shard, struct table *table)
     if (table->promoted)
         return;
     table->promoted = true;
-    for (uint32_t i = 0; i < table->plane_count; i++) {
+    for (uint32_t i = 0; !shard->device && i < table->plane_count; i++) {
         mn_tile *plane = &table->planes[i];
         shard->env.promote(context, plane->values, value_bytes(plane));
         if (plane->state)

@@ -16,7 +16,7 @@ FOLDERS = ["proto", "kernels", "shard", "client", "trainer"]
 MAY_INCLUDE = {
     "proto": set(),
     "kernels": {"mneme_types.h"},
-    "shard": {"mneme_types.h", "mn_proto.h", "mn_kernels.h"},
+    "shard": {"mneme_types.h", "mn_proto.h", "mn_kernels.h", "mn_kernels_cuda.h"},
     "client": {"mneme_types.h", "mn_proto.h", "mn_kernels.h", "mn_shard.h"},
     "trainer": {"mneme_types.h", "mn_proto.h", "mn_kernels.h", "mn_nn_cuda.h", "mneme.h"},
 }
