@@ -20,7 +20,9 @@ enum mn_status mn_check_array(const char *field, const mn_array *array, enum mn_
                        mn_dtype_name(array->dtype), mn_dtype_name(one), mn_dtype_name(other));
     if (array->memory == MN_MEMORY_CUDA)
         return mn_fail(error, MN_UNSUPPORTED, "memory",
-                       "%s lies in CUDA memory, which this build cannot read", field);
+                       "%s lies in CUDA memory, which takes a client of local: with a device "
+                       "and one shard",
+                       field);
     if (array->memory != MN_MEMORY_HOST && array->memory != MN_MEMORY_PINNED)
         return mn_fail(error, MN_INVALID, "memory", "%s has memory kind %d, which is none", field,
                        (int)array->memory);
@@ -132,34 +134,124 @@ static const char *rows_field(const mn_operation *operation)
     return operation->kind == MN_OP_PUSH ? "gradients" : "values";
 }
 
-static enum mn_status check_kind(const mn_operation *operation, uint64_t reads, uint64_t elements,
+/* An array of any memory that the call may have. */
+static enum mn_status check_array(const mn_task *task, const char *field, const mn_array *array,
+                                  enum mn_dtype one, enum mn_dtype other, mn_error *error)
+{
+    mn_array seen = *array;
+    if (task->data.direct && seen.memory == MN_MEMORY_CUDA)
+        seen.memory = MN_MEMORY_HOST;
+    return mn_check_array(field, &seen, one, other, error);
+}
+
+/* Numbers in a device's memory are looked at by the shard. */
+static enum mn_status check_floats(const mn_task *task, const char *field, const mn_array *array,
+                                   uint64_t n, mn_error *error)
+{
+    if (array->memory == MN_MEMORY_CUDA)
+        return check_array(task, field, array, MN_F32, MN_BF16, error);
+    return mn_check_floats(field, array, n, error);
+}
+
+static enum mn_status check_indices(const mn_task *task, uint64_t reads, mn_error *error)
+{
+    const mn_operation *operation = task->operation;
+    if (operation->indices.memory == MN_MEMORY_CUDA)
+        return check_array(task, "indices", &operation->indices, MN_U32, MN_I64, error);
+    return mn_check_indices(&operation->indices, reads, &operation->table->spec, error);
+}
+
+static enum mn_status check_kind(const mn_task *task, uint64_t reads, uint64_t elements,
                                  mn_error *error)
 {
+    const mn_operation *operation = task->operation;
     enum mn_status status = MN_OK;
     switch (operation->kind) {
     case MN_OP_FETCH:
-        return mn_check_array("out_rows", &operation->outputs, MN_F32, MN_BF16, error);
+        return check_array(task, "out_rows", &operation->outputs, MN_F32, MN_BF16, error);
     case MN_OP_BAG:
-        status = mn_check_floats("weights", &operation->weights, reads, error);
-        return status ? status : mn_check_array("out", &operation->outputs, MN_F32, MN_BF16, error);
+        status = check_floats(task, "weights", &operation->weights, reads, error);
+        return status ? status
+                      : check_array(task, "out", &operation->outputs, MN_F32, MN_BF16, error);
     case MN_OP_BAG_GRAD:
-        status = mn_check_floats("weights", &operation->weights, reads, error);
+        status = check_floats(task, "weights", &operation->weights, reads, error);
         if (!status)
-            status = mn_check_floats("output_gradients", &operation->values, elements, error);
-        return status
-                   ? status
-                   : mn_check_array("weight_gradients", &operation->outputs, MN_F32, MN_F32, error);
+            status = check_floats(task, "output_gradients", &operation->values, elements, error);
+        return status ? status
+                      : check_array(task, "weight_gradients", &operation->outputs, MN_F32, MN_F32,
+                                    error);
     default:
-        return mn_check_array(rows_field(operation), &operation->values, MN_F32, MN_BF16, error);
+        return check_array(task, rows_field(operation), &operation->values, MN_F32, MN_BF16, error);
     }
 }
 
-void mn_explain_rows(const mn_operation *operation, mn_error *error)
+/* ---- What only the shard has looked at */
+
+/* The array in host memory, a copy where it is a device's; its data is NULL without memory. */
+static mn_array host_array(mn_task *task, const mn_array *array, uint64_t bytes)
 {
-    bool rows = operation->kind == MN_OP_PUSH || operation->kind == MN_OP_STORE;
-    if (rows && error->status == MN_INVALID) /* left as it is if all are finite */
-        (void)mn_check_floats(rows_field(operation), &operation->values,
-                              operation->count * operation->table->spec.dim, error);
+    mn_transport *transport = task->core->transport;
+    mn_array host = *array;
+    if (array->memory != MN_MEMORY_CUDA)
+        return host;
+    host.memory = MN_MEMORY_HOST;
+    host.data = mn_core_allocate(task->core, bytes);
+    if (host.data && transport->read_memory(transport, host.data, array->data, bytes, NULL)) {
+        mn_core_release(task->core, host.data, bytes);
+        host.data = NULL;
+    }
+    return host;
+}
+
+static void host_release(mn_task *task, const mn_array *array, const mn_array *host, uint64_t bytes)
+{
+    if (array->memory == MN_MEMORY_CUDA)
+        mn_core_release(task->core, host->data, bytes);
+}
+
+static enum mn_status explain_floats(mn_task *task, const char *field, const mn_array *array,
+                                     uint64_t n)
+{
+    const uint64_t bytes = n * mn_dtype_bytes(array->dtype);
+    const mn_array host = host_array(task, array, bytes);
+    enum mn_status status = MN_OK;
+    if (host.data)
+        status = mn_check_floats(field, &host, n, &task->error);
+    host_release(task, array, &host, bytes);
+    return status;
+}
+
+static enum mn_status explain_indices(mn_task *task, uint64_t n)
+{
+    const mn_array *array = &task->operation->indices;
+    const uint64_t bytes = n * mn_dtype_bytes(array->dtype);
+    const mn_array host = host_array(task, array, bytes);
+    enum mn_status status = MN_OK;
+    if (host.data)
+        status = mn_check_indices(&host, n, &task->operation->table->spec, &task->error);
+    host_release(task, array, &host, bytes);
+    return status;
+}
+
+void mn_explain(mn_task *task)
+{
+    const mn_operation *operation = task->operation;
+    const uint64_t reads = operation->count * task->data.reads;
+    const uint64_t elements = operation->count * operation->table->spec.dim;
+    const bool rows = operation->kind == MN_OP_PUSH || operation->kind == MN_OP_STORE;
+    const bool grads = operation->kind == MN_OP_BAG_GRAD;
+    enum mn_status status = MN_OK; /* the error is left as it is if all is well here */
+    if (task->error.status != MN_INVALID)
+        return;
+    if (operation->indices.memory == MN_MEMORY_CUDA)
+        status = explain_indices(task, reads);
+    if (!status && (grads || operation->kind == MN_OP_BAG) &&
+        operation->weights.memory == MN_MEMORY_CUDA)
+        status = explain_floats(task, "weights", &operation->weights, reads);
+    if (!status && grads && operation->values.memory == MN_MEMORY_CUDA)
+        status = explain_floats(task, "output_gradients", &operation->values, elements);
+    if (!status && rows)
+        (void)explain_floats(task, rows_field(operation), &operation->values, elements);
 }
 
 enum mn_status mn_check_data(const mn_task *task, mn_error *error)
@@ -177,9 +269,8 @@ enum mn_status mn_check_data(const mn_task *task, mn_error *error)
     if ((operation->state_in || operation->state_out) && table->state_row_bytes == 0)
         return mn_fail(error, MN_INVALID, "state", "rows of \"%s\" have no optimizer state",
                        table->spec.name);
-    status = mn_check_indices(&operation->indices, reads, &table->spec, error);
-    return status ? status
-                  : check_kind(operation, reads, operation->count * table->spec.dim, error);
+    status = check_indices(task, reads, error);
+    return status ? status : check_kind(task, reads, operation->count * table->spec.dim, error);
 }
 
 static enum mn_status check_rate(const char *field, float value, mn_error *error)

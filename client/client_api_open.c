@@ -143,9 +143,13 @@ static enum mn_status open_transport(mn_client *client, const mn_client_options 
     if (!is_local(options->target))
         return open_static(client, options, error);
     const char *data = options->target + strlen(local_prefix);
-    uint32_t shards = options->local_shards ? options->local_shards : 1;
-    return mn_transport_local_create(shards, *data ? data : NULL, options->local_usage_bytes,
-                                     &client->env, &client->transport, error);
+    const mn_local_options local = {
+        .shards = options->local_shards ? options->local_shards : 1,
+        .data = *data ? data : NULL,
+        .usage_bytes = options->local_usage_bytes,
+        .device = options->device,
+    };
+    return mn_transport_local_create(&local, &client->env, &client->transport, error);
 }
 
 /* ---- Options ---- */
@@ -166,12 +170,19 @@ static enum mn_status check_options(const mn_client_options *options, mn_error *
     if (!local && options->local_shards)
         return mn_fail(error, MN_INVALID, "local_shards",
                        "%u, but the target is not local:", options->local_shards);
+    if (!local && options->device)
+        return mn_fail(error, MN_INVALID, "device",
+                       "%u, but the target is not local:", options->device);
     if (options->group && !mn_name_valid(options->group))
         return mn_fail(error, MN_INVALID, "group",
                        "\"%.63s\" is not a name: 1 to 63 of letters, digits, '.', '_' and '-'",
                        options->group);
     if ((unsigned)options->durability > MN_DURABILITY_SYNC)
         return mn_fail(error, MN_INVALID, "durability", "%d is none", (int)options->durability);
+    if (options->device && options->durability > MN_DURABILITY_NONE)
+        return mn_fail(error, MN_UNSUPPORTED, "durability",
+                       "%s, but tables in a device's memory are not logged",
+                       mn_durability_name(options->durability));
     if ((unsigned)options->log_level > MN_LOG_SILENT)
         return mn_fail(error, MN_INVALID, "log_level", "%d is none", (int)options->log_level);
     if (options->calls_max > 65536 - 1)

@@ -119,10 +119,14 @@ uint64_t mn_core_table_id(const mn_table *table);
 mn_core *mn_core_of_table(const mn_table *table);
 
 /* `local:` (client/transport_local.c): `shards` embedded mn_shard cores, each with a thread of its
- * own (libuv's) and a bounded queue. done() runs on those threads. data: NULL or the folder for
- * Snapshot and Restore. usage_bytes: of each shard's counters. */
-enum mn_status mn_transport_local_create(uint32_t shards, const char *data, uint64_t usage_bytes,
-                                         const mn_env *env, mn_transport **out_transport,
-                                         mn_error *error);
+ * own (libuv's) and a bounded queue. done() runs on those threads. */
+typedef struct mn_local_options {
+    uint32_t shards;
+    const char *data;     /* NULL, or the folder for Snapshot and Restore */
+    uint64_t usage_bytes; /* of each shard's counters */
+    uint32_t device;      /* as mn_client_options has it */
+} mn_local_options;
+enum mn_status mn_transport_local_create(const mn_local_options *options, const mn_env *env,
+                                         mn_transport **out_transport, mn_error *error);
 
 #endif

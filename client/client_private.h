@@ -103,6 +103,7 @@ struct mn_lane {
 typedef struct mn_data {
     uint64_t units, chunk_units;
     uint32_t reads; /* per unit */
+    bool direct; /* arrays are lent to the only shard, answers go where they belong (mn_direct) */
     enum mn_encoding encoding;
     uint32_t *order; /* [units] grouped by shard, or NULL: the caller's order */
     /* Answers that are summed over shards: in shard order, from +0. */
@@ -272,8 +273,9 @@ void mn_core_settled(mn_core *core, uint64_t step);
 
 /* check.c: what the caller gave, before anything is sent. */
 enum mn_status mn_check_data(const mn_task *task, mn_error *error);
-/* A shard refused the operation: if a row of the caller's is not finite, the error says which. */
-void mn_explain_rows(const mn_operation *operation, mn_error *error);
+/* A shard refused the operation as MN_INVALID: where it was the first to look at an array, the
+ * error becomes what is said of arrays that are looked at here. */
+void mn_explain(mn_task *task);
 enum mn_status mn_check_proposal(const mn_proposal *proposal, mn_error *error);
 
 /* values.c: between the caller's arrays and payloads. */

@@ -6,6 +6,10 @@
 #include <assert.h>
 #include <string.h>
 
+enum {
+    DIRECT_BYTES = 64 << 20
+}; /* of a direct call's pieces, about: a device wants much at once */
+
 static bool is_change(const mn_operation *operation)
 {
     return operation->kind == MN_OP_PUSH || operation->kind == MN_OP_STORE ||
@@ -142,7 +146,7 @@ static enum mn_status plan_sums(mn_task *task)
     mn_data *data = &task->data;
     bool partial =
         operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS && holders(table) > 1;
-    if (operation->kind != MN_OP_BAG_GRAD && !partial)
+    if (data->direct || (operation->kind != MN_OP_BAG_GRAD && !partial))
         return MN_OK;
     data->added = mn_core_allocate(task->core, chunks_of(data, data->units) * sizeof *data->added);
     if (!data->added)
@@ -165,7 +169,7 @@ static enum mn_status plan(mn_task *task)
     mn_data *data = &task->data;
     enum mn_encoding plain = operation->indices.dtype == MN_U32 ? MN_INDEX_U32 : MN_INDEX_I64;
     data->encoding = core->options.packed ? MN_INDEX_PACKED : plain;
-    data->chunk_units = chunk_units(task, core->options.chunk_bytes);
+    data->chunk_units = chunk_units(task, data->direct ? DIRECT_BYTES : core->options.chunk_bytes);
     memset(task->lanes, 0, core->shards * sizeof *task->lanes);
     if (routed(task))
         return route_rows(task);
@@ -250,6 +254,57 @@ static void fill_payload(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_u
     mn_fill_payload(slot, slot->buffer, (uint64_t)(next - slot->buffer));
 }
 
+static void add_stream(mn_direct *direct, const mn_array *array)
+{
+    for (uint32_t i = 0; i < direct->stream_count; i++)
+        if (direct->streams[i] == array->stream)
+            return;
+    if (array->memory == MN_MEMORY_CUDA)
+        direct->streams[direct->stream_count++] = array->stream;
+}
+
+static mn_span span_of(const void *array, const mn_units *units, uint64_t unit_bytes)
+{
+    return (mn_span){(const uint8_t *)array + units->first * unit_bytes, units->count * unit_bytes};
+}
+
+/* The caller's arrays as they are: each piece is a run of every one. */
+static void lend_arrays(mn_task *task, mn_slot *slot, const mn_units *units)
+{
+    const mn_operation *operation = task->operation;
+    const mn_table *table = operation->table;
+    const uint64_t reads = task->data.reads, dim = table->spec.dim;
+    mn_direct *direct = &slot->exchange.request.direct;
+    mn_span *spans = (mn_span *)slot->buffer;
+    uint32_t count = 0;
+    direct->used = true;
+    spans[count++] =
+        span_of(operation->indices.data, units, reads * mn_dtype_bytes(operation->indices.dtype));
+    add_stream(direct, &operation->indices);
+    if (has_weights(operation)) {
+        spans[count++] = span_of(operation->weights.data, units,
+                                 reads * mn_dtype_bytes(operation->weights.dtype));
+        add_stream(direct, &operation->weights);
+    }
+    if (is_change(operation)) {
+        spans[count++] =
+            span_of(operation->values.data, units, dim * mn_dtype_bytes(operation->values.dtype));
+        add_stream(direct, &operation->values);
+    }
+    if (operation->state_in)
+        spans[count++] = span_of(operation->state_in, units, table->state_row_bytes);
+    mn_fill_spans(slot, spans, count);
+    if (!operation->outputs.data)
+        return;
+    const uint64_t width = operation->kind == MN_OP_BAG_GRAD ? reads : dim;
+    const uint64_t out_bytes = width * mn_dtype_bytes(operation->outputs.dtype);
+    direct->out = (uint8_t *)operation->outputs.data + units->first * out_bytes;
+    direct->out_on_device = operation->outputs.memory == MN_MEMORY_CUDA;
+    add_stream(direct, &operation->outputs);
+    if (operation->state_out)
+        direct->out_state = (uint8_t *)operation->state_out + units->first * table->state_row_bytes;
+}
+
 static void fill_data(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     const mn_operation *operation = task->operation;
@@ -272,7 +327,10 @@ static void fill_data(mn_task *task, mn_lane *lane, mn_slot *slot)
     request->with_state = operation->state_in || operation->state_out;
     request->read = latest ? MN_READ_LATEST : MN_READ_STEP;
     request->staleness = task->core->options.staleness;
-    fill_payload(task, lane, slot, &units);
+    if (task->data.direct)
+        lend_arrays(task, slot, &units);
+    else
+        fill_payload(task, lane, slot, &units);
 }
 
 /* ---- Answers ---- */
@@ -281,7 +339,7 @@ static uint64_t answer_bytes(const mn_task *task, const mn_lane *lane, const mn_
 {
     const mn_operation *operation = task->operation;
     const mn_share *share = &operation->table->shares[lane->shard];
-    bool columns = operation->table->spec.split == MN_COLUMNS;
+    bool arrays = operation->table->spec.split == MN_COLUMNS && !task->data.direct;
     uint64_t row_bytes = (uint64_t)share->columns * mn_dtype_bytes(wire_dtype(task));
     switch (operation->kind) {
     case MN_OP_FETCH:
@@ -289,7 +347,7 @@ static uint64_t answer_bytes(const mn_task *task, const mn_lane *lane, const mn_
     case MN_OP_BAG:
         return units->count * row_bytes;
     case MN_OP_BAG_GRAD:
-        return units->count * task->data.reads * sizeof(float) * (columns ? share->tile_count : 1);
+        return units->count * task->data.reads * sizeof(float) * (arrays ? share->tile_count : 1);
     default:
         return 0;
     }
@@ -389,6 +447,8 @@ static enum mn_status answered_data(mn_task *task, mn_lane *lane, mn_slot *slot)
         task->torn = true;
     if (reply->step < task->step_shown)
         task->step_shown = reply->step;
+    if (task->data.direct)
+        return MN_OK; /* it is where it belongs */
     if (task->data.added)
         add_in_order(task, lane, slot, &reply->payload);
     else if (!is_change(operation))
@@ -444,6 +504,7 @@ void mn_begin_data(mn_task *task)
     const mn_operation *operation = task->operation;
     task->data.units = operation->count;
     task->data.reads = has_weights(operation) ? operation->per_query : 1;
+    task->data.direct = task->core->transport->read_memory && task->core->shards == 1;
     enum mn_status status = mn_check_data(task, &task->error);
     if (status || operation->count == 0) {
         mn_task_end(task, status);
@@ -467,7 +528,7 @@ void mn_end_data(mn_task *task)
     mn_data *data = &task->data;
     mn_steps_settle(task);
     if (data->chunk_units) /* what the caller gave had passed */
-        mn_explain_rows(task->operation, &task->error);
+        mn_explain(task);
     if (data->order)
         mn_core_release(core, data->order, data->units * sizeof *data->order);
     if (data->added)

@@ -36,7 +36,14 @@ typedef struct mn_client_options {
                              ranks are those of the group that it loads; 0: as saved */
     bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
                     come before its group (which is then MN_NOT_FOUND) */
-    uint32_t local_shards;      /* local: only, shards (threads) to embed; default 1 */
+    uint32_t local_shards; /* local: only, shards (threads) to embed; default 1 */
+    /* local: only. 0: tables lie in host memory; d + 1: in the memory of CUDA device d (managed:
+     * rows never written take none but 4 bytes of count), where every verb is run, with the same
+     * bits. mn_save and mn_load know no difference. MN_UNSUPPORTED "device": this build, or that
+     * device, cannot; MN_UNAVAILABLE "device": there is none. A device that fails later has lost
+     * the tables: MN_LOST "device". No logs: durability is MN_DURABILITY_NONE. A table takes
+     * 2^32 - 1 reads of gradients a step (MN_BUSY "count"). */
+    uint32_t device;
     uint64_t local_usage_bytes; /* local: only, for counters of reads (mn_table_usage), 16 bytes a
                                    row, in each shard; default 0: none */
     /* Reads for step t may see steps down to t-1-staleness; default 0. Above 0, the shards of one
@@ -80,9 +87,13 @@ uint64_t mn_table_id_of(const mn_table *table);
 
 /* ---- Arrays ---- */
 
-/* Memory of the caller's: dense, row-major. MN_MEMORY_CUDA carries the stream (a cudaStream_t) in
- * which the data is ready and results are wanted; this build answers MN_UNSUPPORTED "memory" for
- * it. */
+/* Memory of the caller's: dense, row-major. MN_MEMORY_CUDA takes a `local:` client with a device
+ * and one shard (else MN_UNSUPPORTED "memory"): the array lies in that device's memory, aligned to
+ * its elements (16 bytes are fastest), and `stream` (a cudaStream_t of it, NULL the default one,
+ * not cudaStreamPerThread) is the one in which the data is ready and results are wanted. The call
+ * reads and writes arrays after all that the stream was given before the call; when its future has
+ * ended, results are there for whatever is queued next. The shard waits meanwhile, the caller need
+ * not. Arrays of one call may lie in different memories. MN_INVALID "stream". */
 enum mn_memory { MN_MEMORY_HOST = 0, MN_MEMORY_PINNED = 1, MN_MEMORY_CUDA = 2 };
 typedef struct mn_array {
     void *data;

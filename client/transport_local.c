@@ -9,7 +9,10 @@
 #include <string.h>
 #include <uv.h>
 
-enum { CALLS_MAX = 256 }; /* held by a shard at once; more stay queued */
+enum {
+    CALLS_MAX = 256,                 /* held by a shard at once; more stay queued */
+    DEVICE_MESSAGE_BYTES = 128 << 20 /* of a direct call: more than the client's pieces */
+};
 
 typedef struct local_shard local_shard;
 
@@ -249,16 +252,22 @@ static void local_destroy(mn_transport *base)
     env.release(env.context, transport, sizeof *transport);
 }
 
-static enum mn_status shard_open(local_transport *transport, uint32_t ordinal, const char *data,
-                                 uint64_t usage_bytes, mn_error *error)
+static enum mn_status read_memory(mn_transport *base, void *to, const void *from, uint64_t bytes,
+                                  mn_error *error)
+{
+    return mn_shard_read_memory(((local_transport *)base)->shards[0].core, to, from, bytes, error);
+}
+
+static enum mn_status shard_open(local_transport *transport, uint32_t ordinal,
+                                 const mn_local_options *local, mn_error *error)
 {
     local_shard *shard = &transport->shards[ordinal];
     mn_env env = transport->env;
     enum mn_status status = MN_OK;
     shard->transport = transport;
     env.storage = NULL;
-    if (data)
-        status = mn_storage_uv_create(data, &shard->storage, error);
+    if (local->data)
+        status = mn_storage_uv_create(local->data, &shard->storage, error);
     if (status)
         return status;
     env.storage = shard->storage;
@@ -267,7 +276,12 @@ static enum mn_status shard_open(local_transport *transport, uint32_t ordinal, c
     if (!shard->calls || !shard->replies)
         return mn_fail(error, MN_NO_MEMORY, "target", "no memory for local shard %u", ordinal);
     mn_shard_options options = {
-        .shard = ordinal, .shards = transport->base.shards, .usage_bytes_max = usage_bytes};
+        .shard = ordinal,
+        .shards = transport->base.shards,
+        .usage_bytes_max = local->usage_bytes,
+        .device = local->device,
+        .message_bytes_max = local->device ? DEVICE_MESSAGE_BYTES : 0,
+    };
     status = mn_shard_create(&options, &env, &shard->core, error);
     if (status)
         return status;
@@ -279,10 +293,10 @@ static enum mn_status shard_open(local_transport *transport, uint32_t ordinal, c
                : mn_fail(error, MN_NO_MEMORY, "target", "no thread for local shard %u", ordinal);
 }
 
-enum mn_status mn_transport_local_create(uint32_t shards, const char *data, uint64_t usage_bytes,
-                                         const mn_env *env, mn_transport **out_transport,
-                                         mn_error *error)
+enum mn_status mn_transport_local_create(const mn_local_options *options, const mn_env *env,
+                                         mn_transport **out_transport, mn_error *error)
 {
+    const uint32_t shards = options->shards;
     assert(shards > 0);
     if (shards > MN_SHARDS_MAX)
         return mn_fail(error, MN_INVALID, "local_shards", "%u shards are more than %d", shards,
@@ -297,10 +311,12 @@ enum mn_status mn_transport_local_create(uint32_t shards, const char *data, uint
     }
     transport->base = (mn_transport){
         .shards = shards, .start = local_start, .cancel = local_cancel, .destroy = local_destroy};
+    if (options->device)
+        transport->base.read_memory = read_memory;
     transport->env = *env;
     transport->shards_bytes = bytes;
     for (uint32_t i = 0; i < shards; i++) {
-        enum mn_status status = shard_open(transport, i, data, usage_bytes, error);
+        enum mn_status status = shard_open(transport, i, options, error);
         if (status) {
             local_destroy(&transport->base);
             return status;

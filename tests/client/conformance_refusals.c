@@ -131,7 +131,8 @@ static void refuse_reads(mn_table *table, uint64_t step)
     refuse_wait(MN_INVALID, "out", mn_bag(table, step, &queries, mn_u32(indices)));
     refuse_wait(MN_INVALID, "out", mn_bag(table, step, &queries, mn_f32(NULL)));
     mn_array device = {out, MN_F32, MN_MEMORY_CUDA, NULL};
-    refuse_wait(MN_UNSUPPORTED, "memory", mn_bag(table, step, &queries, device));
+    if (!service_started->device || service_started->shards > 1)
+        refuse_wait(MN_UNSUPPORTED, "memory", mn_bag(table, step, &queries, device));
     refuse_wait(MN_STEP, "step", mn_bag(table, step - 1, &queries, mn_f32(out)));
     mn_rows rows = {UINT64_C(1) << 50, mn_u32(indices)};
     refuse_wait(MN_INVALID, "count", mn_fetch(table, step, &rows, mn_f32(out), NULL));

@@ -177,6 +177,7 @@ void waits_end(void **state)
                                      .group = "waits",
                                      .deadline_ms = 1500,
                                      .calls_max = 3,
+                                     .device = service.kind.device,
                                      .local_shards =
                                          service.kind.processes ? 0 : service.kind.shards};
         must(mn_client_open(&options, &client, &error));
@@ -286,10 +287,11 @@ void saved_and_loaded(void **state)
 {
     static float straight[ROWS * DIM], resumed[ROWS * DIM];
     (void)state;
-    const bool processes = conformance_kinds[conformance_kind_count - 1].processes;
+    struct service_kind kind = conformance_kinds[conformance_kind_count - 1];
     struct service three;
     mn_error error;
-    service_start(&three, (struct service_kind){processes, 3}, NULL);
+    kind.shards = kind.arrays ? 1 : 3;
+    service_start(&three, kind, NULL);
     mn_client *client = service_open(&three, "files", 0, 1);
     mn_table *table = open_table(client);
     train_step(client, table, 1);
@@ -315,7 +317,9 @@ void saved_and_loaded(void **state)
     for (uint32_t shards = 1; shards <= 5; shards += 4) {
         struct service other;
         char folder[sizeof other.folder];
-        service_start(&other, (struct service_kind){processes, shards}, &three);
+        kind.shards = shards;
+        kind.arrays = kind.arrays && shards == 1;
+        service_start(&other, kind, &three);
         client = service_open(&other, "files", 0, 1);
         must(mn_wait(mn_load_start(client, "runs/a", 0), &error));
         watch_ended(client, "runs/a", true, shards);

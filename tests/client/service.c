@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+const struct service_kind *service_started;
+
 void must_at(enum mn_status status, const mn_error *error, const char *file, int line)
 {
     if (status)
@@ -82,6 +84,9 @@ void service_start(struct service *out_service, struct service_kind kind,
                    const struct service *shared)
 {
     struct service service = {.kind = kind};
+    static struct service_kind started;
+    started = kind;
+    service_started = &started;
     (void)snprintf(service.folder, sizeof service.folder, "service-XXXXXX");
     if (shared)
         memcpy(service.folder, shared->folder, sizeof service.folder);
@@ -125,8 +130,10 @@ void service_stop(struct service *service)
 const char *service_name(const struct service *service)
 {
     static char name[64];
-    (void)snprintf(name, sizeof name, "%u %s shards", service->kind.shards,
-                   service->kind.processes ? "gRPC" : "embedded");
+    (void)snprintf(name, sizeof name, "%u %s shards%s%s", service->kind.shards,
+                   service->kind.processes ? "gRPC" : "embedded",
+                   service->kind.device ? " on a device" : "",
+                   service->kind.arrays ? ", as the arrays" : "");
     return name;
 }
 
@@ -139,6 +146,7 @@ mn_client *service_open(const struct service *service, const char *group, uint32
                                  .ranks = ranks,
                                  .deadline_ms = 30000,
                                  .local_shards = service->kind.processes ? 0 : service->kind.shards,
+                                 .device = service->kind.device,
                                  .local_usage_bytes = service->kind.processes ? 0 : 1 << 20};
     mn_client *client;
     mn_error error;

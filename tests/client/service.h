@@ -12,6 +12,8 @@
 struct service_kind {
     bool processes;
     uint32_t shards;
+    uint32_t device; /* as mn_client_options has it */
+    bool arrays;     /* the caller's lie in its memory, too (device_arrays.c) */
 };
 
 struct service {
@@ -24,6 +26,7 @@ struct service {
 /* The folder of `shared`, when not NULL, serves instead of a new one. */
 void service_start(struct service *out_service, struct service_kind kind,
                    const struct service *shared);
+extern const struct service_kind *service_started; /* the last one; NULL: none yet */
 void service_stop(struct service *service);
 const char *service_name(const struct service *service); /* "3 embedded shards" */
 
