@@ -99,6 +99,9 @@ void emulator_guard(void);
 /* A stream whose copies and fills run only when something waits for them, as on a GPU that is
  * behind. */
 cudaStream_t emulator_lazy_stream(void);
+/* There is memory for so many more blocks, managed ones too. UINT64_MAX: for any number. */
+void emulator_memory_for(uint64_t blocks);
+uint64_t emulator_blocks(void); /* of device memory, taken and not given back */
 /* After so many more pieces of work the device fails, and stays so. UINT64_MAX: never. */
 void emulator_fail_after(uint64_t pieces);
 
@@ -137,6 +140,8 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cubla
 #include <functional>
 #include <mutex>
 #include <numeric>
+#include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 #define cublasCreate    cublasCreate_v2
@@ -184,6 +189,13 @@ struct emulator_work {
 };
 cudaError_t emulator_state(); /* of the device: cudaSuccess, or how it failed */
 void emulator_check_argument(const void *argument, size_t bytes);
+/* Pointers, and the structures of kernels/cuda that hold some: of others, padding may look so. */
+template <typename T> void emulator_check_pointers(const T &argument)
+{
+    const bool holds = strstr(typeid(T).name(), "device_") || strstr(typeid(T).name(), "plan");
+    if (std::is_pointer<T>::value || (std::is_class<T>::value && holds))
+        emulator_check_argument(&argument, sizeof argument);
+}
 void emulator_launch(const cudaLaunchConfig_t &config, const void *kernel,
                      const std::function<void()> &thread);
 /* Ends the program where something does not hold on a GPU either. */
@@ -201,7 +213,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
     if (emulator_state() != cudaSuccess)
         return emulator_state();
     [&](Expected... arguments) {
-        (emulator_check_argument(&arguments, sizeof arguments), ...);
+        (emulator_check_pointers(arguments), ...);
         emulator_launch(*config, (const void *)kernel, [&] { kernel(arguments...); });
     }(std::forward<Given>(given)...);
     return cudaSuccess;

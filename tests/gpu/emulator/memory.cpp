@@ -26,7 +26,7 @@ std::map<uintptr_t, size_t> blocks; /* of the arena */
 std::map<uintptr_t, size_t> shared; /* managed and pinned memory */
 char *arena;                        /* guarded: where device memory lies; else NULL */
 size_t opened, touched;             /* of the arena, from its beginning: may be touched; was */
-uint64_t pieces_left = UINT64_MAX;
+uint64_t pieces_left = UINT64_MAX, blocks_left = UINT64_MAX, blocks_taken;
 const cudaError_t cudaErrorEccUncorrectable = cudaError_t(214);
 
 [[noreturn]] void die(const char *message)
@@ -113,6 +113,7 @@ void *device_take(size_t bytes)
 {
     emulator_work work(nullptr);
     void *memory = nullptr;
+    blocks_taken++;
     if (arena != nullptr)
         memory = arena_take(bytes);
     else if (posix_memalign(&memory, ALIGNMENT, bytes ? bytes : 1) != 0)
@@ -134,12 +135,23 @@ void *shared_take(size_t bytes)
 void give(void *memory)
 {
     emulator_work work(nullptr);
-    if (blocks.erase((uintptr_t)memory) == 0) {
-        if (in_arena((uintptr_t)memory))
-            die("memory is given back that was not taken");
-        shared.erase((uintptr_t)memory);
-        free(memory);
-    }
+    const bool device = shared.erase((uintptr_t)memory) == 0;
+    blocks_taken -= device;
+    if (blocks.erase((uintptr_t)memory) != 0)
+        return;
+    if (device && arena != nullptr)
+        die("memory is given back that was not taken");
+    free(memory);
+}
+
+/* Whether there is memory for one more block. */
+bool counted()
+{
+    emulator_work work(nullptr);
+    if (blocks_left == 0)
+        return false;
+    blocks_left -= blocks_left != UINT64_MAX;
+    return true;
 }
 
 void check_side(const void *memory, bool device)
@@ -172,6 +184,14 @@ void emulator_fail_after(uint64_t pieces)
     emulator_work work(nullptr);
     pieces_left = pieces;
 }
+
+void emulator_memory_for(uint64_t more)
+{
+    emulator_work work(nullptr);
+    blocks_left = more;
+}
+
+uint64_t emulator_blocks() { return blocks_taken; }
 
 /* Counts a piece of work. */
 cudaError_t emulator_state()
@@ -209,6 +229,8 @@ cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr attribute, int
 
 cudaError_t cudaMalloc(void **out_memory, size_t bytes)
 {
+    if (!counted())
+        return cudaErrorMemoryAllocation;
     return *out_memory = device_take(bytes), cudaSuccess;
 }
 cudaError_t cudaFree(void *memory) { return give(memory), cudaSuccess; }
@@ -219,6 +241,8 @@ cudaError_t cudaMallocAsync(void **out_memory, size_t bytes, cudaStream_t)
 cudaError_t cudaFreeAsync(void *memory, cudaStream_t) { return cudaFree(memory); }
 cudaError_t cudaMallocManaged(void **out_memory, size_t bytes, unsigned)
 {
+    if (!counted())
+        return cudaErrorMemoryAllocation;
     return *out_memory = shared_take(bytes), cudaSuccess;
 }
 cudaError_t cudaMemAdvise(const void *memory, size_t, cudaMemoryAdvise, cudaMemLocation)

@@ -1,0 +1,233 @@
+/* What a client with a device refuses; arrays of several memories, and large ones; a device without
+ * more memory, and one that fails. */
+#include "device_test.h"
+
+#include "harness.h"
+
+#include <cuda_runtime_api.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct service_kind on_device = {.shards = 1, .device = 1, .arrays = true};
+static const struct service_kind host_arrays = {.shards = 1, .device = 1};
+
+static void refuse_open(const mn_client_options *options, enum mn_status due, const char *field)
+{
+    mn_client *client = NULL;
+    mn_error error = {0};
+    assert_int_equal(mn_client_open(options, &client, &error), due);
+    assert_string_equal(error.field, field);
+    assert_null(client);
+}
+
+void limits_have_names(void **state)
+{
+    struct service service;
+    mn_error error;
+    mn_table *table;
+    mn_client *client;
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    mn_client_options options = {.target = service.target, .device = 9};
+    refuse_open(&options, MN_UNAVAILABLE, "device");
+    options.device = 1;
+    options.durability = MN_DURABILITY_PROCESS;
+    refuse_open(&options, MN_UNSUPPORTED, "durability");
+    options.durability = MN_DURABILITY_NONE;
+    must(mn_client_open(&options, &client, &error));
+    mn_client_close(client);
+    options.target = "static:localhost:7700";
+    refuse_open(&options, MN_INVALID, "device");
+
+    /* A device's array takes a device, and one shard. */
+    for (uint32_t shards = 0; shards < 3; shards += 2) {
+        const mn_client_options other = {
+            .target = "local:", .local_shards = shards, .device = shards ? 1 : 0};
+        const mn_table_spec spec = numbered_spec(0);
+        uint32_t index = 0;
+        mn_array out = {&index, MN_F32, MN_MEMORY_CUDA, NULL};
+        mn_rows rows = {1, mn_u32(&index)};
+        must(mn_client_open(&other, &client, &error));
+        must(mn_table_open(client, &spec, &table, &error));
+        assert_int_equal(mn_wait(mn_fetch(table, 1, &rows, out, NULL), &error), MN_UNSUPPORTED);
+        assert_string_equal(error.field, "memory");
+        mn_client_close(client);
+    }
+
+    /* A folder with logs is a server's, or another client's. */
+    options = (mn_client_options){.target = service.target, .durability = MN_DURABILITY_PROCESS};
+    must(mn_client_open(&options, &client, &error));
+    mn_client_close(client);
+    options = (mn_client_options){.target = service.target, .device = 1};
+    refuse_open(&options, MN_UNSUPPORTED, "device");
+    service_stop(&service);
+}
+
+/* ---- Arrays ---- */
+
+static void *device_copy(const void *from, size_t bytes)
+{
+    void *memory = NULL;
+    assert_int_equal(cudaMalloc(&memory, bytes), cudaSuccess);
+    assert_int_equal(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    return memory;
+}
+
+/* Every choice of memories for the four arrays of a bag's gradient. */
+void arrays_of_any_memory(void **state)
+{
+    static struct batch it;
+    struct service service;
+    mn_error error;
+    mn_table *table;
+    const mn_table_spec spec = numbered_spec(3);
+    float expected[QUERIES * READS], got[QUERIES * READS];
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    mn_client *client = service_open(&service, "g", 0, 1);
+    must(mn_table_open(client, &spec, &table, &error));
+    batch_fill(&it, 1, MN_F32);
+    mn_queries queries = {QUERIES, READS, mn_u32(it.indices), mn_f32(it.weights)};
+    must_wait(mn_bag_grad(table, 1, 0, &queries, mn_f32(it.values), mn_f32(expected)));
+    for (uint32_t choice = 0; choice < 16; choice++) {
+        mn_array arrays[] = {mn_u32(it.indices), mn_f32(it.weights), mn_f32(it.values),
+                             mn_f32(got)};
+        const size_t bytes[] = {sizeof it.indices, sizeof it.weights, sizeof it.values, sizeof got};
+        memset(got, 0, sizeof got);
+        for (int i = 0; i < 4; i++)
+            if (choice >> i & 1) {
+                arrays[i].data = device_copy(arrays[i].data, bytes[i]);
+                arrays[i].memory = MN_MEMORY_CUDA;
+            } else {
+                arrays[i].memory = choice % 3 ? MN_MEMORY_PINNED : MN_MEMORY_HOST;
+            }
+        mn_queries mixed = {QUERIES, READS, arrays[0], arrays[1]};
+        must_wait(mn_bag_grad(table, 1, choice, &mixed, arrays[2], arrays[3]));
+        if (choice & 8)
+            assert_int_equal(cudaMemcpy(got, arrays[3].data, sizeof got, cudaMemcpyDeviceToHost),
+                             cudaSuccess);
+        assert_memory_equal(got, expected, sizeof got);
+        for (int i = 0; i < 4; i++)
+            if (choice >> i & 1)
+                assert_int_equal(cudaFree(arrays[i].data), cudaSuccess);
+    }
+    mn_client_close(client);
+    service_stop(&service);
+}
+
+/* More than a piece holds, there and back. */
+void large_calls_are_cut(void **state)
+{
+    enum { COUNT = 200000, WIDTH = 96 };
+    struct service service;
+    mn_error error;
+    mn_table *table;
+    const mn_table_spec spec = {.name = "t", .rows = COUNT, .dim = WIDTH, .optimizer = mn_sgd()};
+    uint32_t *rows = malloc(COUNT * sizeof *rows);
+    float *values = malloc((size_t)COUNT * WIDTH * sizeof *values);
+    (void)state;
+    service_start(&service, on_device, NULL);
+    mn_client *client = service_open(&service, "g", 0, 1);
+    must(mn_table_open(client, &spec, &table, &error));
+    for (uint32_t i = 0; i < COUNT; i++) {
+        rows[i] = (i * 7) % COUNT;
+        for (uint32_t c = 0; c < WIDTH; c++)
+            values[(size_t)i * WIDTH + c] = (float)(i + c);
+    }
+    const mn_client_counters before = mn_client_counted(client);
+    mn_rows given = {COUNT, mn_u32(rows)};
+    must_wait(mn_push(table, 1, 0, &given, mn_f32(values)));
+    assert_int_equal(mn_client_counted(client).exchanges - before.exchanges, 2);
+    must(mn_commit(client, 1, &(mn_commit_options){.learning_rate = 1}, NULL, &error));
+    memset(values, 0, (size_t)COUNT * WIDTH * sizeof *values);
+    must_wait(mn_fetch(table, 2, &given, mn_f32(values), NULL));
+    uint64_t wrong = 0;
+    for (uint32_t i = 0; i < COUNT; i++)
+        for (uint32_t c = 0; c < WIDTH; c++)
+            wrong += values[(size_t)i * WIDTH + c] != -(float)(i + c);
+    assert_int_equal(wrong, 0);
+    mn_client_close(client);
+    service_stop(&service);
+    free(rows);
+    free(values);
+}
+
+/* ---- A device without more memory, and one that fails ---- */
+
+/* Each call refuses what it has no memory for, and is made again. */
+void memory_ends(void **state)
+{
+    static struct batch it;
+    struct service service;
+    mn_error error = {0};
+    mn_table *table;
+    const mn_table_spec spec = numbered_spec(3);
+    uint64_t refused = 0, expected = 0, print = 0;
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    for (int pass = 0; pass < 2; pass++) {
+        const uint64_t blocks = emulator_blocks();
+        mn_client *client = service_open(&service, pass ? "ends" : "does-not", 0, 1);
+        must(mn_table_open(client, &spec, &table, &error));
+        for (uint64_t takes = 0; pass == 1; takes++) {
+            emulator_memory_for(takes);
+            enum mn_status status = try_step(client, table, 1, &it, &print, &error);
+            emulator_memory_for(UINT64_MAX);
+            if (!status)
+                break;
+            assert_int_equal(status, MN_NO_MEMORY);
+            assert_string_equal(error.field, "device");
+            refused++;
+        }
+        if (pass == 0)
+            train(client, table, 1, &print);
+        print = all_of(table, 2);
+        assert_true(pass == 0 || print == expected);
+        expected = print;
+        mn_client_close(client);
+        assert_int_equal(emulator_blocks(), blocks); /* all of it went back */
+    }
+    assert_true(refused > 10);
+    emulator_memory_for(0); /* nor is a table made by halves */
+    mn_client *client = service_open(&service, "none", 0, 1);
+    assert_int_equal(mn_table_open(client, &spec, &table, &error), MN_NO_MEMORY);
+    emulator_memory_for(UINT64_MAX);
+    must(mn_table_open(client, &spec, &table, &error));
+    mn_client_close(client);
+    service_stop(&service);
+}
+
+/* After any piece of its work: what was going on is LOST, and so is all that comes. */
+void a_device_fails(void **state)
+{
+    static struct batch it;
+    struct service service;
+    const mn_table_spec spec = numbered_spec(3);
+    uint64_t print = 0, failures = 0;
+    enum mn_status status = MN_LOST;
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    for (uint64_t pieces = 0; status == MN_LOST; pieces++, failures++) {
+        mn_error error = {0};
+        mn_table *table;
+        mn_client *client = service_open(&service, "g", 0, 1);
+        must(mn_table_open(client, &spec, &table, &error));
+        train(client, table, 1, &print);
+        emulator_fail_after(pieces);
+        status = try_step(client, table, 2, &it, &print, &error);
+        if (status) {
+            assert_int_equal(status, MN_LOST);
+            assert_string_equal(error.field, "device");
+            assert_int_equal(mn_client_step(client), 1); /* the step was not committed */
+            assert_int_equal(mn_save(client, "a", 0, NULL, &error), MN_LOST);
+            assert_int_equal(mn_discard(client, 2, &error), MN_LOST);
+        }
+        emulator_fail_after(UINT64_MAX); /* it stays lost: its memory was */
+        if (status)
+            assert_int_equal(try_step(client, table, 2, &it, &print, &error), MN_LOST);
+        mn_client_close(client);
+    }
+    assert_int_equal(status, MN_OK);
+    assert_true(failures > 50);
+    service_stop(&service);
+}
