@@ -159,8 +159,8 @@ typedef struct mn_nn_cuda_options {
     uint32_t gpu;       /* its number */
     bool bf16_products; /* factors of matrix products are rounded to bf16; sums stay f32 */
 } mn_nn_cuda_options;
-/* One thread at a time. MN_UNSUPPORTED "device": built without CUDA;
- * MN_UNAVAILABLE "device": no driver or no GPU. */
+/* One thread at a time. MN_UNSUPPORTED "device": built without CUDA; MN_UNAVAILABLE "device": no
+ * driver or no GPU. */
 enum mn_status mn_nn_cuda_open(const mn_nn_cuda_options *options, mn_nn **out_nn, mn_error *error);
 void mn_nn_cuda_close(mn_nn *nn); /* NULL is fine */
 
@@ -219,7 +219,8 @@ typedef struct mn_pass {
 } mn_pass;
 
 /* Nanoseconds, added up by every pass until the caller zeroes them. dense is all the rest of the
- * time between the calls' starts and ends. */
+ * time between the calls' starts and ends. What a GPU was given to do is counted where the host
+ * next waits for it. */
 typedef struct mn_phases {
     uint64_t dense_ns, search_ns, bag_wait_ns, gradient_wait_ns, reduce_ns;
 } mn_phases;

@@ -89,6 +89,10 @@ typedef struct mn_nn_memory {
     void (*copy_in)(const mn_nn *nn, void *to, const void *pinned, uint64_t bytes);
     /* Until all such copies are done. */
     enum mn_status (*copies_wait)(const mn_nn *nn, mn_error *error);
+    /* Where work is queued (a cudaStream_t), for others that work on these arrays; who has written
+     * one of a workspace's that way says so before it is used. */
+    void *(*stream)(const mn_nn *nn);
+    void (*written)(const mn_nn *nn, const void *array, uint64_t bytes);
 } mn_nn_memory;
 
 /* ---- The table ---- */

@@ -131,6 +131,13 @@ static enum mn_status cuda_copies_wait(const mn_nn *nn, mn_error *error)
     return told(g, error);
 }
 
+static void *cuda_stream(const mn_nn *nn) { return mn_cuda_nn_stream(gpu_of(nn)->cuda); }
+
+static void cuda_written(const mn_nn *nn, const void *array, uint64_t bytes)
+{
+    mn_cuda_nn_written(gpu_of(nn)->cuda, array, bytes);
+}
+
 static void cuda_write(const mn_nn *nn, void *to, const void *from_host, uint64_t bytes)
 {
     QUEUE(nn, mn_cuda_memory_write, to, from_host, bytes);
@@ -416,6 +423,8 @@ static const mn_nn_memory memory = {
     .copy_out = cuda_copy_out,
     .copy_in = cuda_copy_in,
     .copies_wait = cuda_copies_wait,
+    .stream = cuda_stream,
+    .written = cuda_written,
 };
 
 static const mn_nn operations = {

@@ -15,6 +15,7 @@
 enum mn_task { MN_TASK_TEXT = 0, MN_TASK_RECALL = 1 };
 enum mn_device { MN_DEVICE_CPU = 0, MN_DEVICE_CUDA = 1 };
 enum mn_products { MN_PRODUCTS_F32 = 0, MN_PRODUCTS_BF16 = 1 };
+enum mn_values_in { MN_VALUES_IN_SHARDS = 0, MN_VALUES_IN_DEVICE = 1 };
 
 /* Flags of the same names (`--help` explains them), validated. Strings are argv's. */
 typedef struct mn_train_options {
@@ -38,7 +39,7 @@ typedef struct mn_train_options {
     const char *target, *group;
     uint32_t rank, ranks, local_shards, deadline_s;
 
-    uint32_t device, gpu, products, threads;
+    uint32_t device, gpu, products, values_in, threads;
 
     const char *save, *resume, *metrics_file, *prompt;
     uint32_t save_every, eval_every, eval_bytes, closing_bytes, closing_part, generate;
@@ -80,14 +81,16 @@ typedef struct mn_dense_arrays {
     float *parameters, *gradients, *statistics;
 } mn_dense_arrays;
 
-/* What one memory reads and is answered, on its way between a GPU and the client: pinned. vectors:
- * bags, or their gradients. */
+/* A GPU's call to one memory. On its way between the GPU and the client is pinned: all that is read
+ * and answered (vectors: bags, or their gradients); or, where the values are on the GPU too, rows
+ * and weights to be counted. */
 typedef struct mn_transit {
     uint64_t *rows;
     float *weights, *weight_gradients, *vectors;
     mn_memory_reads reads; /* as the model gave them: on the GPU */
     float *out;            /* where the answer goes there */
     bool gradient;         /* of a bag */
+    void *ticket;          /* of a call by the GPU's arrays */
 } mn_transit;
 
 /* Counters of reads, per memory and head; heads 1: all of a memory's heads together. */
@@ -112,6 +115,7 @@ typedef struct mn_training {
      * or a GPU's copies of them. */
     const mn_nn *nn;
     mn_nn *gpu; /* the same; NULL: the CPU computes */
+    bool near;  /* the values are in the GPU's memory: it asks for them by its own arrays */
     mn_dense_arrays arrays, host;
     void *workspace_memory, *workspace_arrays;
     mn_workspace *workspace;

@@ -1,11 +1,10 @@
 /* The model reads its memories through the client; evaluation may put zeros or shuffled rows in
  * their place. A GPU's reads are first copied to the host, and the answers back, beside what it
- * computes meanwhile. */
+ * computes meanwhile; or the values are in its memory too, and nothing is copied. */
 #include "mn_proto.h"
 #include "train.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "nn.h"
@@ -25,13 +24,24 @@ uint64_t mn_train_cpu_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static mn_queries queries_of(const mn_memory_reads *reads, const uint64_t *rows)
+/* An array of the model's. The client only reads those that are const here. */
+static mn_array array_of(const mn_training *training, enum mn_dtype dtype, const void *data)
 {
-    /* Rows are far below 2^63, so u64 and i64 are the same bytes; the client only reads them. */
+    mn_array array = {.data = (void *)(uintptr_t)data, .dtype = dtype, .memory = MN_MEMORY_HOST};
+    if (training->near) {
+        array.memory = MN_MEMORY_CUDA;
+        array.stream = training->nn->memory->stream(training->nn);
+    }
+    return array;
+}
+
+static mn_queries queries_of(const mn_training *training, const mn_memory_reads *reads)
+{
+    /* Rows are far below 2^63, so u64 and i64 are the same bytes. */
     return (mn_queries){.queries = reads->queries,
                         .per_query = reads->per_query,
-                        .indices = mn_i64((int64_t *)(uintptr_t)rows),
-                        .weights = mn_f32((float *)(uintptr_t)reads->weights)};
+                        .indices = array_of(training, MN_I64, reads->rows),
+                        .weights = array_of(training, MN_F32, reads->weights)};
 }
 
 static uint64_t row_bytes(const mn_training *training, uint32_t table)
@@ -42,46 +52,66 @@ static uint64_t row_bytes(const mn_training *training, uint32_t table)
 /* A ticket is a future, or one of these for what was answered here. */
 static char answered, failed;
 
+/* Other rows in the place of those read: in host memory, wherever these are. */
+static enum mn_status rows_shuffle(const mn_training *training, const mn_memory_reads *reads,
+                                   uint64_t *out_rows, mn_error *error)
+{
+    const mn_nn *nn = training->near ? training->nn : mn_nn_cpu();
+    uint64_t count = reads->queries * reads->per_query;
+    uint64_t table_rows = mn_table_spec_of(training->values[reads->table])->rows;
+    enum mn_status status = nn->read(nn, out_rows, reads->rows, count * sizeof *out_rows, error);
+    for (uint64_t i = 0; i < count && !status; i++)
+        out_rows[i] = mn_row_shuffled(out_rows[i], table_rows);
+    return status;
+}
+
 static void *bag_shuffled(mn_training *training, const mn_memory_reads *reads, float *out_bags)
 {
-    uint64_t count = reads->queries * reads->per_query;
-    uint64_t *rows = malloc(count * sizeof *rows);
+    uint64_t *rows = malloc(reads->queries * reads->per_query * sizeof *rows);
     if (!rows) {
         (void)mn_fail(&training->failure, MN_NO_MEMORY, "ablation", "no memory"); /* told by wait */
         return &failed;
     }
-    uint64_t table_rows = mn_table_spec_of(training->values[reads->table])->rows;
-    for (uint64_t i = 0; i < count; i++)
-        rows[i] = mn_row_shuffled(reads->rows[i], table_rows);
-    mn_queries queries = queries_of(reads, rows);
-    mn_future *future =
-        mn_bag(training->values[reads->table], training->step, &queries, mn_f32(out_bags));
-    /* The rows must stay until the answer: wait here, for evaluation has time. */
-    enum mn_status status = mn_wait(future, &training->failure);
+    enum mn_status status = rows_shuffle(training, reads, rows, &training->failure);
+    if (!status) {
+        mn_queries queries = queries_of(training, reads);
+        queries.indices = mn_i64((int64_t *)rows);
+        mn_future *future = mn_bag(training->values[reads->table], training->step, &queries,
+                                   array_of(training, MN_F32, out_bags));
+        /* The rows must stay until the answer: wait here, for evaluation has time. */
+        status = mn_wait(future, &training->failure);
+    }
     free(rows);
     return status ? &failed : &answered;
+}
+
+static void *bag_zeros(const mn_training *training, const mn_memory_reads *reads, float *out_bags)
+{
+    const mn_nn *nn = training->near ? training->nn : mn_nn_cpu();
+    nn->zero(nn, out_bags, reads->queries * row_bytes(training, reads->table));
+    return &answered;
 }
 
 static void *bag_start(void *context, const mn_memory_reads *reads, mn_real *out_bags)
 {
     mn_training *training = context;
-    if (training->ablation == MN_ABLATION_ZEROS) {
-        memset(out_bags, 0, reads->queries * row_bytes(training, reads->table));
-        return &answered;
-    }
+    if (training->ablation == MN_ABLATION_ZEROS)
+        return bag_zeros(training, reads, out_bags);
     if (training->ablation == MN_ABLATION_SHUFFLED)
         return bag_shuffled(training, reads, out_bags);
-    mn_queries queries = queries_of(reads, reads->rows);
-    return mn_bag(training->values[reads->table], training->step, &queries, mn_f32(out_bags));
+    mn_queries queries = queries_of(training, reads);
+    return mn_bag(training->values[reads->table], training->step, &queries,
+                  array_of(training, MN_F32, out_bags));
 }
 
 static void *bag_grad_start(void *context, const mn_memory_reads *reads,
                             const mn_real *output_gradients, mn_real *out_weight_gradients)
 {
     mn_training *training = context;
-    mn_queries queries = queries_of(reads, reads->rows);
+    mn_queries queries = queries_of(training, reads);
     return mn_bag_grad(training->values[reads->table], training->step, reads->part, &queries,
-                       mn_f32((float *)(uintptr_t)output_gradients), mn_f32(out_weight_gradients));
+                       array_of(training, MN_F32, output_gradients),
+                       array_of(training, MN_F32, out_weight_gradients));
 }
 
 static enum mn_status ticket_wait(void *context, void *ticket, mn_error *error)
@@ -128,17 +158,37 @@ static uint64_t vector_bytes(const mn_training *training, const mn_memory_reads 
     return reads->queries * row_bytes(training, reads->table);
 }
 
+/* Bytes of the answer. */
+static uint64_t answer_bytes(const mn_training *training, const mn_transit *transit)
+{
+    const mn_memory_reads *reads = &transit->reads;
+    return transit->gradient ? reads->queries * reads->per_query * sizeof(float)
+                             : vector_bytes(training, reads);
+}
+
+static mn_transit *transit_begin(mn_training *training, const mn_memory_reads *reads, float *out,
+                                 bool gradient)
+{
+    mn_transit *transit = &training->transits[memory_of(training, reads)];
+    transit->reads = *reads;
+    transit->out = out;
+    transit->gradient = gradient;
+    return transit;
+}
+
 static void *gpu_bag_start(void *context, const mn_memory_reads *reads, mn_real *out_bags)
 {
     mn_training *training = context;
     const mn_nn *nn = training->nn;
-    mn_transit *transit = &training->transits[memory_of(training, reads)];
+    mn_transit *transit = transit_begin(training, reads, out_bags, false);
     uint64_t count = reads->queries * reads->per_query;
-    transit->reads = *reads;
-    transit->out = out_bags;
-    transit->gradient = false;
-    nn->memory->copy_out(nn, transit->rows, reads->rows, count * sizeof *transit->rows);
-    nn->memory->copy_out(nn, transit->weights, reads->weights, count * sizeof *transit->weights);
+    if (training->near)
+        transit->ticket = bag_start(training, reads, out_bags);
+    if (!training->near || training->counting) {
+        nn->memory->copy_out(nn, transit->rows, reads->rows, count * sizeof *transit->rows);
+        nn->memory->copy_out(nn, transit->weights, reads->weights,
+                             count * sizeof *transit->weights);
+    }
     return transit;
 }
 
@@ -148,11 +198,11 @@ static void *gpu_bag_grad_start(void *context, const mn_memory_reads *reads,
 {
     mn_training *training = context;
     const mn_nn *nn = training->nn;
-    mn_transit *transit = &training->transits[memory_of(training, reads)];
-    transit->reads = *reads;
-    transit->out = out_weight_gradients;
-    transit->gradient = true;
-    nn->memory->copy_out(nn, transit->vectors, output_gradients, vector_bytes(training, reads));
+    mn_transit *transit = transit_begin(training, reads, out_weight_gradients, true);
+    if (training->near)
+        transit->ticket = bag_grad_start(training, reads, output_gradients, out_weight_gradients);
+    else
+        nn->memory->copy_out(nn, transit->vectors, output_gradients, vector_bytes(training, reads));
     return transit;
 }
 
@@ -165,6 +215,25 @@ static void *host_start(mn_training *training, const mn_transit *transit,
                : bag_start(training, reads, transit->vectors);
 }
 
+/* The call was made at its start, in the stream. */
+static enum mn_status near_wait(mn_training *training, const mn_transit *transit,
+                                const mn_memory_reads *reads, mn_error *error)
+{
+    const mn_nn *nn = training->nn;
+    enum mn_status status = MN_OK;
+    if (!transit->gradient && training->counting) {
+        status = nn->memory->copies_wait(nn, error);
+        if (!status)
+            selected(training, memory_of(training, reads), reads);
+    }
+    enum mn_status answer = ticket_wait(training, transit->ticket, status ? NULL : error);
+    if (!status)
+        status = answer;
+    if (!status)
+        nn->memory->written(nn, transit->out, answer_bytes(training, transit));
+    return status;
+}
+
 /* All that the model computes beside the memory is queued by now: the GPU goes on with it while the
  * call travels. */
 static enum mn_status gpu_ticket_wait(void *context, void *ticket, mn_error *error)
@@ -173,23 +242,22 @@ static enum mn_status gpu_ticket_wait(void *context, void *ticket, mn_error *err
     const mn_nn *nn = training->nn;
     mn_transit *transit = ticket;
     mn_memory_reads reads = transit->reads;
+    reads.rows = transit->rows;
+    reads.weights = transit->weights;
+    if (training->near)
+        return near_wait(training, transit, &reads, error);
     enum mn_status status = nn->memory->copies_wait(nn, error);
     if (status)
         return status;
-    reads.rows = transit->rows;
-    reads.weights = transit->weights;
     void *of_host = host_start(training, transit, &reads);
     if (!transit->gradient)
         selected(training, memory_of(training, &reads), &reads);
     status = ticket_wait(training, of_host, error);
-    if (status)
-        return status;
-    if (transit->gradient)
-        nn->memory->copy_in(nn, transit->out, transit->weight_gradients,
-                            reads.queries * reads.per_query * sizeof *transit->weight_gradients);
-    else
-        nn->memory->copy_in(nn, transit->out, transit->vectors, vector_bytes(training, &reads));
-    return MN_OK;
+    if (!status)
+        nn->memory->copy_in(nn, transit->out,
+                            transit->gradient ? transit->weight_gradients : transit->vectors,
+                            answer_bytes(training, transit));
+    return status;
 }
 
 void mn_training_access_init(mn_training *training)

@@ -75,11 +75,12 @@ static mn_transit transit_create(const mn_training *training, source *from)
 {
     const mn_memory_options *memory = &training->model->options.memory;
     uint64_t reads = tokens_of(training) * memory->heads * memory->knn;
+    uint64_t answers = training->near ? 0 : tokens_of(training);
     return (mn_transit){
         .rows = take(from, reads * sizeof(uint64_t)),
         .weights = take(from, reads * sizeof(float)),
-        .weight_gradients = take(from, reads * sizeof(float)),
-        .vectors = take(from, tokens_of(training) * memory->value_dim * sizeof(float)),
+        .weight_gradients = take(from, answers * memory->heads * memory->knn * sizeof(float)),
+        .vectors = take(from, answers * memory->value_dim * sizeof(float)),
     };
 }
 
@@ -114,9 +115,11 @@ static enum mn_status gpu_open(mn_training *training, mn_error *error)
     const mn_nn_cuda_options cuda = {.gpu = options->gpu,
                                      .bf16_products = options->products == MN_PRODUCTS_BF16};
     enum mn_status status = mn_nn_cuda_open(&cuda, &training->gpu, error);
-    if (!status)
-        training->nn = training->gpu;
-    return status;
+    if (status)
+        return status;
+    training->nn = training->gpu;
+    training->near = options->values_in == MN_VALUES_IN_DEVICE;
+    return MN_OK;
 }
 
 enum mn_status mn_training_device_open(mn_training *training, mn_error *error)

@@ -31,7 +31,7 @@ static const char task_words[] = "text|recall", query_norm_words[] = "batch|none
                   key_init_words[] = "uniform|xlm|meta", gate_words[] = "softmax|relu",
                   dtype_words[] = "f32|bf16", optimizer_words[] = "adam|adamw|adagrad|sgd",
                   part_words[] = "test|validation", device_words[] = "cpu|cuda",
-                  products_words[] = "f32|bf16";
+                  products_words[] = "f32|bf16", values_in_words[] = "shards|device";
 
 static const flag flags[] = {
     HEAD("What to train on"),
@@ -113,8 +113,10 @@ static const flag flags[] = {
 
     HEAD("What computes"),
     {CHOICE, "device", device_words, AT(device), 0, 0, "cpu",
-     "the dense model and the search; cuda: an NVIDIA GPU, by copies to and from the values", true},
+     "of the model and the search; cuda: an NVIDIA GPU", true},
     {U32, "gpu", "N", AT(gpu), 0, 1023, "0", "number of the GPU", false},
+    {CHOICE, "values-in", values_in_words, AT(values_in), 0, 0, "shards",
+     "where tables lie; device: in the GPU's memory, for --target local:, the same bits", false},
     {CHOICE, "products", products_words, AT(products), 0, 0, "f32",
      "factors of a GPU's matrix products; bf16: rounded to it, sums in f32", true},
     {U32, "threads", "N", AT(threads), 1, 1024, "1", "of a CPU's matrix products", false},
@@ -229,6 +231,10 @@ static enum mn_status options_check(mn_train_options *options, mn_error *error)
                        options->ranks - 1);
     if (options->products == MN_PRODUCTS_BF16 && options->device != MN_DEVICE_CUDA)
         return mn_fail(error, MN_INVALID, "products", "--products bf16 needs --device cuda");
+    if (options->values_in == MN_VALUES_IN_DEVICE &&
+        (strncmp(options->target, "local:", 6) || options->local_shards > 1))
+        return mn_fail(error, MN_INVALID, "values-in",
+                       "--values-in device needs --target local: with one shard");
     if (options->save_every && !options->save)
         return mn_fail(error, MN_INVALID, "save", "--save-every %u needs --save DIR",
                        options->save_every);

@@ -64,12 +64,14 @@ static enum mn_status resume_first(const mn_client_options *trainer,
 static enum mn_status client_open(mn_training *training, mn_error *error)
 {
     const mn_train_options *options = training->options;
-    mn_client_options client = {.target = options->target,
-                                .group = options->group,
-                                .rank = options->rank,
-                                .ranks = options->ranks,
-                                .local_shards = options->local_shards,
-                                .deadline_ms = (uint64_t)options->deadline_s * 1000};
+    mn_client_options client = {
+        .target = options->target,
+        .group = options->group,
+        .rank = options->rank,
+        .ranks = options->ranks,
+        .local_shards = options->local_shards,
+        .device = options->values_in == MN_VALUES_IN_DEVICE ? options->gpu + 1 : 0,
+        .deadline_ms = (uint64_t)options->deadline_s * 1000};
     bool local = !strncmp(options->target, "local:", 6); /* its shards come with the client */
     bool resumes = options->resume && options->rank == 0;
     enum mn_status status = MN_OK;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The real mneme-train on a GPU, or on the emulated one: a tiny model trained for three steps has the
-losses, norms, evaluations and reads of the CPU's run, within rounding, whatever the memory; so have
-two ranks against servers. With --absent: a program whose GPU or CUDA is missing says so.
+losses, norms, evaluations and reads of the CPU's run, within rounding, whatever the memory; the same
+bytes with tables in the GPU's memory; two ranks against servers are within rounding too. With --absent: a program whose GPU or CUDA is missing says so.
 
 usage: program_gpu.py MNEME-TRAIN MNEME-SHARD
        program_gpu.py --absent MNEME-TRAIN STATUS
@@ -16,7 +16,7 @@ import program_bits
 
 STEPS = 3
 MODEL = ("--width 16 --layers 2 --attention-heads 2 --context 16 --batch-bytes 64 --keys 8 --heads 2 "
-         "--knn 4 --key-dim 8 --eval-every 3 --eval-bytes 32 --closing-bytes 32 --deadline 60 --quiet "
+         "--knn 4 --key-dim 8 --eval-every 3 --eval-bytes 32 --closing-bytes 32 --deadline 60 --digest --quiet "
          f"--steps {STEPS}").split()
 VARIANTS = {"beside, batch norm": "--memory-layers 2+ --value-clip 0.05 --query-hidden 12 "
                                   "--query-norm-hidden --generate 3",
@@ -65,6 +65,12 @@ def compare(program, text, folder):
             fail(f"{name}: apart by {worst}:\n{cpu}\n{gpu}")
         if "none" not in flags and apart(cpu, gpu, ("reads", "used", "kl-count")) > 1e-9:
             fail(f"{name}: rows were read otherwise:\n{cpu}\n{gpu}")
+        for more in ("--device cpu", "--device cuda", "--device cuda --products bf16"):
+            near = run(program, text, f"{folder}/metrics", *flags.split(), *more.split(),
+                       "--values-in", "device")
+            wanted = narrow if "bf16" in more else gpu if "cuda" in more else cpu
+            if near != wanted:
+                fail(f"{name}: {more} has other figures with tables on the GPU:\n{wanted}\n{near}")
         worst_bf16 = apart(cpu, narrow, ("bits",))
         if not worst < worst_bf16 < LOSS_BF16:
             fail(f"{name}: with bf16 apart by {worst_bf16}")

@@ -212,26 +212,32 @@ const uint64_t *emulator_exchange(uint32_t mask, uint64_t mine)
     return buffer + warp;
 }
 
+struct cublasContext {
+    cudaStream_t stream;
+};
 cublasStatus_t cublasCreate_v2(cublasHandle_t *out_handle)
 {
-    *out_handle = (cublasHandle_t)malloc(1);
-    return CUBLAS_STATUS_SUCCESS;
+    return *out_handle = new cublasContext(), CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasDestroy_v2(cublasHandle_t handle)
 {
-    return free(handle), CUBLAS_STATUS_SUCCESS;
+    delete handle;
+    return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasSetStream_v2(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream)
+{
+    return handle->stream = stream, CUBLAS_STATUS_SUCCESS;
+}
 const char *cublasGetStatusString(cublasStatus_t) { return "emulated"; }
 
 /* Column-major; c = alpha * op(a) op(b) + beta * c, where 0 * c is 0. */
-cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m,
-                            int n, int k, const void *alpha, const void *a, cudaDataType_t a_type,
-                            int lda, const void *b, cudaDataType_t b_type, int ldb,
-                            const void *beta, void *c, cudaDataType_t, int ldc, cublasComputeType_t,
-                            cublasGemmAlgo_t)
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                            int m, int n, int k, const void *alpha, const void *a,
+                            cudaDataType_t a_type, int lda, const void *b, cudaDataType_t b_type,
+                            int ldb, const void *beta, void *c, cudaDataType_t, int ldc,
+                            cublasComputeType_t, cublasGemmAlgo_t)
 {
-    emulator_work work(nullptr);
+    emulator_work work(handle->stream);
     const float factor = *(const float *)alpha, kept = *(const float *)beta;
     if (lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m)
         die("cuBLAS refuses this product");

@@ -27,6 +27,7 @@ std::map<uintptr_t, size_t> shared; /* managed and pinned memory */
 char *arena;                        /* guarded: where device memory lies; else NULL */
 size_t opened, touched;             /* of the arena, from its beginning: may be touched; was */
 uint64_t pieces_left = UINT64_MAX, blocks_left = UINT64_MAX, blocks_taken;
+bool lazy_streams;
 const cudaError_t cudaErrorEccUncorrectable = cudaError_t(214);
 
 [[noreturn]] void die(const char *message)
@@ -135,6 +136,8 @@ void *shared_take(size_t bytes)
 void give(void *memory)
 {
     emulator_work work(nullptr);
+    if (memory == nullptr)
+        return;
     const bool device = shared.erase((uintptr_t)memory) == 0;
     blocks_taken -= device;
     if (blocks.erase((uintptr_t)memory) != 0)
@@ -312,9 +315,10 @@ cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaStream_t emulator_lazy_stream() { return new CUstream_st{true, {}}; }
+void emulator_lazy_streams() { lazy_streams = true; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned)
 {
-    return *out_stream = new CUstream_st{false, {}}, cudaSuccess;
+    return *out_stream = new CUstream_st{lazy_streams, {}}, cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
