@@ -414,6 +414,7 @@ static __global__ void __launch_bounds__(THREADS)
 static __global__ void add_losses(uint32_t n, const mn_cuda_loss *losses, mn_cuda_loss *out_loss)
 {
     mn_cuda_loss loss = {0, 0, 0};
+#pragma unroll 8
     for (uint32_t i = 0; i < n; i++) {
         loss.nats = loss.nats + losses[i].nats;
         loss.targets += losses[i].targets, loss.correct += losses[i].correct;

@@ -278,6 +278,29 @@ static void test_attention(void **state)
     }
 }
 
+/* Whatever runs first. */
+static void test_attention_is_the_same_twice(void **state)
+{
+    (void)state;
+    gpu_need();
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        mn_cuda_nn *nn = nn_open(bf16, SCRATCH);
+        attention_case c = attention_case_of(1, 32);
+        const mn_cuda_attention shape = {
+            {TOKENS, SEQUENCES, LONGEST, gpu_copy(starts, sizeof starts)}, 32, 1};
+        const mn_cuda_attention_saved saved = {c.qkv.gpu, c.log_sums.gpu, c.out.gpu};
+        for (int run = 0; run < 2; run++) {
+            nn_again(nn, &c.out);
+            nn_again(nn, &c.d_qkv);
+            QUEUED(mn_cuda_nn_attention, nn, &shape, c.qkv.gpu, c.log_sums.gpu, c.out.gpu);
+            QUEUED(mn_cuda_nn_attention_grad, nn, &shape, &saved, c.d_out.gpu, c.d_qkv.gpu);
+        }
+        nn_equal(nn, &c.out);
+        nn_equal(nn, &c.d_qkv);
+        nn_close(nn);
+    }
+}
+
 static void test_products_name_what_is_wrong(void **state)
 {
     (void)state;
@@ -302,6 +325,7 @@ int main(void)
         cmocka_unit_test(test_factors_are_rounded_to_bf16),
         cmocka_unit_test(test_copies_change_no_bit),
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_is_the_same_twice),
         cmocka_unit_test(test_products_name_what_is_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

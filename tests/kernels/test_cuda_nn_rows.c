@@ -324,6 +324,34 @@ static void test_cross_entropy(void **state)
     }
 }
 
+/* Whatever runs first. */
+static void test_sums_are_the_same_twice(void **state)
+{
+    (void)state;
+    gpu_need();
+    const uint64_t rows = 700;
+    const uint32_t width = 256;
+    mn_cuda_nn *nn = nn_open(false, SCRATCH);
+    both x = both_uniform(rows * width), d = both_uniform(rows * width);
+    both d_gain = both_uniform(width), d_x = both_uniform(rows * width);
+    both mean = both_uniform(rows), inverse = both_uniform(rows);
+    const uint16_t *targets = gpu_copy(nn_host(rows * 2), rows * 2);
+    const mn_cuda_norm_saved saved = {x.gpu, x.gpu, mean.gpu, inverse.gpu};
+    mn_cuda_loss loss[2];
+    for (int run = 0; run < 2; run++) { /* from zero, both times */
+        nn_again(nn, &d_gain);
+        nn_again(nn, &d_x);
+        QUEUED(mn_cuda_nn_norm_grad, nn, rows, width, &saved, d.gpu, d_gain.gpu, d_x.gpu);
+        QUEUED(mn_cuda_memory_write, nn, x.gpu, x.host, x.n * sizeof(float));
+        QUEUED(mn_cuda_nn_cross_entropy, nn, rows, x.gpu, targets, loss + run);
+        QUEUED(mn_cuda_memory_write, nn, x.gpu, x.host, x.n * sizeof(float));
+    }
+    nn_equal(nn, &d_gain);
+    nn_equal(nn, &d_x);
+    assert_memory_equal(loss, loss + 1, sizeof *loss);
+    nn_close(nn);
+}
+
 static void test_rows_name_what_is_wrong(void **state)
 {
     (void)state;
@@ -343,9 +371,13 @@ static void test_rows_name_what_is_wrong(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_norms),         cmocka_unit_test(test_rms_norms),
-        cmocka_unit_test(test_biases),        cmocka_unit_test(test_batch_norm),
-        cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_rows_name_what_is_wrong),
+        cmocka_unit_test(test_norms),
+        cmocka_unit_test(test_rms_norms),
+        cmocka_unit_test(test_biases),
+        cmocka_unit_test(test_batch_norm),
+        cmocka_unit_test(test_cross_entropy),
+        cmocka_unit_test(test_sums_are_the_same_twice),
+        cmocka_unit_test(test_rows_name_what_is_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

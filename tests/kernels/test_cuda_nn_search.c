@@ -146,6 +146,26 @@ static void test_gradients_within_their_bound(void **state)
     nn_close(nn);
 }
 
+/* Whatever runs first. */
+static void test_gradients_are_the_same_twice(void **state)
+{
+    (void)state;
+    gpu_need();
+    const mn_search shape = {400, 2, 7, 8, 11};
+    mn_cuda_nn *nn = nn_open(false, scratch_of(&shape));
+    search_case c = search_case_of(shape, both_uniform);
+    draw_rows(&c, 2);
+    for (int run = 0; run < 2; run++) { /* from zero, both times */
+        nn_again(nn, &c.d_keys);
+        nn_again(nn, &c.d_queries);
+        QUEUED(mn_cuda_nn_search_grad, nn, &shape, c.queries.gpu, c.keys.gpu, c.gpu_rows,
+               c.d_scores.gpu, c.d_queries.gpu, c.d_keys.gpu);
+    }
+    nn_equal(nn, &c.d_keys);
+    nn_equal(nn, &c.d_queries);
+    nn_close(nn);
+}
+
 static void test_search_names_what_is_wrong(void **state)
 {
     (void)state;
@@ -170,6 +190,7 @@ int main(void)
         cmocka_unit_test(test_gradients_of_few_picks),
         cmocka_unit_test(test_gradients_of_many_picks),
         cmocka_unit_test(test_gradients_within_their_bound),
+        cmocka_unit_test(test_gradients_are_the_same_twice),
         cmocka_unit_test(test_search_names_what_is_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
