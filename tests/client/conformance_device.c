@@ -1,7 +1,7 @@
 /* Conformance of embedded shards with tables in a device's memory, with arrays in the host's and in
- * the device's; the device is tests/gpu/emulator. What host tables answer comes first. */
+ * the device's. What host tables answer comes first. */
 #include "conformance.h"
-#include "emulator.h"
+#include "device_machine.h"
 
 const struct service_kind conformance_kinds[] = {{.shards = 1},
                                                  {.shards = 1, .device = 1},
@@ -9,4 +9,4 @@ const struct service_kind conformance_kinds[] = {{.shards = 1},
                                                  {.shards = 1, .device = 1, .arrays = true}};
 const uint32_t conformance_kind_count = 4;
 
-static void __attribute__((constructor)) guard(void) { emulator_guard(); }
+static void __attribute__((constructor)) start(void) { machine_start(); }

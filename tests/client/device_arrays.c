@@ -12,10 +12,10 @@
 #undef mn_cancel
 #include "device_arrays.h"
 
+#include "device_machine.h"
 #include "harness.h"
 #include "service.h"
 
-#include <cuda_runtime_api.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -70,7 +70,7 @@ static struct call opened(void)
 {
     pthread_mutex_lock(&mutex);
     for (int i = 0; i < 2 && !streams[i]; i++)
-        streams[i] = emulator_lazy_stream();
+        streams[i] = machine_stream();
     pthread_mutex_unlock(&mutex);
     return (struct call){0};
 }

@@ -3,9 +3,9 @@
  * memory or fails. CMake renames the calls with arrays: device_arrays.c makes them. */
 #include "device_test.h"
 
+#include "device_machine.h"
 #include "harness.h"
 
-#include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -315,7 +315,7 @@ static void saves_are_of_one_step(void **state)
     }
 }
 
-static void __attribute__((constructor)) guard(void) { emulator_guard(); }
+static void __attribute__((constructor)) start(void) { machine_start(); }
 
 int main(void)
 {
