@@ -6,7 +6,8 @@
  *
  * Bits: element by element those of trainer/nn.h's loops; sums along a row or over rows run in a
  * fixed tree of their own, so that two runs have the same bits: no floating-point number is added
- * atomically. A sum of n terms is off by at most n * 2^-24 times the sum of their magnitudes.
+ * atomically, and cuBLAS repeats itself on the same GPU. A sum of n terms is off by at most n *
+ * 2^-24 times the sum of their magnitudes.
  *
  * Status: MN_UNAVAILABLE "device" without a driver or a GPU, "stream" when a launch or a product
  * was refused; MN_NO_MEMORY "bytes"; MN_INVALID names the argument. */
@@ -45,8 +46,8 @@ void mn_cuda_nn_lend(mn_cuda_nn *nn, void *scratch, uint64_t bytes);
 /* Lends bf16 memory [bytes / 4] to stand beside f32 memory `arena` [bytes]: operations whose output
  * in the arena will be a factor of a product round it while they hold it, and a factor is rounded
  * once however many products it has. Saves most of the memory traffic of products in bf16; nothing
- * else changes, to the bit. The arena is written by this header's functions only, or `written` says
- * what else did. NULL ends it. */
+ * else changes, to the bit. Attention's arrays are aligned to 32 bytes there. The arena is written
+ * by this header's functions only, or `written` says what else did. NULL ends it. */
 void mn_cuda_nn_lend_narrow(mn_cuda_nn *nn, const void *arena, uint64_t bytes, void *narrow);
 void mn_cuda_nn_written(mn_cuda_nn *nn, const void *array, uint64_t bytes);
 

@@ -1,6 +1,14 @@
 /* bf16 copies of f32 arrays, and the products that read them. A copy lies at its array's place in
  * memory of half the arena's size, so that it needs no table to be found; the context only knows
- * which copies are current. */
+ * which copies are current.
+ *
+ * What that is for: 12 layers of d 1024 and 32,768 tokens, N = 134 MB being one [tokens][d] array
+ * of f32. A layer's products, forward and backward, have 32 N of f32 factors; rounding them for
+ * each product would read those and write half, 48 N, in all layers 77 GB or 18 ms at 4.2 TB/s.
+ * Written once by the operation that has them in registers they are 8 N, 13 GB or 3 ms. Beside them
+ * stand 30 TFLOP of products (43 ms at 700 TFLOP/s), 65 N a layer of all other traffic (25 ms), and
+ * attention (10 ms at 200 TFLOP/s): 85 ms, if all that holds, are 0.36 of an H200's 989 TFLOP/s.
+ * These are estimates: nothing here has run on a GPU. */
 #include "nn_device.h"
 
 static uint16_t *place_of(const mn_cuda_nn *nn, const void *array, uint64_t bytes)

@@ -99,8 +99,11 @@ static void do_grad(void *context)
     grad_work *g = context;
     mn_error error;
     const uint32_t columns = g->table.gpu.columns;
-    const mn_cuda_sources sources = {
-        g->gradients, columns * sizeof(float), g->table.gpu_weights, MN_F32, 0, g->k};
+    const mn_cuda_sources sources = {.gradients = g->gradients,
+                                     .stride_bytes = columns * sizeof(float),
+                                     .weights = g->table.gpu_weights,
+                                     .dtype = MN_F32,
+                                     .per_gradient = g->k};
     check(mn_cuda_bag_dot(&g->table.gpu, g->table.gpu_offsets, g->queries, g->k, MN_F32,
                           g->gradients, columns * sizeof(float), g->dots, NULL, &error),
           &error, "bag_dot");

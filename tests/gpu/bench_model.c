@@ -85,8 +85,11 @@ static void *bag_grad_start(void *context, const mn_memory_reads *reads,
     model_work *work = context;
     rows_work *values = &work->values;
     const uint64_t stride = values->tile.columns * sizeof(float);
-    const mn_cuda_sources sources = {output_gradients, stride, reads->weights, MN_F32, 0,
-                                     reads->per_query, NULL};
+    const mn_cuda_sources sources = {.gradients = output_gradients,
+                                     .stride_bytes = stride,
+                                     .weights = reads->weights,
+                                     .dtype = MN_F32,
+                                     .per_gradient = reads->per_query};
     kept(work, mn_cuda_bag_dot(&values->tile, reads->rows, reads->queries, reads->per_query, MN_F32,
                                output_gradients, stride, out_weight_gradients, work->stream,
                                &work->error));
@@ -258,8 +261,10 @@ static void model_free(model_work *work)
 static void step(model_work *work)
 {
     const mn_tile *dense = &work->dense.tile;
-    const mn_cuda_sources sources = {
-        work->gradients, dense->columns * sizeof(float), NULL, MN_F32, 0, 1, NULL};
+    const mn_cuda_sources sources = {.gradients = work->gradients,
+                                     .stride_bytes = dense->columns * sizeof(float),
+                                     .dtype = MN_F32,
+                                     .per_gradient = 1};
     const double scale = 1 / ((double)work->pass.sequences * work->pass.length);
     mn_error error;
     work->update.step++;
