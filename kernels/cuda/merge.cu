@@ -171,7 +171,7 @@ extern "C" enum mn_status mn_cuda_merge_rows(const mn_cuda_plan *plan,
                       ? V == 4 ? merge_rows<uint16_t, 4> : merge_rows<uint16_t, 1>
                   : V == 4 ? merge_rows<float, 4>
                            : merge_rows<float, 1>;
-    const cudaLaunchConfig_t config = rows_config(columns / V, plan->reads, RUN_BLOCKS, stream);
+    const cudaLaunchConfig_t config = runs_config(plan, sources, columns / V, V, stream);
     return launched(cudaLaunchKernelEx(&config, kernel, *plan, device_sources_of(sources), columns,
                                        out_merged, out_offsets),
                     error);

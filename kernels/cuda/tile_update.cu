@@ -246,7 +246,7 @@ extern "C" enum mn_status mn_cuda_merge_apply(const mn_tile *tile, const mn_cuda
     tile_step step = {};
     step.optimizer = tile->optimizer, step.update = *update;
     step.adam = adam_step_of(tile->optimizer, *update, update->step);
-    cudaLaunchConfig_t config = rows_config(tile->columns / V, plan->reads, RUN_BLOCKS, stream);
+    cudaLaunchConfig_t config = runs_config(plan, sources, tile->columns / V, V, stream);
     apply_kernel *kernel = apply_for(bf16, tile->optimizer.state_dtype == MN_BF16, narrow, V);
     if (rowwise) {
         config = teams_config(V, plan->reads, RUN_BLOCKS, stream);

@@ -226,6 +226,55 @@ static void test_optimizers_equal_plain_c(void **state)
             }
 }
 
+/* More gradients than a cache holds, each of two reads: columns are worked off in slabs, of which
+ * the last is narrower. */
+static void test_slabs_of_columns(void **state)
+{
+    (void)state;
+    gpu_need();
+    enum { GRADIENTS = 21000, PAIRS = 2 * GRADIENTS, COLUMNS = 208, FEW = 40 };
+    static uint64_t offsets[PAIRS];
+    static float weights[PAIRS], gradients[GRADIENTS * COLUMNS];
+    static const void *rows[GRADIENTS];
+    static mn_contribution list[PAIRS], sort_scratch[PAIRS];
+    uint64_t random = 9, bytes = 0;
+    const mn_update update = {.learning_rate = 0.01f, .factor = 1, .step = 3};
+    const fixture_options options = {.rows = FEW,
+                                     .columns = COLUMNS,
+                                     .optimizer = mn_adam(0.9f, 0.99f, 1e-6f),
+                                     .init = mn_init_normal(0.5f)};
+    mn_error error;
+    mn_cuda_plan plan;
+    for (uint32_t i = 0; i < PAIRS; i++) {
+        offsets[i] = fixture_random(&random) % FEW, weights[i] = fixture_uniform(&random);
+        list[i] = (mn_contribution){offsets[i], i / 2, weights[i]};
+        rows[i / 2] = gradients + (uint64_t)(i / 2) * COLUMNS;
+    }
+    for (uint64_t i = 0; i < GRADIENTS * COLUMNS; i++)
+        gradients[i] = fixture_uniform(&random);
+    mn_contributions_sort(list, sort_scratch, PAIRS, FEW);
+    mn_tile tile = fixture_tile(&options), gpu = gpu_tile(&tile, 0);
+    const mn_sources sources = {rows, MN_F32, 0};
+    const mn_cuda_sources same = {.gradients = gpu_copy(gradients, sizeof gradients),
+                                  .stride_bytes = COLUMNS * sizeof *gradients,
+                                  .weights = gpu_copy(weights, sizeof weights),
+                                  .dtype = MN_F32,
+                                  .per_gradient = 2};
+    void *scratch = aligned_alloc(64, mn_merge_scratch_bytes(COLUMNS));
+    mn_kernels_for(MN_ISA_PLAIN)->merge_apply(&tile, list, PAIRS, &sources, &update, scratch);
+    assert_int_equal(mn_cuda_plan_bytes(PAIRS, FEW, &bytes, &error), MN_OK);
+    assert_int_equal(mn_cuda_plan_reads(gpu_copy(offsets, sizeof offsets), PAIRS, FEW,
+                                        gpu_new(bytes), bytes, &plan, NULL, &error),
+                     MN_OK);
+    assert_int_equal(
+        mn_cuda_merge_apply(&gpu, &plan, &same, &update, gpu_new(sizeof(uint64_t)), NULL, &error),
+        MN_OK);
+    assert_true(gpu_tile_equal(&gpu, &tile));
+    free(scratch);
+    gpu_free();
+    fixture_free(&tile);
+}
+
 static void test_updates_name_what_is_wrong(void **state)
 {
     (void)state;
@@ -263,6 +312,7 @@ int main(void)
         cmocka_unit_test(test_plan_sorts_reads_by_row),
         cmocka_unit_test(test_merged_rows_and_their_square),
         cmocka_unit_test(test_optimizers_equal_plain_c),
+        cmocka_unit_test(test_slabs_of_columns),
         cmocka_unit_test(test_updates_name_what_is_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
