@@ -3,7 +3,7 @@
 losses, norms, evaluations and reads of the CPU's run, within rounding, whatever the memory; the same
 bytes with tables in the GPU's memory; two ranks against servers are within rounding too. With --absent: a program whose GPU or CUDA is missing says so.
 
-usage: program_gpu.py MNEME-TRAIN MNEME-SHARD
+usage: program_gpu.py MNEME-TRAIN MNEME-SHARD       exit status 77: there is no GPU
        program_gpu.py --absent MNEME-TRAIN STATUS
 """
 import json
@@ -116,6 +116,11 @@ def main():
         absent(*sys.argv[2:4])
         return
     program = sys.argv[1]
+    asked = subprocess.run([program, "--task", "recall", "--steps", "0", "--device", "cuda", "--quiet"],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=200, check=False)
+    if asked.returncode == 1 and b"UNAVAILABLE [device]" in asked.stderr:
+        print(asked.stderr.decode(), "nothing was compared")
+        sys.exit(77)
     with tempfile.TemporaryDirectory() as folder:
         program_bits.write_text(f"{folder}/text")
         compare(program, f"{folder}/text", folder)
