@@ -374,8 +374,8 @@ static double step_operations(const mn_model *model, uint64_t tokens)
     return 3 * 2 * (double)tokens * ((double)mn_model_token_work(model) + attention);
 }
 
-/* Seconds that the memory's parts take at the rates of this run. Gradients of the bags count once,
- * rows that are updated once read and once written with their state. */
+/* Seconds that the memory's parts take at the rates of this run; their sum is the bound. Gradients
+ * of the bags count once, rows that are updated once read and once written with their state. */
 static double memory_bound(const model_work *work, uint64_t tokens, double search_seconds)
 {
     const mn_memory_options *memory = &work->model.options.memory;
@@ -383,14 +383,20 @@ static double memory_bound(const model_work *work, uint64_t tokens, double searc
     const double row = (double)tile->columns * mn_dtype_bytes(tile->dtype);
     const double state = (double)mn_state_row_bytes(&tile->optimizer, tile->columns);
     const double reads = (double)tokens * memory->heads * memory->knn;
-    const double product =
+    const double operations =
         3 * 2 * (double)tokens * work->model.options.width * memory->heads * memory->key_dim;
     uint32_t touched;
     from_device(work->values.plan.runs, &touched, sizeof touched);
-    const double bytes = 2 * reads * row + (double)tokens * tile->columns * sizeof(float) +
-                         (double)touched * 2 * (row + state);
-    return product / product_rate(&work->model.options, tokens) + search_seconds +
-           bytes / copy_rate;
+    const double product = operations / product_rate(&work->model.options, tokens);
+    const double rows = 2 * reads * row / copy_rate;
+    const double update =
+        ((double)tokens * tile->columns * sizeof(float) + (double)touched * 2 * (row + state)) /
+        copy_rate;
+    printf("{\"bench\": \"model-memory\", \"case\": \"the parts of its bound; %u rows updated\", "
+           "\"query product\": %.6g, \"search\": %.6g, \"rows read\": %.6g, \"update\": %.6g, "
+           "\"unit\": \"s\"}\n",
+           touched, product, search_seconds, rows, update);
+    return product + search_seconds + rows + update;
 }
 
 void bench_model(double search_seconds)
