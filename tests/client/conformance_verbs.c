@@ -301,7 +301,7 @@ void saved_and_loaded(void **state)
         assert_true(mn_files_watch(client, "runs/a", false, 600000).shards <= 3);
     assert_int_equal(mn_answered_step(saving), 2);
     must(mn_wait(saving, &error));
-    watch_ended(client, "runs/a", false, 3);
+    watch_ended(client, "runs/a", false, kind.shards);
     train_step(client, table, 3);
     fetch_all(table, 4, straight);
     assert_int_equal(mn_load(client, "runs/a", 3, &error), MN_NOT_FOUND);
