@@ -33,6 +33,7 @@ struct file_reader {
 /* A tile on its way from or to a file. The buffer takes any chunk of it, and stays for the next. */
 struct tile_transfer {
     bool active;
+    bool unchecked; /* MN_PLANT_ANY_CHUNK */
     struct table *table;
     uint32_t tile;
     mn_tile *plane;

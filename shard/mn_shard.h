@@ -74,7 +74,10 @@ enum mn_plant {
     MN_PLANT_IMAGE_EARLY = 1 << 19,     /* an image's forerunners go before it stands */
     MN_PLANT_IMAGE_UNSYNCED = 1 << 20,  /* an image stands before its tiles are synced */
     MN_PLANT_IMAGE_SKIP = 1 << 21,      /* recovery skips a record after the image's */
-    MN_PLANT_NO_SETTLED = 1 << 22       /* a shard behind its callers does not see that it is */
+    MN_PLANT_NO_SETTLED = 1 << 22,      /* a shard behind its callers does not see that it is */
+    MN_PLANT_ANY_SEQUENCE = 1 << 23,    /* a whole record is replayed wherever it stands */
+    MN_PLANT_PASS_DAMAGE = 1 << 24,     /* a damaged record is taken for the end of the log */
+    MN_PLANT_ANY_CHUNK = 1 << 25        /* a tile's rows are taken without their checksum */
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer

@@ -20,19 +20,26 @@ static const sim_disk_weather disk_weathers[] = {
  * of the last rank to reduce comes and goes within one event, unseen. */
 enum { READ_BYTES = 4 * 6 * 8, VECTOR_BYTES = 512 };
 
-void sim_config_blackout(sim_config *config)
+void sim_config_ruin(sim_config *config, enum sim_ruin ruin)
 {
+    bool astray = ruin == SIM_ASTRAY;
+    config->ruin = ruin;
     config->weather = weathers[0];
-    config->deaths = config->shards_after = 0;
-    config->fickle = config->sloppy = config->busy_save = config->rival = config->roll_back = false;
+    config->deaths = 0;
+    config->fickle = config->sloppy = false;
+    if (!astray)
+        config->shards_after = config->busy_save = config->rival = config->roll_back = false;
     config->deadline_ms = 20000;
     config->read_bytes_max = config->change_bytes_max = config->change_reserve_bytes = 0;
     config->steps = 3 + (uint32_t)(config->seed % 10);
-    config->durability = MN_DURABILITY_PROCESS;
+    config->shard_deaths = astray ? 3 : 1;
     config->disk = (sim_disk_weather){.death = 15};
-    config->shard_deaths = 1;
-    config->blackout = true;
-    config->cut_bytes = 0; /* one file, whose end goes: a hole before a later file is damage */
+    if (!astray || config->durability == MN_DURABILITY_NONE)
+        config->durability = MN_DURABILITY_PROCESS;
+    if (ruin == SIM_AGED)
+        config->cut_bytes = 0; /* one file, whose end goes: a hole before a later file is damage */
+    else if (!config->cut_bytes && config->seed % 2)
+        config->cut_bytes = 1 + (UINT64_C(8192) >> config->seed % 11);
 }
 
 static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)

@@ -1,14 +1,28 @@
 /* Disks. The fault model (shard/LOG.md): a shard dies at any operation, which is then done, half
  * done or not at all. Killed, it leaves all that it wrote; without power, what was not synced is
  * lost in blocks, any of them. A full disk takes the beginning of a write. A sync that fails loses
- * what it should have made durable, and later ones of that file succeed in vain, as on Linux. */
+ * what it should have made durable, and later ones of that file succeed in vain, as on Linux. A
+ * write that goes astray is reported as done: zeros stand in its place, and its bytes may stand
+ * over others, of the same file or of another one of the shard. */
+#include "files_format.h"
 #include "sim.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK_BYTES = 64 };
+enum {
+    BLOCK_BYTES = 64,
+    STARTS_KEPT = 8,
+    KEPT_BYTES = 512 /* of a group's first log file when it ages: its head, and what makes it */
+};
+
+/* What a write that went astray has done to a file. */
+enum { MISSING, OVERWRITTEN, HARMS };
+typedef struct harm {
+    uint64_t end;       /* of the bytes that are not what they were; 0: none */
+    uint64_t proof_end; /* of a write behind them that knew them promised; 0: there is none */
+} harm;
 
 typedef struct stored {
     struct stored *next;
@@ -19,10 +33,15 @@ typedef struct stored {
     uint32_t handles;
     bool gone; /* removed or replaced; freed with its last handle */
     const sim_disk *writer;
+    uint64_t starts[STARTS_KEPT], appends; /* where the last writes began; how many there were */
+    uint64_t last, promised;               /* the last whole one; what was promised before it */
+    harm harms[HARMS];
 } stored;
 
 struct sim_files {
     stored *first;
+    uint64_t stray_in; /* appends; 0: none will go astray */
+    bool strayed;
 };
 
 struct mn_file {
@@ -92,36 +111,168 @@ static void lose_blocks(sim_disk *disk, stored *file)
         if (sim_chance(disk->random, 300))
             memset(file->bytes + at, 0, left < BLOCK_BYTES ? left : BLOCK_BYTES);
     }
+    for (int i = 0; i < HARMS; i++)
+        if (file->harms[i].proof_end > file->synced)
+            file->harms[i].proof_end = 0;
     file->count = kept;
 }
 
-void sim_disk_restart(sim_disk *disk, bool power)
+bool sim_disk_restart(sim_disk *disk, bool power)
 {
+    bool any = false;
     for (stored *file = disk->files->first; file; file = file->next) {
         if (file->writer != disk)
             continue;
-        if (!power && file->synced < file->count)
+        if (!power && file->synced < file->count) {
             lose_blocks(disk, file);
+            any = true;
+        }
         file->synced = power ? file->synced : file->count;
     }
     disk->dead = false;
     disk->full_until_ns = 0;
+    return any;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && !strcmp(text + length - tail, end);
+}
+
+static bool is_log(const stored *file, const sim_disk *disk)
+{
+    return file->writer == disk && ends_with(file->path, ".log");
 }
 
 bool sim_disk_age(sim_disk *disk)
 {
-    enum { KEPT_BYTES = 512 }; /* a log's head, and what makes the group */
-    bool any = false;
-    for (stored *file = disk->files->first; file; file = file->next) {
-        if (file->writer != disk || file->count <= KEPT_BYTES)
-            continue;
-        uint64_t gone = sim_below(disk->random, file->count - KEPT_BYTES);
-        gone = sim_chance(disk->random, 500) ? gone : sim_below(disk->random, 256);
-        file->count -= gone < file->count - KEPT_BYTES ? gone : file->count - KEPT_BYTES;
-        any = any || gone;
+    stored *file = disk->files->first; /* the newest */
+    while (file && !is_log(file, disk))
+        file = file->next;
+    uint64_t kept = file && ends_with(file->path, "-1.log") ? KEPT_BYTES : FILE_BYTES_log_head;
+    uint64_t gone = 0;
+    if (file && file->count > kept) {
+        gone = sim_below(disk->random, file->count - kept + 1);
+        if (sim_chance(disk->random, 500) && gone > 256)
+            gone = 256;
+        file->count -= gone;
     }
-    sim_disk_restart(disk, true);
-    return any;
+    (void)sim_disk_restart(disk, true); /* nothing else */
+    return gone > 0;
+}
+
+void sim_disk_empty(sim_disk *disk, const char *folder)
+{
+    size_t length = strlen(folder);
+    for (stored *file = disk->files->first, *next; file; file = next) {
+        next = file->next;
+        if (file->writer == disk && !strncmp(file->path, folder, length))
+            remove_file(disk->files, file->path);
+    }
+}
+
+/* ---- Writes that go astray */
+
+void sim_files_stray(sim_files *files, uint64_t appends) { files->stray_in = appends; }
+bool sim_files_strayed(const sim_files *files) { return files->strayed; }
+
+/* A write knows what was promised before it, and says so if it stands whole. */
+static void note_write(stored *file, const sim_disk *disk, uint64_t at, bool whole)
+{
+    file->starts[file->appends++ % STARTS_KEPT] = at;
+    if (!whole)
+        return;
+    file->last = at;
+    file->promised = disk->loose ? at : file->synced;
+    for (int i = 0; i < HARMS; i++)
+        if (file->harms[i].end && file->promised >= file->harms[i].end && !file->harms[i].proof_end)
+            file->harms[i].proof_end = file->count;
+}
+
+static void note_harm(stored *file, int kind, uint64_t end)
+{
+    bool known = file->promised >= end && file->last >= end;
+    file->harms[kind] = (harm){end, known ? file->count : 0};
+}
+
+/* A later log file says what this one had promised. */
+static void end_log(stored *file, const sim_disk *disk)
+{
+    for (int i = 0; i < HARMS; i++)
+        if (file->harms[i].end && (disk->loose || file->harms[i].end <= file->synced))
+            file->harms[i].proof_end = file->harms[i].end;
+}
+
+static stored *any_file(sim_disk *disk)
+{
+    uint32_t count = 0;
+    stored *chosen = NULL;
+    for (stored *file = disk->files->first; file; file = file->next)
+        if (file->writer == disk && file->count && sim_below(disk->random, ++count) == 0)
+            chosen = file;
+    return chosen;
+}
+
+static void land(sim_disk *disk, stored *file, const uint8_t *bytes, uint64_t count)
+{
+    uint64_t at = sim_below(disk->random, file->count), recent = file->appends;
+    if (recent > STARTS_KEPT)
+        recent = STARTS_KEPT;
+    if (recent && sim_chance(disk->random, 600)) /* one record over another */
+        at = file->starts[sim_below(disk->random, recent)];
+    if (at >= file->count)
+        return;
+    count = count < file->count - at ? count : file->count - at;
+    memcpy(file->bytes + at, bytes, count);
+    note_harm(file, OVERWRITTEN, at + count);
+}
+
+/* Of the write that stands at `at` now, all or one block is missing, and may stand elsewhere. */
+static void stray(sim_disk *disk, stored *file, uint64_t at, uint64_t count)
+{
+    uint64_t blocks = (count + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    if (sim_chance(disk->random, 500)) {
+        at += BLOCK_BYTES * sim_below(disk->random, blocks);
+        count = file->count - at < BLOCK_BYTES ? file->count - at : BLOCK_BYTES;
+    }
+    uint8_t *bytes = malloc(count);
+    assert(bytes);
+    memcpy(bytes, file->bytes + at, count);
+    memset(file->bytes + at, 0, count);
+    note_harm(file, MISSING, at + count);
+    stored *other = sim_chance(disk->random, 500) ? file : any_file(disk);
+    if (other && sim_chance(disk->random, 800))
+        land(disk, other, bytes, count);
+    free(bytes);
+    disk->files->strayed = true;
+    disk->dead = sim_chance(disk->random, 500); /* nothing shows it then */
+}
+
+static bool shows(const stored *file, int kind)
+{
+    return !file->harms[kind].end || file->harms[kind].proof_end;
+}
+
+bool sim_disk_looks_torn(const sim_disk *disk, bool imaged)
+{
+    for (const stored *file = disk->files->first; file; file = file->next) {
+        bool harmed = file->harms[MISSING].end || file->harms[OVERWRITTEN].end;
+        bool all = shows(file, MISSING) && shows(file, OVERWRITTEN);
+        bool any = (file->harms[MISSING].end && shows(file, MISSING)) ||
+                   (file->harms[OVERWRITTEN].end && shows(file, OVERWRITTEN));
+        if (is_log(file, disk) && harmed && !(imaged ? all : any))
+            return true;
+    }
+    return false;
+}
+
+bool sim_files_name_harm(const sim_files *files, const char *text)
+{
+    for (const stored *file = files->first; file; file = file->next)
+        if ((file->harms[MISSING].end || file->harms[OVERWRITTEN].end) && strstr(text, file->path))
+            return true;
+    return false;
 }
 
 /* ---- The interface */
@@ -184,12 +335,22 @@ static enum mn_status append_file(mn_file *handle, const void *bytes, uint64_t c
                                   mn_error *error)
 {
     sim_disk *disk = handle->disk;
+    stored *file = handle->stored;
     bool dead = disk->dead;
     enum mn_status status = begin(disk, "append", error);
     if (!status && is_full(disk))
         status = mn_fail(error, MN_STORAGE, "disk", "no space left");
-    if (!dead) /* what fails now may be done in part, and what kills may be done whole */
-        add_bytes(handle->stored, bytes, !status ? count : sim_below(disk->random, count + 1));
+    if (dead)
+        return status;
+    uint64_t at = file->count;
+    /* What fails now may be done in part, and what kills may be done whole. */
+    add_bytes(file, bytes, !status ? count : sim_below(disk->random, count + 1));
+    bool whole = file->count == at + count;
+    if (!status && count && disk->faulty && disk->files->stray_in && --disk->files->stray_in == 0) {
+        stray(disk, file, at, count);
+        whole = false;
+    }
+    note_write(file, disk, at, whole);
     return status;
 }
 
@@ -268,6 +429,9 @@ static enum mn_status rename_file(mn_storage *storage, const char *from, const c
     if (!file || strlen(to) >= MN_PATH_BYTES)
         return mn_fail(error, MN_STORAGE, "path", "%.200s", from);
     remove_file(disk->files, to);
+    for (stored *other = disk->files->first; other && ends_with(to, ".log"); other = other->next)
+        if (is_log(other, disk))
+            end_log(other, disk);
     memset(file->path, 0, sizeof file->path);
     memcpy(file->path, to, strlen(to));
     disk->images += strstr(to, ".image") != NULL;

@@ -104,7 +104,7 @@ static void op_done(mn_operation *operation)
     if (operation->status == MN_OK || operation->status == MN_DISCARDED) {
         op->succeeded(op);
         op_free(op);
-    } else if (world->config.blackout && sim_world_lost(world, operation)) {
+    } else if (sim_ruin_ends_call(world, operation)) {
         op_free(op);
     } else if (op->refused && op->refused(op)) {
         op_free(op);
@@ -112,7 +112,7 @@ static void op_done(mn_operation *operation)
         op_free(op);
         sim_life_kill(life);
     } else if (mn_status_retryable(operation->status) &&
-               !(world->config.blackout && operation->status == MN_DEADLINE)) {
+               !(world->config.ruin && operation->status == MN_DEADLINE)) {
         op_later(op, (10 + sim_below(&life->random, 100)) * SIM_MS);
     } else {
         sim_violation(world, "life %u rank %u: %s step %llu part %u: %s: %s: %s", life->number,

@@ -322,7 +322,7 @@ static void deliver(void *argument)
     flight *f = argument;
     sim_world *world = f->world;
     if (f->shard >= world->shard_count || !world->shards[f->shard].core) {
-        if (world->config.blackout) /* where nobody waits in vain, hosts refuse connections */
+        if (world->config.ruin) /* where nobody waits in vain, hosts refuse connections */
             break_off_after(f, 0, MN_UNAVAILABLE);
         unreference(f);
         return;

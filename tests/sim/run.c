@@ -5,12 +5,16 @@
 #include <string.h>
 
 static const char usage[] =
-    "usage: sim_run [--seeds N] [--first SEED] [--blackout] [--trace] [--shard-plants BITS]\n"
+    "usage: sim_run [--seeds N] [--first SEED] [--ruin KIND] [--trace] [--shard-plants BITS]\n"
     "               [--core-plants BITS]\n"
     "\n"
     "Simulates shards and trainers under faults, one virtual world a seed, and checks after every\n"
-    "event what Mneme promises. --blackout: one shard comes back with an older log. A failing\n"
-    "seed is printed with what was violated; --seeds 1 --first SEED --trace shows the same world "
+    "event what Mneme promises. --ruin: a disk that breaks its word: aged (a shard comes back "
+    "with\n"
+    "an older log), power (all do, with holes), astray (a write lands elsewhere), emptied (a "
+    "shard\n"
+    "comes back with nothing). A failing seed is printed with what was violated; --seeds 1 --first "
+    "SEED --trace shows the same world "
     "again, message by message.\n";
 
 /* Writes one world's settings, so that a failing seed can be understood at a glance. */
@@ -30,19 +34,25 @@ static void describe(const sim_config *c)
            c->disk.unsynced, c->shard_deaths, (unsigned long long)c->cut_bytes);
 }
 
+static enum sim_ruin ruin_of(const char *name)
+{
+    enum sim_ruin ruin = SIM_RUINS - 1;
+    while (ruin && strcmp(name, sim_ruin_name(ruin)) != 0)
+        ruin--;
+    return ruin;
+}
+
 int main(int count, char **arguments)
 {
     uint64_t seeds = 100, first = 1, failed = 0, messages = 0, events = 0, images = 0;
+    uint64_t lost = 0, refused = 0;
     uint32_t shard_plants = 0, core_plants = 0;
-    bool trace = false, blackout = false;
+    enum sim_ruin ruin = SIM_SOUND;
+    bool trace = false;
     for (int i = 1; i < count; i++) {
         const char *value = i + 1 < count ? arguments[i + 1] : NULL;
         if (!strcmp(arguments[i], "--trace")) {
             trace = true;
-            continue;
-        }
-        if (!strcmp(arguments[i], "--blackout")) {
-            blackout = true;
             continue;
         }
         if (!strcmp(arguments[i], "--seeds") && value)
@@ -53,6 +63,8 @@ int main(int count, char **arguments)
             shard_plants = (uint32_t)strtoul(value, NULL, 0);
         else if (!strcmp(arguments[i], "--core-plants") && value)
             core_plants = (uint32_t)strtoul(value, NULL, 0);
+        else if (!strcmp(arguments[i], "--ruin") && value && ruin_of(value))
+            ruin = ruin_of(value);
         else {
             fputs(usage, stderr);
             return 2;
@@ -63,8 +75,8 @@ int main(int count, char **arguments)
         sim_config config;
         sim_result result;
         sim_config_of_seed(seed, &config);
-        if (blackout)
-            sim_config_blackout(&config);
+        if (ruin)
+            sim_config_ruin(&config, ruin);
         config.trace = trace ? stdout : NULL;
         config.shard_plants = shard_plants;
         config.core_plants = core_plants;
@@ -72,6 +84,8 @@ int main(int count, char **arguments)
         messages += result.messages;
         events += result.events;
         images += result.images;
+        lost += result.lost;
+        refused += result.refused;
         if (result.passed)
             continue;
         failed++;
@@ -79,6 +93,9 @@ int main(int count, char **arguments)
         describe(&config);
         fflush(stdout);
     }
+    if (ruin)
+        printf("%llu losses told to callers, %llu found by shards\n", (unsigned long long)lost,
+               (unsigned long long)refused);
     printf("%llu messages, %llu events, %llu images; %llu of %llu seeds passed\n",
            (unsigned long long)messages, (unsigned long long)events, (unsigned long long)images,
            (unsigned long long)(seeds - failed), (unsigned long long)seeds);

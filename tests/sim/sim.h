@@ -5,8 +5,9 @@
  *
  * Files: engine.c time and chance; env.c what a core sees; disk.c its files; net.c the network;
  * script.c what trainers intend; model.c what the tables must then hold; life.c, play.c, reader.c
- * one life of a trainer, reader or operator; world.c faults and checks; config.c the worlds that
- * seeds choose; run.c the program. */
+ * one life of a trainer, reader or operator; world.c how it all goes on; check.c what must hold
+ * after every event; ruin.c disks that break their word; config.c the worlds that seeds choose;
+ * run.c the program. */
 #ifndef MN_SIM_H
 #define MN_SIM_H
 
@@ -78,6 +79,16 @@ typedef struct sim_disk_weather {
                                        fails */
 } sim_disk_weather;
 
+/* What a disk does that promised better, to one shard or to all (ruin.c says what may follow). */
+enum sim_ruin {
+    SIM_SOUND,
+    SIM_AGED,    /* level process: a shard's death takes an end of its log along */
+    SIM_POWER,   /* level process: power goes everywhere, and what was not synced in part */
+    SIM_ASTRAY,  /* one write never reaches its place, and may land on another */
+    SIM_EMPTIED, /* a shard comes back with an empty folder */
+    SIM_RUINS
+};
+
 typedef struct sim_files sim_files;
 /* One shard's way to the files. */
 typedef struct sim_disk {
@@ -88,6 +99,7 @@ typedef struct sim_disk {
     sim_disk_weather weather;
     bool faulty; /* the weather counts now */
     bool dead;   /* nothing works: the shard must be gone, and come back */
+    bool loose;  /* what is written is promised, synced or not (level process) */
     uint64_t full_until_ns, operations;
     uint32_t images; /* that stood */
 } sim_disk;
@@ -96,11 +108,19 @@ sim_files *sim_files_create(void);
 void sim_files_destroy(sim_files *files);
 void sim_disk_init(sim_disk *disk, sim_files *files, sim_clock *clock, sim_random *random);
 /* The dead shard's files as its next life finds them; without power, what was not synced is lost in
- * part. */
-void sim_disk_restart(sim_disk *disk, bool power);
-/* Likewise, but of the log only an end goes, as if nothing of the last while had been written: what
- * is left is whole. False: nothing is gone. */
+ * part: true if anything is. */
+bool sim_disk_restart(sim_disk *disk, bool power);
+/* Likewise, but of the newest log file only an end goes, as if nothing of the last while had been
+ * written: what is left is whole. False: nothing is gone. */
 bool sim_disk_age(sim_disk *disk);
+void sim_disk_empty(sim_disk *disk, const char *folder);
+/* The `appends`th write from now on, of whichever disk, goes astray. */
+void sim_files_stray(sim_files *files, uint64_t appends);
+bool sim_files_strayed(const sim_files *files);
+/* Whether it has harmed a log of this disk in a way that looks as if the log ended there: nothing
+ * behind it shows that more had been promised. imaged: what shows may be passed over. */
+bool sim_disk_looks_torn(const sim_disk *disk, bool imaged);
+bool sim_files_name_harm(const sim_files *files, const char *text); /* a harmed file's path */
 
 /* ---- The world, as all files see it ---- */
 
@@ -123,8 +143,7 @@ typedef struct sim_config {
     enum mn_durability durability;
     sim_disk_weather disk;
     uint32_t shard_deaths; /* at most; by the disk's weather */
-    bool blackout; /* level process: a shard's death takes an end of its log along. The world ends
-                      with the first LOST, which must come if something acknowledged is gone */
+    enum sim_ruin ruin;    /* such a world may end early: what is lost must be told */
     uint64_t unsynced_bytes_max;
     uint64_t cut_bytes;            /* of a log, after which an image is made; 0: none ever is */
     uint32_t image_log_percent;    /* 0: the default */
@@ -260,12 +279,14 @@ typedef struct sim_shard {
     mn_shard *core;
     sim_env env;
     sim_disk disk;
-    uint64_t epoch, step;           /* as last seen */
-    uint64_t told_epoch, told_step; /* in answers that it has sent: they must outlive it */
+    uint64_t epoch, step;             /* as last seen */
+    uint64_t told_epoch, told_step;   /* in answers that it has sent: they must outlive it */
+    uint64_t shown_epoch, shown_step; /* of which its tables have been looked at */
+    uint32_t shown_life;
     uint64_t due_ns;
     uint32_t lives;
-    bool away; /* dead, and will return */
-    bool aged; /* a blackout took an end of its log */
+    bool away;   /* dead, and will return */
+    bool behind; /* its disk has lost what it told: it may stand before that */
 } sim_shard;
 
 enum sim_stage {
@@ -294,8 +315,9 @@ struct sim_world {
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left, shard_deaths_left, shard_deaths;
-    uint32_t images;             /* of shards that are gone */
-    bool finished, failed, lost; /* lost: a blackout ended as it should */
+    uint32_t images;                      /* of shards that are gone */
+    bool finished, failed, lost, refused; /* lost, refused: a ruin was told, as it should be: to a
+                                             caller, or by a shard that does not start */
     char violation[512];
     uint64_t messages, deliveries, events, change_bytes_seen, read_bytes_seen;
     uint32_t flights;     /* in the network */
@@ -306,11 +328,26 @@ void sim_world_resting(sim_life *life);
 void sim_world_served(sim_life *life, enum mn_operation_kind kind);
 void sim_world_outdone(sim_life *life); /* its load lost against its rival's */
 void sim_world_joined(sim_life *life);
-/* A call has ended so, in a blackout: false, it may not. */
-bool sim_world_lost(sim_world *world, const mn_operation *operation);
 bool sim_world_stormy(const sim_world *world); /* faults still happen */
 /* The shard sends this answer; false: it is dead, nothing leaves it. */
 bool sim_world_answers(sim_world *world, uint32_t shard, const mn_call *call);
+
+/* ---- check.c */
+
+void sim_check_shard(sim_world *world, uint32_t i);
+/* The shard is known to have committed the step: the model plays it, if it has not. */
+void sim_follow(sim_world *world, uint32_t i, uint64_t step);
+/* Asks the shard itself, past the network. */
+bool sim_look_at(sim_shard *shard, mn_group_info *out_group);
+
+/* ---- ruin.c */
+
+/* The shard's files as its next life finds them. */
+void sim_ruin_return(sim_world *world, uint32_t i);
+/* A call has ended so, or a shard does not start: may it? The world is then over. */
+bool sim_ruin_ends_call(sim_world *world, const mn_operation *operation);
+bool sim_ruin_stops_shard(sim_world *world, uint32_t i, enum mn_status state,
+                          const mn_error *error);
 
 typedef struct sim_result {
     bool passed;
@@ -318,12 +355,13 @@ typedef struct sim_result {
     uint64_t tables_hash; /* of all final values */
     uint64_t ended_ns, messages, events, change_bytes, read_bytes;
     uint32_t shard_deaths, images;
-    bool lost;
+    bool lost, refused, strayed;
 } sim_result;
 void sim_run(const sim_config *config, sim_result *out_result);
 void sim_config_of_seed(uint64_t seed, sim_config *out_config);
-/* The same world in calm weather, but that one shard dies and comes back with an older log. */
-void sim_config_blackout(sim_config *config);
+/* The same world in calm weather, but with such a disk. */
+void sim_config_ruin(sim_config *config, enum sim_ruin ruin);
+const char *sim_ruin_name(enum sim_ruin ruin);
 /* The smallest legal budgets: changes of one step of all ranks, all of it reserved for the oldest
  * open step; one read. Found by playing the same scripts in calm weather, one step at a time. */
 void sim_config_tighten(sim_config *config);

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-enum { SEEDS = 250, PLANT_SEEDS = 2000, IMAGES = 500, BLACKOUT_SEEDS = 200 };
+enum { SEEDS = 250, PLANT_SEEDS = 2000, IMAGES = 500, RUIN_SEEDS = 150 };
 
 static void test_seeds_pass(void **state)
 {
@@ -42,88 +42,99 @@ static void test_seed_repeats_itself(void **state)
 }
 
 /* Every planted bug is found; `plant` 0 would not be. */
+struct plant {
+    const char *name;
+    uint32_t shard, core;
+    enum sim_ruin ruin;
+    uint64_t first;   /* seed to look from, where none before finds it: 0: the first */
+    const char *says; /* so that the check meant is the one that finds it; NULL: any */
+};
+
+static void find_plant(const struct plant *plant)
+{
+    sim_result result = {.passed = true};
+    uint64_t seed = plant->first ? plant->first - 1 : 0;
+    while (result.passed && seed < PLANT_SEEDS) {
+        sim_config config;
+        sim_config_of_seed(++seed, &config);
+        if (plant->ruin)
+            sim_config_ruin(&config, plant->ruin);
+        config.shard_plants = plant->shard;
+        config.core_plants = plant->core;
+        sim_run(&config, &result);
+    }
+    if (result.passed)
+        fail_msg("%s is not found in %d seeds", plant->name, PLANT_SEEDS);
+    print_message("%s is found by seed %llu: %s\n", plant->name, (unsigned long long)seed,
+                  result.violation);
+    if (plant->says && !strstr(result.violation, plant->says))
+        fail_msg("%s is found otherwise than by \"%s\"", plant->name, plant->says);
+}
+
 static void test_plants_are_found(void **state)
 {
-    static const struct {
-        const char *name;
-        uint32_t shard, core;
-    } plants[] = {
-        {"NO_FENCE", MN_PLANT_NO_FENCE, 0},
-        {"NO_DEDUP", MN_PLANT_NO_DEDUP, 0},
-        {"NO_COUNT", MN_PLANT_NO_COUNT, 0},
-        {"READ_EARLY", MN_PLANT_READ_EARLY, 0},
-        {"ARRIVAL_ORDER", MN_PLANT_ARRIVAL_ORDER, 0},
-        {"NO_EPOCH", MN_PLANT_NO_EPOCH, 0},
-        {"KEEP_ON_REPLAY", MN_PLANT_KEEP_ON_REPLAY, 0},
-        {"ACK_UNSYNCED", MN_PLANT_ACK_UNSYNCED, 0},
-        {"SYNC_AGAIN", MN_PLANT_SYNC_AGAIN, 0},
-        {"TORN_RECORD", MN_PLANT_TORN_RECORD, 0},
-        {"OLD_EPOCH", MN_PLANT_OLD_EPOCH, 0},
-        {"LOG_NO_JOIN", MN_PLANT_LOG_NO_JOIN, 0},
-        {"LOG_NO_SEAL", MN_PLANT_LOG_NO_SEAL, 0},
-        {"LOG_LATE", MN_PLANT_LOG_LATE, 0},
-        {"NO_KEEP", MN_PLANT_NO_KEEP, 0},
-        {"IMAGE_NO_KEEP", MN_PLANT_IMAGE_NO_KEEP, 0},
-        {"IMAGE_NO_WINDOW", MN_PLANT_IMAGE_NO_WINDOW, 0},
-        {"IMAGE_EARLY", MN_PLANT_IMAGE_EARLY, 0},
-        {"IMAGE_UNSYNCED", MN_PLANT_IMAGE_UNSYNCED, 0},
-        {"IMAGE_SKIP", MN_PLANT_IMAGE_SKIP, 0},
-        {"NEW_KEY", 0, MN_CORE_PLANT_NEW_KEY},
-        {"NO_TORN", 0, MN_CORE_PLANT_NO_TORN},
-        {"NO_REPLAY", 0, MN_CORE_PLANT_NO_REPLAY},
+    static const struct plant plants[] = {
+        {"NO_FENCE", MN_PLANT_NO_FENCE, 0, SIM_SOUND, 0, NULL},
+        {"NO_DEDUP", MN_PLANT_NO_DEDUP, 0, SIM_SOUND, 0, NULL},
+        {"NO_COUNT", MN_PLANT_NO_COUNT, 0, SIM_SOUND, 0, NULL},
+        {"READ_EARLY", MN_PLANT_READ_EARLY, 0, SIM_SOUND, 0, NULL},
+        {"ARRIVAL_ORDER", MN_PLANT_ARRIVAL_ORDER, 0, SIM_SOUND, 0, NULL},
+        {"NO_EPOCH", MN_PLANT_NO_EPOCH, 0, SIM_SOUND, 0, NULL},
+        {"KEEP_ON_REPLAY", MN_PLANT_KEEP_ON_REPLAY, 0, SIM_SOUND, 0, NULL},
+        {"ACK_UNSYNCED", MN_PLANT_ACK_UNSYNCED, 0, SIM_SOUND, 0, NULL},
+        {"SYNC_AGAIN", MN_PLANT_SYNC_AGAIN, 0, SIM_SOUND, 0, NULL},
+        {"TORN_RECORD", MN_PLANT_TORN_RECORD, 0, SIM_SOUND, 0, NULL},
+        {"OLD_EPOCH", MN_PLANT_OLD_EPOCH, 0, SIM_SOUND, 0, NULL},
+        {"LOG_NO_JOIN", MN_PLANT_LOG_NO_JOIN, 0, SIM_SOUND, 0, NULL},
+        {"LOG_NO_SEAL", MN_PLANT_LOG_NO_SEAL, 0, SIM_SOUND, 0, NULL},
+        {"LOG_LATE", MN_PLANT_LOG_LATE, 0, SIM_SOUND, 0, NULL},
+        {"NO_KEEP", MN_PLANT_NO_KEEP, 0, SIM_SOUND, 0, NULL},
+        {"IMAGE_NO_KEEP", MN_PLANT_IMAGE_NO_KEEP, 0, SIM_SOUND, 0, NULL},
+        {"IMAGE_NO_WINDOW", MN_PLANT_IMAGE_NO_WINDOW, 0, SIM_SOUND, 0, NULL},
+        {"IMAGE_EARLY", MN_PLANT_IMAGE_EARLY, 0, SIM_SOUND, 0, NULL},
+        {"IMAGE_UNSYNCED", MN_PLANT_IMAGE_UNSYNCED, 0, SIM_SOUND, 0, NULL},
+        {"IMAGE_SKIP", MN_PLANT_IMAGE_SKIP, 0, SIM_SOUND, 0, NULL},
+        {"NEW_KEY", 0, MN_CORE_PLANT_NEW_KEY, SIM_SOUND, 0, NULL},
+        {"NO_TORN", 0, MN_CORE_PLANT_NO_TORN, SIM_SOUND, 0, NULL},
+        {"NO_REPLAY", 0, MN_CORE_PLANT_NO_REPLAY, SIM_SOUND, 0, NULL},
+        {"NO_SETTLED", MN_PLANT_NO_SETTLED, 0, SIM_AGED, 0, NULL},
+        {"ANY_SEQUENCE", MN_PLANT_ANY_SEQUENCE, 0, SIM_ASTRAY, 900, NULL},
+        {"PASS_DAMAGE", MN_PLANT_PASS_DAMAGE, 0, SIM_ASTRAY, 0, NULL},
+        {"ANY_CHUNK", MN_PLANT_ANY_CHUNK, 0, SIM_ASTRAY, 500, "is not the model's"},
     };
     (void)state;
-    for (size_t i = 0; i < sizeof plants / sizeof *plants; i++) {
-        sim_result result = {.passed = true};
-        uint64_t seed = 0;
-        while (result.passed && seed < PLANT_SEEDS) {
-            sim_config config;
-            sim_config_of_seed(++seed, &config);
-            config.shard_plants = plants[i].shard;
-            config.core_plants = plants[i].core;
-            sim_run(&config, &result);
-        }
-        if (result.passed)
-            fail_msg("%s is not found in %d seeds", plants[i].name, PLANT_SEEDS);
-        print_message("%s is found by seed %llu: %s\n", plants[i].name, (unsigned long long)seed,
-                      result.violation);
-    }
+    for (size_t i = 0; i < sizeof plants / sizeof *plants; i++)
+        find_plant(&plants[i]);
 }
 
-/* A shard comes back with an older log at level process: no call waits to its deadline, none is
- * told anything but LOST, and what goes on to the end has the model's tables. */
-static uint32_t blackouts(uint32_t plants, sim_result *out_failed)
+/* Disks break their word: no call waits to its deadline, none is told anything but what was lost,
+ * no shard serves what is damaged, and what goes on to the end has the model's tables. */
+static void test_ruins_are_told(void **state)
 {
-    uint32_t lost = 0;
-    for (uint64_t seed = 1; seed <= BLACKOUT_SEEDS; seed++) {
-        sim_config config;
-        sim_result result;
-        sim_config_of_seed(seed, &config);
-        sim_config_blackout(&config);
-        config.shard_plants = plants;
-        sim_run(&config, &result);
-        lost += result.lost;
-        if (!result.passed) {
-            *out_failed = result;
-            return (uint32_t)seed;
-        }
-    }
-    print_message("%u of %d blackouts end with LOST\n", lost, BLACKOUT_SEEDS);
-    assert_true(lost >= BLACKOUT_SEEDS / 4);
-    return 0;
-}
-
-static void test_blackouts_are_told(void **state)
-{
+    /* Of RUIN_SEEDS worlds, at least so many end because a caller, or a shard that starts, says
+     * so. */
+    static const uint32_t told[SIM_RUINS] = {0, 50, 25, 1, 70},
+                          refused[SIM_RUINS] = {0, 0, 50, 30, 0};
     (void)state;
-    sim_result failed;
-    uint32_t seed = blackouts(0, &failed);
-    if (seed)
-        fail_msg("seed %u: %s", seed, failed.violation);
-    seed = blackouts(MN_PLANT_NO_SETTLED, &failed);
-    if (!seed)
-        fail_msg("NO_SETTLED is not found in %d seeds", BLACKOUT_SEEDS);
-    print_message("NO_SETTLED is found by seed %u: %s\n", seed, failed.violation);
+    for (enum sim_ruin ruin = SIM_AGED; ruin < SIM_RUINS; ruin++) {
+        uint32_t lost = 0, stopped = 0;
+        for (uint64_t seed = 1; seed <= RUIN_SEEDS; seed++) {
+            sim_config config;
+            sim_result result;
+            sim_config_of_seed(seed, &config);
+            sim_config_ruin(&config, ruin);
+            sim_run(&config, &result);
+            lost += result.lost;
+            stopped += result.refused;
+            if (!result.passed)
+                fail_msg("%s, seed %llu: %s", sim_ruin_name(ruin), (unsigned long long)seed,
+                         result.violation);
+        }
+        print_message("%s: %u of %d worlds end with a caller that is told, %u with a shard that "
+                      "does not start\n",
+                      sim_ruin_name(ruin), lost, RUIN_SEEDS, stopped);
+        assert_true(lost >= told[ruin] && stopped >= refused[ruin]);
+    }
 }
 
 /* Three trainers that ask ahead, with the smallest legal budgets. */
@@ -209,7 +220,7 @@ int main(void)
         cmocka_unit_test(test_seeds_pass),
         cmocka_unit_test(test_seed_repeats_itself),
         cmocka_unit_test(test_plants_are_found),
-        cmocka_unit_test(test_blackouts_are_told),
+        cmocka_unit_test(test_ruins_are_told),
         cmocka_unit_test(test_smallest_budgets_finish),
         cmocka_unit_test(test_bits_do_not_depend_on_shards_or_weather),
         cmocka_unit_test(test_other_intents_give_other_bits),

@@ -73,6 +73,7 @@ static void create_shards(sim_world *world, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         world->shards[i] = (sim_shard){.due_ns = 0};
         sim_disk_init(&world->shards[i].disk, world->files, &world->clock, &world->disks);
+        world->shards[i].disk.loose = world->config.durability == MN_DURABILITY_PROCESS;
         start_shard(world, i);
     }
 }
@@ -113,17 +114,15 @@ static void return_shard(void *argument)
         bool power =
             world->config.durability != MN_DURABILITY_SYNC || sim_chance(&world->disks, 400);
         sim_trace(world, "shard %u returns, %s", r->shard, power ? "killed" : "power was lost");
-        if (world->config.blackout)
-            shard->aged = sim_disk_age(&shard->disk) || shard->aged;
+        if (world->config.ruin)
+            sim_ruin_return(world, r->shard);
         else
-            sim_disk_restart(&shard->disk, power);
+            (void)sim_disk_restart(&shard->disk, power); /* what goes was not promised */
         shard->away = false;
         start_shard(world, r->shard);
     }
     free(r);
 }
-
-static void follow(sim_world *world, uint32_t i, uint64_t step);
 
 /* Its disk says that it is dead: what it still does in this event was never seen. What it told
  * before was: a commit may be answered, and the next operation be the last. */
@@ -133,11 +132,13 @@ static void bury_shard(sim_world *world, uint32_t i)
     sim_trace(world, "shard %u dies", i);
     shard->away = true;
     if (shard->told_epoch == world->epoch && shard->told_step > world->model.step)
-        follow(world, i, shard->told_step);
+        sim_follow(world, i, shard->told_step);
     destroy_shard(world, i);
     if (world->shard_deaths_left)
         world->shard_deaths_left--;
     world->shard_deaths++;
+    for (uint32_t j = 0; world->config.ruin == SIM_POWER && j < world->shard_count; j++)
+        world->shards[j].disk.dead = true;
     if (i == 0 && !shard->told_epoch)
         world->epoch = 0; /* it may draw another */
     shard->epoch = shard->told_epoch;
@@ -154,11 +155,14 @@ static void mind_disks(sim_world *world)
         sim_shard *shard = &world->shards[i];
         shard->disk.faulty = sim_world_stormy(world) && !world->finished;
         shard->disk.weather.death = world->shard_deaths_left ? world->config.disk.death : 0;
+        if (sim_files_strayed(world->files)) /* it will look what it finds */
+            shard->disk.weather.death *= 4;
         if (shard->disk.dead && !shard->away)
             bury_shard(world, i);
         mn_error error = {0};
         enum mn_status state = shard->core ? mn_shard_state(shard->core, &error) : MN_OK;
-        if (state && state != MN_UNAVAILABLE && !shard->disk.dead)
+        if (state && state != MN_UNAVAILABLE && !shard->disk.dead &&
+            !sim_ruin_stops_shard(world, i, state, &error))
             sim_violation(world, "shard %u cannot recover: %s", i, error.message);
     }
 }
@@ -180,175 +184,6 @@ bool sim_world_answers(sim_world *world, uint32_t i, const mn_call *call)
     if (call->reply.step > shard->told_step)
         shard->told_step = call->reply.step;
     return true;
-}
-
-/* ---- What must hold after every event */
-
-typedef struct look {
-    mn_call call; /* first */
-    mn_group_info group;
-    bool found;
-} look;
-
-static void looked(mn_call *call)
-{
-    look *l = (look *)call;
-    for (uint32_t i = 0; !call->reply.status && i < call->reply.group_count; i++) {
-        if (!strcmp(call->reply.groups[i].name, "sim")) {
-            l->group = call->reply.groups[i];
-            l->found = true;
-        }
-    }
-}
-
-static uint8_t *no_buffer(mn_call *call, uint64_t bytes)
-{
-    (void)call;
-    (void)bytes;
-    return NULL;
-}
-
-/* Asks the shard itself, past the network. */
-static bool look_at(sim_shard *shard, mn_group_info *out_group)
-{
-    static look l; /* a call is large; the answer comes at once */
-    memset(&l, 0, sizeof l);
-    l.call.request.verb = MN_VERB_STATUS;
-    l.call.request.context.version = MN_PROTOCOL_VERSION;
-    l.call.request.context.remaining_ms = 1000;
-    (void)snprintf(l.call.request.context.group, MN_NAME_BYTES, "sim");
-    l.call.reserve = no_buffer;
-    l.call.finish = looked;
-    mn_shard_handle(shard->core, &l.call);
-    *out_group = l.group;
-    return l.found;
-}
-
-static void check_budgets(sim_world *world, uint32_t i, const mn_group_info *group)
-{
-    if (group->change_bytes > world->change_bytes_seen)
-        world->change_bytes_seen = group->change_bytes;
-    if (group->read_bytes > world->read_bytes_seen)
-        world->read_bytes_seen = group->read_bytes;
-    if (group->read_bytes > group->read_bytes_max || group->change_bytes > group->change_bytes_max)
-        sim_violation(
-            world, "shard %u: a budget is exceeded: reads %llu of %llu, changes %llu of %llu", i,
-            (unsigned long long)group->read_bytes, (unsigned long long)group->read_bytes_max,
-            (unsigned long long)group->change_bytes, (unsigned long long)group->change_bytes_max);
-}
-
-typedef struct join_look {
-    mn_call call; /* first */
-    bool discarded;
-} join_look;
-
-static void joined_look(mn_call *call) { (void)call; /* read where it was asked */ }
-
-/* The answer counts even if it must wait for the log. FENCED is none. */
-static void ask_join(mn_shard *core, join_look *l)
-{
-    memset(&l->call.reply, 0, sizeof l->call.reply);
-    mn_shard_handle(core, &l->call);
-    l->discarded = !l->call.reply.status && l->call.reply.proposal.discard;
-    if (l->call.core)
-        mn_shard_abandon(core, &l->call);
-}
-
-/* Whether the shard's last commit discards: Join FENCE with the newest incarnation tells, and
- * changes nothing. */
-static bool last_discards(sim_world *world, uint32_t i)
-{
-    static join_look l;
-    memset(&l, 0, sizeof l);
-    l.call.request.verb = MN_VERB_JOIN;
-    l.call.request.join = MN_JOIN_FENCE;
-    l.call.request.ranks = world->config.ranks;
-    l.call.request.context = (mn_context){
-        .version = MN_PROTOCOL_VERSION, .map_epoch = world->shards[i].epoch, .remaining_ms = 1000};
-    (void)snprintf(l.call.request.context.group, MN_NAME_BYTES, "sim");
-    l.call.reserve = no_buffer;
-    l.call.finish = joined_look;
-    for (uint32_t n = 0; n < world->life_count; n++) {
-        const sim_life *life = world->lives[n];
-        uint64_t incarnation = life->core ? mn_core_incarnation(life->core) : 0;
-        l.call.request.context.rank = life->rank;
-        l.call.request.context.incarnation = incarnation;
-        if (incarnation && !life->reader && (!life->stale || world->stage == SIM_LOADING))
-            ask_join(world->shards[i].core, &l);
-        if (l.discarded)
-            return true;
-    }
-    return false;
-}
-
-static bool discards(sim_world *world, uint32_t i, uint64_t step)
-{
-    bool any = false;
-    if (step <= SIM_STEPS_MAX && world->mixed[step])
-        return last_discards(world, i);
-    for (uint32_t rank = 0; rank < world->config.ranks; rank++)
-        any |= sim_script_discards(&world->config, rank, step);
-    return any;
-}
-
-/* A step that a shard has committed for the first time: the model plays it. */
-static void follow(sim_world *world, uint32_t i, uint64_t step)
-{
-    if (step == world->model.step + 1 && !sim_model_commit(&world->model, discards(world, i, step)))
-        sim_violation(world, "shard %u has committed step %llu, which a rank never sealed", i,
-                      (unsigned long long)step);
-    if (step > world->model.step)
-        sim_violation(world, "shard %u has committed step %llu after step %llu", i,
-                      (unsigned long long)step, (unsigned long long)world->model.step);
-    if (step + 1 < world->model.step)
-        sim_violation(world, "shard %u has step %llu, another step %llu", i,
-                      (unsigned long long)step, (unsigned long long)world->model.step);
-}
-
-/* In a blackout a shard may stand before what it told, and must not go on from there. A table whose
- * making is lost is not there, or another has its name. */
-bool sim_world_lost(sim_world *world, const mn_operation *operation)
-{
-    enum mn_status status = operation->status;
-    const char *field = operation->error.field;
-    bool aged = false, table = !strcmp(field, "table") || !strcmp(field, "sets");
-    for (uint32_t i = 0; i < world->shard_count; i++)
-        aged = aged || world->shards[i].aged;
-    if (!aged ||
-        !(status == MN_LOST || (table && (status == MN_NOT_FOUND || status == MN_CONFLICT))))
-        return false;
-    world->lost = world->finished = true;
-    return true;
-}
-
-static void check_shard(sim_world *world, uint32_t i)
-{
-    sim_shard *shard = &world->shards[i];
-    mn_group_info group;
-    if (!shard->core || !look_at(shard, &group))
-        return;
-    if (shard->aged && group.committed_step < shard->step)
-        return; /* it is behind, as its callers will find */
-    check_budgets(world, i, &group);
-    if (group.map_epoch < shard->epoch ||
-        (group.map_epoch == shard->epoch && group.committed_step < shard->step))
-        sim_violation(world, "shard %u went back from step %llu to %llu", i,
-                      (unsigned long long)shard->step, (unsigned long long)group.committed_step);
-    if (group.map_epoch != shard->epoch)
-        sim_trace(world, "shard %u has epoch %llu, step %llu", i,
-                  (unsigned long long)group.map_epoch, (unsigned long long)group.committed_step);
-    shard->epoch = group.map_epoch;
-    shard->step = group.committed_step;
-    bool fresh = world->stage == SIM_LOADING && world->config.shards_after != world->config.shards;
-    if (!world->epoch)
-        world->epoch = group.map_epoch; /* the home shard has drawn it */
-    if (fresh && mn_epoch_restores(group.map_epoch) <= mn_epoch_restores(world->epoch))
-        return; /* a late Join has made an empty group, which the restore will replace */
-    if (group.map_epoch == world->epoch)
-        follow(world, i, group.committed_step);
-    else if (world->stage != SIM_LOADING)
-        sim_violation(world, "shard %u has epoch %llu, the group %llu", i,
-                      (unsigned long long)group.map_epoch, (unsigned long long)world->epoch);
 }
 
 /* ---- Lives */
@@ -584,7 +419,7 @@ static void live(sim_world *world)
         if (!step(world))
             explain_stop(world, "nothing is left to happen");
         for (uint32_t i = 0; i < world->shard_count; i++)
-            check_shard(world, i);
+            sim_check_shard(world, i);
         if (world->deaths_left && sim_world_stormy(world) &&
             (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
             sim_chance(&world->deaths, 3))
@@ -600,9 +435,11 @@ static void live(sim_world *world)
 /* Everything ends in order, so that leaks show. */
 static void wind_up(sim_world *world)
 {
-    for (uint32_t i = 0; i < world->shard_count && !world->failed && !world->lost; i++) {
+    for (uint32_t i = 0; i < world->shard_count && !world->failed; i++) {
+        if (world->lost || world->refused)
+            break;
         mn_group_info group;
-        if (world->shards[i].core && look_at(&world->shards[i], &group) && group.change_bytes)
+        if (world->shards[i].core && sim_look_at(&world->shards[i], &group) && group.change_bytes)
             sim_violation(world, "shard %u: %llu staged bytes are left", i,
                           (unsigned long long)group.change_bytes);
     }
@@ -639,6 +476,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
     world->deaths.state = config->seed ^ 0xdea7;
     world->files = sim_files_create();
     world->disks.state = config->seed ^ 0xd15c;
+    if (config->ruin == SIM_ASTRAY)
+        sim_files_stray(world->files, 1 + sim_below(&world->disks, 150));
     world->shard_deaths_left = config->shard_deaths;
     world->deaths_left = config->deaths;
     world->pause_step =
@@ -651,6 +490,7 @@ void sim_run(const sim_config *config, sim_result *out_result)
         sim_life_start(sim_life_create(world, 0, true));
     live(world);
     uint64_t ended_ns = world->clock.now_ns;
+    bool strayed = sim_files_strayed(world->files);
     wind_up(world);
     *out_result = (sim_result){.passed = !world->failed,
                                .tables_hash = world->tables_hash,
@@ -661,6 +501,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
                                .read_bytes = world->read_bytes_seen,
                                .shard_deaths = world->shard_deaths,
                                .lost = world->lost,
+                               .refused = world->refused,
+                               .strayed = strayed,
                                .images = world->images};
     memcpy(out_result->violation, world->violation, sizeof out_result->violation);
     free(world);
