@@ -23,6 +23,7 @@ typedef struct mn_share {
     uint32_t tile_first, tile_count; /* none: this shard idles */
     uint32_t column_first, columns;
     uint64_t state_first, state_bytes; /* of a row's optimizer state, in tile order */
+    uint64_t told_epoch;               /* of which the shard has told that the table is there */
 } mn_share;
 
 struct mn_table {
@@ -36,6 +37,10 @@ struct mn_table {
 };
 
 /* Gives the id to the handle of this name and spec, or makes one. MN_NO_MEMORY. */
+/* What the shard has told of a table counts in the epoch in which it did. Of a request: all tables
+ * that it names. */
+void mn_table_tell(mn_table *table, uint32_t shard);
+bool mn_tables_told(const mn_core *core, const mn_request *request, uint32_t shard);
 enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
                               mn_table **out_table, mn_error *error);
 void mn_table_forget(mn_core *core, const char *name); /* its handles are dropped ones */

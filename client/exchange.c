@@ -181,6 +181,7 @@ static void lane_send(mn_lane *lane, mn_window *window)
         context->settled_step = core->settled_step;
         context->committed_step = core->told_steps[window->shard];
     }
+    context->table_told = context->map_epoch && mn_tables_told(core, request, window->shard);
     slot_start(slot);
 }
 
@@ -320,6 +321,10 @@ static void learn(mn_slot *slot)
     }
     if (slot->window->kind == MN_KIND_CHANGE)
         mn_steps_acknowledge(slot->lane);
+    mn_table *table = slot->lane->task->operation->table;
+    if (request->table && table && request->table == table->id &&
+        request->context.map_epoch == core->epoch)
+        mn_table_tell(table, slot->window->shard);
 }
 
 static void slot_answered(mn_slot *slot)

@@ -62,10 +62,37 @@ enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *s
         table->next = core->tables;
         core->tables = table;
     }
+    for (uint32_t shard = 0; table->id != id && shard < core->shards; shard++)
+        table->shares[shard].told_epoch = 0;
     mn_table_forget(core, spec->name);
     table->id = id;
     *out_table = table;
     return MN_OK;
+}
+
+void mn_table_tell(mn_table *table, uint32_t shard)
+{
+    table->shares[shard].told_epoch = table->core->epoch;
+}
+
+static bool is_told(const mn_core *core, uint64_t id, uint32_t shard)
+{
+    const mn_table *table = core->tables;
+    while (table && table->id != id)
+        table = table->next;
+    return table && table->shares[shard].told_epoch == core->epoch;
+}
+
+bool mn_tables_told(const mn_core *core, const mn_request *request, uint32_t shard)
+{
+    const mn_proposal *proposal = &request->proposal;
+    bool told = request->verb == MN_VERB_SEAL && proposal->set_count > 0;
+    if (request->table)
+        return is_told(core, request->table, shard);
+    for (uint32_t i = 0; told && i < proposal->set_count; i++)
+        for (uint32_t t = 0; told && t < proposal->sets[i].table_count; t++)
+            told = is_told(core, proposal->sets[i].tables[t], shard);
+    return told;
 }
 
 void mn_table_forget(mn_core *core, const char *name)
@@ -116,6 +143,8 @@ static void complete_create(mn_task *task)
 {
     enum mn_status status =
         mn_table_adopt(task->core, task->table, &task->spec, &task->operation->table, &task->error);
+    for (uint32_t shard = 0; !status && shard < task->core->shards; shard++)
+        mn_table_tell(task->operation->table, shard);
     mn_task_end(task, status);
 }
 

@@ -19,6 +19,7 @@ static const mn_record_field context_fields[] = {
     {.number = 8, MN_SHAPE_U64, AT(remaining_ms)},
     {.number = 9, MN_SHAPE_U64, AT(settled_step)},
     {.number = 10, MN_SHAPE_U64, AT(committed_step)},
+    {.number = 11, MN_SHAPE_BOOL, AT(table_told)},
 };
 static const mn_record record_context = MN_RECORD(mn_context, context_fields);
 #undef OF

@@ -258,6 +258,8 @@ typedef struct mn_context {
                                none */
     uint64_t committed_step; /* highest step that this shard has told is committed; 0: none. A shard
                                 that stands before either has lost steps: MN_LOST */
+    bool table_told; /* this shard has told, of this epoch, that the table (Seal: each of its sets)
+                        stands here: if it neither does nor was dropped since, MN_LOST */
 } mn_context;
 
 enum mn_read { MN_READ_STEP = 0, MN_READ_LATEST = 1 };

@@ -25,13 +25,21 @@ enum mn_status mn_shard_check_request(mn_shard *shard, const mn_call *call, mn_e
     return MN_OK;
 }
 
-static enum mn_status no_group(const mn_context *context, mn_error *error)
+/* Who joined was told everywhere; a step or a table that this shard told stood here, and so did all
+ * seals of a settled step, unless the group was restored and this shard has yet to load it. */
+static enum mn_status no_group(const mn_shard *shard, const mn_context *context, mn_error *error)
 {
+    bool settled = context->settled_step && !mn_epoch_restores(context->map_epoch);
     if (context->incarnation)
         return mn_fail(error, MN_LOST, "group",
                        "%s: rank %u joined it, but this shard does not "
                        "hold it: restore it from a snapshot",
                        context->group, context->rank);
+    if ((settled || context->committed_step || context->table_told) &&
+        !planted(shard, MN_PLANT_NO_TOLD))
+        return mn_fail(error, MN_LOST, "group",
+                       "%s stood here, but this shard has lost it: restore it from a snapshot",
+                       context->group);
     return mn_fail(error, MN_NOT_FOUND, "group", "%s is not at this shard", context->group);
 }
 
@@ -101,7 +109,7 @@ enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
     const mn_context *context = &call->request.context;
     struct group *group = mn_shard_group_find(shard, context->group);
     if (!group)
-        return no_group(context, error);
+        return no_group(shard, context, error);
     enum mn_status status = check_member(shard, group, call->request.verb, context, anyone, error);
     if (!status)
         status = mn_shard_check_settled(shard, group, context, error);
@@ -163,8 +171,8 @@ enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone
         return status;
     struct table *table = mn_shard_table_find(shard, target.group, request->table, NULL);
     if (!table)
-        return mn_fail(error, MN_NOT_FOUND, "table", "%" PRIu64 " is no table of group %s here",
-                       request->table, target.group->name);
+        return mn_shard_table_missing(shard, target.group, &request->context, request->table,
+                                      "table", error);
     status = check_tiles(request, table, error);
     if (status)
         return status;

@@ -77,7 +77,8 @@ enum mn_plant {
     MN_PLANT_NO_SETTLED = 1 << 22,      /* a shard behind its callers does not see that it is */
     MN_PLANT_ANY_SEQUENCE = 1 << 23,    /* a whole record is replayed wherever it stands */
     MN_PLANT_PASS_DAMAGE = 1 << 24,     /* a damaged record is taken for the end of the log */
-    MN_PLANT_ANY_CHUNK = 1 << 25        /* a tile's rows are taken without their checksum */
+    MN_PLANT_ANY_CHUNK = 1 << 25,       /* a tile's rows are taken without their checksum */
+    MN_PLANT_NO_TOLD = 1 << 26          /* what a shard told of a table is forgotten with it */
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer

@@ -38,9 +38,10 @@ int mn_shard_proposal_set(const mn_proposal *proposal, uint64_t table)
     return -1;
 }
 
-static enum mn_status check_tables(mn_shard *shard, struct group *group,
-                                   const mn_proposal *proposal, uint32_t index, mn_error *error)
+static enum mn_status check_tables(mn_shard *shard, struct group *group, const mn_request *request,
+                                   uint32_t index, mn_error *error)
 {
+    const mn_proposal *proposal = &request->proposal;
     const mn_commit_set *set = &proposal->sets[index];
     if (set->table_count > MN_COMMIT_TABLES_MAX)
         return mn_fail(error, MN_INVALID, "sets", "set %u names %u tables, more than %d", index,
@@ -54,8 +55,7 @@ static enum mn_status check_tables(mn_shard *shard, struct group *group,
             return mn_fail(error, MN_INVALID, "sets", "tables of set %u do not ascend at %" PRIu64,
                            index, id);
         if (!mn_shard_table_find(shard, group, id, NULL))
-            return mn_fail(error, MN_NOT_FOUND, "sets", "table %" PRIu64 " of set %u is not here",
-                           id, index);
+            return mn_shard_table_missing(shard, group, &request->context, id, "sets", error);
         if (mn_shard_proposal_set(proposal, id) != (int)index)
             return mn_fail(error, MN_INVALID, "sets", "table %" PRIu64 " is in two sets", id);
     }
@@ -63,8 +63,9 @@ static enum mn_status check_tables(mn_shard *shard, struct group *group,
 }
 
 enum mn_status mn_shard_proposal_check(mn_shard *shard, struct group *group,
-                                       const mn_proposal *proposal, mn_error *error)
+                                       const mn_request *request, mn_error *error)
 {
+    const mn_proposal *proposal = &request->proposal;
     if (proposal->set_count > MN_COMMIT_SETS_MAX)
         return mn_fail(error, MN_INVALID, "sets", "%u sets are more than %d", proposal->set_count,
                        MN_COMMIT_SETS_MAX);
@@ -72,7 +73,7 @@ enum mn_status mn_shard_proposal_check(mn_shard *shard, struct group *group,
     for (uint32_t i = 0; !status && i < proposal->set_count; i++) {
         status = check_numbers(i, &proposal->sets[i], error);
         if (!status)
-            status = check_tables(shard, group, proposal, i, error);
+            status = check_tables(shard, group, request, i, error);
     }
     return status;
 }

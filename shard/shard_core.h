@@ -259,6 +259,11 @@ struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t
 /* By the request's table, or by spec.name when that is 0; MN_NOT_FOUND. */
 enum mn_status mn_shard_table_named(mn_shard *shard, struct group *group, const mn_request *request,
                                     struct table **out_table, mn_error *error);
+/* The refusal of a request that names a table which is not here: MN_LOST where the caller was told
+ * that it is, and no Drop says otherwise; else MN_NOT_FOUND. field: that names it. */
+enum mn_status mn_shard_table_missing(const mn_shard *shard, const struct group *group,
+                                      const mn_context *context, uint64_t id, const char *field,
+                                      mn_error *error);
 void mn_shard_table_promote(mn_shard *shard, struct table *table); /* when a quarter is written */
 void mn_shard_table_promote_now(mn_shard *shard, struct table *table);
 enum mn_status mn_shard_create_table(mn_shard *shard, mn_call *call, mn_error *error);
@@ -343,7 +348,7 @@ enum mn_status mn_shard_seal(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error);
 mn_proposal mn_shard_outcome(const struct group *group, const struct step *step);
 enum mn_status mn_shard_proposal_check(mn_shard *shard, struct group *group,
-                                       const mn_proposal *proposal, mn_error *error);
+                                       const mn_request *request, mn_error *error);
 enum mn_status mn_shard_proposal_equal(const mn_proposal *standing, const mn_proposal *given,
                                        mn_error *error);
 uint64_t mn_shard_proposal_digest(const mn_proposal *proposal, const float *factors);

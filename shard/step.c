@@ -83,7 +83,7 @@ static enum mn_status check_seal(mn_shard *shard, struct group *group, const str
                        "%" PRIu64 " sealed, but %" PRIu64
                        " of rank %u are staged here for step %" PRIu64,
                        request->pieces, seal->pieces, request->context.rank, step->number);
-    status = mn_shard_proposal_check(shard, group, proposal, error);
+    status = mn_shard_proposal_check(shard, group, request, error);
     return status ? status : check_covered(shard, group, step, proposal, error);
 }
 

@@ -221,6 +221,20 @@ static bool was_dropped(const struct group *group, uint64_t id)
     return false;
 }
 
+enum mn_status mn_shard_table_missing(const mn_shard *shard, const struct group *group,
+                                      const mn_context *context, uint64_t id, const char *field,
+                                      mn_error *error)
+{
+    bool may_be_dropped = was_dropped(group, id) || group->drop_count >= DROPS_KEPT;
+    if (context->table_told && !may_be_dropped && !planted(shard, MN_PLANT_NO_TOLD))
+        return mn_fail(error, MN_LOST, field,
+                       "table %" PRIu64 " of group %s stood here, but this shard has lost it: load "
+                       "a saved group",
+                       id, group->name);
+    return mn_fail(error, MN_NOT_FOUND, field, "%" PRIu64 " is no table of group %s here", id,
+                   group->name);
+}
+
 /* Also of a table that is not here: its CreateTable may come late. */
 static enum mn_status remember_drop(mn_shard *shard, struct group *group, const mn_request *request,
                                     uint64_t id, mn_error *error)

@@ -624,6 +624,66 @@ static void a_drop_made_again(void **state)
     }
 }
 
+static void ask_row(fake *it, fake_call *call, mn_table *table)
+{
+    static uint32_t index = 1;
+    static float row[256];
+    fake_call_init(it, call, MN_OP_FETCH, 1000);
+    call->operation.table = table;
+    call->operation.step = MN_LATEST;
+    call->operation.count = 1;
+    call->operation.indices = mn_u32(&index);
+    call->operation.outputs = mn_f32(row);
+    fake_submit(it, call);
+}
+
+static mn_table *find_table(fake *it, fake_call *call)
+{
+    fake_call_init(it, call, MN_OP_TABLE_FIND, 1000);
+    memcpy(call->operation.spec.name, "t", 2);
+    fake_submit(it, call);
+    mn_exchange *describe = fake_take(it, MN_VERB_DESCRIBE, 0);
+    mn_table_info info = {.table = 9, .spec = spec};
+    assert_int_equal(mn_spec_check(&spec, &info.spec, NULL), MN_OK);
+    describe->reply.tables = &info;
+    describe->reply.table_count = 1;
+    fake_answer(it, describe);
+    expect_end(call, MN_OK, NULL);
+    return call->operation.table;
+}
+
+/* A shard that made the table has told that it stands there; of one that was found at the home
+ * shard no other has, until it answers. Seals say so of their sets. */
+static void requests_tell_which_tables_stand(void **state)
+{
+    (void)state;
+    for (int opened = 0; opened < 2; opened++) {
+        fake it;
+        fake_call call;
+        world(&it, 2);
+        fake_join(&it);
+        mn_table *table = opened ? fake_table(&it, &spec) : find_table(&it, &call);
+        commit(&it, &call, 5, 0);
+        call.operation.proposal.sets[0].tables[0] = 9;
+        call.operation.proposal.sets[0].table_count = 1;
+        fake_submit(&it, &call);
+        for (uint32_t shard = 0; shard < 2; shard++) {
+            assert_int_equal(fake_take(&it, MN_VERB_SEAL, shard)->request.context.table_told,
+                             opened);
+            answer_seal(&it, shard, 4, 3);
+        }
+        fake_answer_all(&it, MN_VERB_COMMIT, 5);
+        ask_row(&it, &call, table);
+        for (uint32_t shard = 0; shard < 2; shard++) {
+            mn_exchange *fetch = fake_take(&it, MN_VERB_FETCH, shard);
+            assert_int_equal(fetch->request.context.table_told, opened);
+            fake_refuse(&it, fetch, MN_UNAVAILABLE, "shard");
+        }
+        fake_pass(&it, 2000);
+        fake_destroy(&it);
+    }
+}
+
 /* The home shard drops first; the others are told which table it was. */
 static void a_drop_names_the_table(void **state)
 {
@@ -650,6 +710,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_commit_seals_then_commits),
         cmocka_unit_test(requests_tell_what_is_committed),
+        cmocka_unit_test(requests_tell_which_tables_stand),
         cmocka_unit_test(norms_clip),
         cmocka_unit_test(norms_that_lie),
         cmocka_unit_test(tables_change_while_sealing),

@@ -151,6 +151,7 @@ static void random_request(rng *r, mn_request *out)
     out->context.remaining_ms = random_number(r);
     out->context.settled_step = random_number(r);
     out->context.committed_step = random_number(r);
+    out->context.table_told = random_number(r) % 2;
     out->table = random_number(r);
     out->tile_first = (uint32_t)random_number(r);
     out->tile_count = (uint32_t)random_number(r);
@@ -340,7 +341,8 @@ static void golden_request(enum mn_verb verb, mn_request *out)
                                 .incarnation = 1006,
                                 .remaining_ms = 1008,
                                 .settled_step = 1009,
-                                .committed_step = 1010};
+                                .committed_step = 1010,
+                                .table_told = true};
     memset(out->context.request_id, 7, sizeof out->context.request_id);
     out->table = 1002, out->tile_first = 1003, out->tile_count = 1004, out->count = 1005;
     out->per_query = 1006, out->index_encoding = MN_INDEX_PACKED, out->value_dtype = MN_F64;

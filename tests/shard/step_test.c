@@ -575,6 +575,56 @@ static void test_late_create(void **state)
     }
 }
 
+/* Who was told that a table stands here hears that it is lost; who was not, or whose table was
+ * dropped, that it is none. */
+static void test_a_table_that_is_gone(void **state)
+{
+    (void)state;
+    struct world world;
+    setup(&world, 1, 1, NULL);
+    const uint64_t gone = world.table.id + 1;
+    mn_request requests[] = {fetch_request(&world, 1, 0), seal_request(&world, 0, 1, 0)};
+    requests[0].table = gone;
+    requests[1].proposal.sets[0].tables[0] = gone;
+    requests[1].proposal.sets[0].table_count = 1;
+    const char *const fields[] = {"table", "sets"};
+    for (int i = 0; i < 2; i++) {
+        expect(&world, &requests[i], MN_NOT_FOUND, fields[i]);
+        requests[i].context.table_told = true;
+        expect(&world, &requests[i], MN_LOST, fields[i]);
+    }
+    mn_request drop = fixture_request(&world.f, MN_VERB_DROP, 0, 0);
+    drop.table = gone;
+    expect(&world, &drop, MN_NOT_FOUND, "table"); /* and is remembered */
+    for (int i = 0; i < 2; i++)
+        expect(&world, &requests[i], MN_NOT_FOUND, fields[i]);
+    fixture_deinit(&world.f);
+}
+
+/* A reader has no incarnation, but may know of a step or a table; a settled one proves nothing of a
+ * shard that has yet to load the group. */
+static void test_a_group_that_is_gone(void **state)
+{
+    (void)state;
+    struct world world;
+    setup(&world, 1, 1, NULL);
+    mn_request request = fetch_request(&world, 1, 0);
+    memcpy(request.context.group, "gone", 5);
+    request.context.incarnation = 0;
+    request.read = MN_READ_LATEST;
+    expect(&world, &request, MN_NOT_FOUND, "group");
+    request.context.settled_step = 1;
+    expect(&world, &request, MN_LOST, "group");
+    request.context.map_epoch = FIXTURE_RESTORED;
+    expect(&world, &request, MN_NOT_FOUND, "group");
+    request.context.committed_step = 1;
+    expect(&world, &request, MN_LOST, "group");
+    request.context.settled_step = request.context.committed_step = 0;
+    request.context.table_told = true;
+    expect(&world, &request, MN_LOST, "group");
+    fixture_deinit(&world.f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -584,6 +634,8 @@ int main(void)
         cmocka_unit_test(test_join),
         cmocka_unit_test(test_a_shard_that_is_behind),
         cmocka_unit_test(test_acknowledged_pieces_that_are_gone),
+        cmocka_unit_test(test_a_table_that_is_gone),
+        cmocka_unit_test(test_a_group_that_is_gone),
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_roll_forward),
         cmocka_unit_test(test_reads_wait),

@@ -59,13 +59,15 @@ static void read_latest(sim_op *op)
         sim_violation(world, "reader %u: LATEST rows of step %llu are not that step's",
                       life->number, (unsigned long long)step);
     life->latest = step;
+    life->shown[op->call.table] = true;
     sim_after(&world->clock, sim_below(&life->random, 50 * SIM_MS), read_again, life);
 }
 
-/* A table is made at one shard after the other: a reader may come in between. */
+/* A table is made at one shard after the other: a reader may come in between. Once all have shown
+ * it, it is there, or lost. */
 static bool half_made(sim_op *op)
 {
-    if (op->base.status == MN_NOT_FOUND && !op->life->latest)
+    if (op->base.status == MN_NOT_FOUND && !op->life->shown[op->call.table])
         op->base.status = MN_UNAVAILABLE;
     return false;
 }

@@ -52,8 +52,6 @@ static bool tells_loss(const sim_world *world, const mn_operation *operation)
         return true;
     case MN_CONFLICT:
         return operation->kind == MN_OP_TABLE_OPEN && !strcmp(operation->error.field, "table");
-    case MN_NOT_FOUND:
-        return !strcmp(operation->error.field, "table") || !strcmp(operation->error.field, "sets");
     case MN_EPOCH:
         return world->config.ruin != SIM_ASTRAY && world->shards[0].behind;
     default:

@@ -250,6 +250,7 @@ struct sim_life {
     uint64_t begun;                 /* the newest step whose calls have been made */
     uint32_t waiting[2];            /* calls of step s that have not succeeded: [s % 2] */
     uint64_t latest;                /* reader: newest step seen */
+    bool shown[SIM_TABLES];         /* reader: it has seen all of the table */
     enum mn_operation_kind serves;  /* operator: its call */
     uint64_t dying_ns;              /* when it was killed */
     sim_call sloppy[SIM_CALLS_MAX]; /* changes of sloppy_step that failed and were taken for done */
