@@ -88,9 +88,11 @@ typedef struct mn_core_options {
 } mn_core_options;
 
 enum mn_core_plant {
-    MN_CORE_PLANT_NEW_KEY = 1 << 0,  /* a retried change takes a new position: applied twice */
-    MN_CORE_PLANT_NO_TORN = 1 << 1,  /* LATEST reads of different steps are returned */
-    MN_CORE_PLANT_NO_REPLAY = 1 << 2 /* Join skips REPLAY */
+    MN_CORE_PLANT_NEW_KEY = 1 << 0,    /* a retried change takes a new position: applied twice */
+    MN_CORE_PLANT_NO_TORN = 1 << 1,    /* LATEST reads of different steps are returned */
+    MN_CORE_PLANT_NO_REPLAY = 1 << 2,  /* Join skips REPLAY */
+    MN_CORE_PLANT_ABSOLUTE = 1 << 3,   /* a request's remaining_ms is a time of the core's clock */
+    MN_CORE_PLANT_NO_DEADLINE = 1 << 4 /* an operation's deadline does not end it */
 };
 
 enum mn_status mn_core_create(const mn_core_options *options, const mn_env *env,

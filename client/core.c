@@ -352,16 +352,17 @@ static void task_expire(mn_task *task)
 
 uint64_t mn_core_tick(mn_core *core, uint64_t now_ns)
 {
+    const bool endless = core->options.plants & MN_CORE_PLANT_NO_DEADLINE;
     core->due_ns = UINT64_MAX;
     for (mn_task *task = core->alive_first, *next; task; task = next) {
         next = task->next;
         if (task->ending)
             continue;
-        if (now_ns >= task->operation->deadline_ns) {
+        if (now_ns >= task->operation->deadline_ns && !endless) {
             task_expire(task);
             continue;
         }
-        mn_core_wake_at(core, task->operation->deadline_ns);
+        mn_core_wake_at(core, endless ? UINT64_MAX : task->operation->deadline_ns);
         if (task->resume_ns <= now_ns) {
             task->resume_ns = UINT64_MAX;
             task->resume(task);

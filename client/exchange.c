@@ -143,6 +143,8 @@ static void slot_start(mn_slot *slot)
         lead_ms = SHARD_LEAD_MS_MAX;
     mn_exchange *exchange = &slot->exchange;
     exchange->request.context.remaining_ms = left_ms > lead_ms ? left_ms - lead_ms : 1;
+    if (core->options.plants & MN_CORE_PLANT_ABSOLUTE)
+        exchange->request.context.remaining_ms = deadline_ns / ns_per_ms;
     exchange->deadline_ns = deadline_ns;
     exchange->bytes_sent = exchange->bytes_received = 0;
     memset(&exchange->reply, 0, sizeof exchange->reply);
@@ -269,6 +271,8 @@ static bool worth_retrying(const mn_core *core, const mn_slot *slot, const mn_re
         return slot->exchange.request.verb != MN_VERB_SNAPSHOT &&
                slot->exchange.request.verb != MN_VERB_RESTORE;
     case MN_DEADLINE:
+        if (core->options.plants & MN_CORE_PLANT_NO_DEADLINE)
+            return true;
         return deadline_ns > now && deadline_ns - now > DEADLINE_RETRY_MIN_MS * ns_per_ms;
     case MN_EPOCH: /* a lower one than that of a restore: this shard has not loaded yet */
         return reply->map_epoch < slot->exchange.request.context.map_epoch &&

@@ -289,7 +289,8 @@ void mn_shard_handle(mn_shard *shard, mn_call *call)
     call->held = 0;
     call->budget_bytes = 0;
     call->deadline_ns =
-        deadline_of(shard->env.now_ns(shard->env.context), call->request.context.remaining_ms);
+        deadline_of(planted(shard, MN_PLANT_ABSOLUTE) ? 0 : shard->env.now_ns(shard->env.context),
+                    call->request.context.remaining_ms);
     if (shard->recovery)
         refuse_unserved(shard, call);
     else

@@ -26,7 +26,7 @@ void sim_config_ruin(sim_config *config, enum sim_ruin ruin)
     config->ruin = ruin;
     config->weather = weathers[0];
     config->deaths = 0;
-    config->fickle = config->sloppy = false;
+    config->fickle = config->sloppy = config->crooked = false;
     if (!astray)
         config->shards_after = config->busy_save = config->rival = config->roll_back = false;
     config->deadline_ms = 20000;
@@ -50,6 +50,7 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
     calm.shards_after = calm.deaths = 0;
     calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = calm.rival =
         false;
+    calm.crooked = false;
     calm.weather = weathers[0];
     calm.durability = MN_DURABILITY_NONE;
     calm.shard_deaths = 0;
@@ -126,5 +127,7 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
         if (sim_chance(&disks, 800))
             add_images(&disks, &config);
     }
+    sim_random clocks = {seed * 7919 + 3};
+    config.crooked = sim_chance(&clocks, 400);
     *out_config = config;
 }

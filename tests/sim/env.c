@@ -1,4 +1,4 @@
-/* What a core sees of the world: the virtual clock, counted memory. Its files are disk.c's. */
+/* What a core sees of the world: a clock of its own, counted memory. Its files are disk.c's. */
 #include "sim.h"
 
 #include <assert.h>
@@ -8,7 +8,29 @@
 
 /* ---- Clock, chance, memory */
 
-static uint64_t now_ns(void *context) { return ((sim_env *)context)->clock->now_ns; }
+uint64_t sim_env_now(const sim_env *env)
+{
+    return env->showed_ns + (env->clock->now_ns - env->since_ns) * env->rate / 1000;
+}
+
+uint64_t sim_env_until(const sim_env *env, uint64_t ns)
+{
+    const uint64_t far_ns = UINT64_C(1) << 50;
+    if (ns <= sim_env_now(env))
+        return env->clock->now_ns;
+    if (ns - env->showed_ns > far_ns)
+        return UINT64_MAX;
+    return env->since_ns + ((ns - env->showed_ns) * 1000 + env->rate - 1) / env->rate;
+}
+
+void sim_env_leap(sim_env *env, uint64_t ns)
+{
+    env->showed_ns = sim_env_now(env) + ns;
+    env->since_ns = env->clock->now_ns;
+    env->leaps++;
+}
+
+static uint64_t now_ns(void *context) { return sim_env_now(context); }
 
 static uint64_t random_number(void *context) { return sim_next(&((sim_env *)context)->random); }
 
@@ -67,9 +89,15 @@ static void log_nothing(void *context, int level, const char *event, const char 
     (void)key_values; /* the trace shows messages instead */
 }
 
-void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *storage)
+void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *storage, bool crooked)
 {
-    *env = (sim_env){.clock = clock, .random = {seed}};
+    sim_random random = {seed ^ 0xc10c};
+    *env = (sim_env){.clock = clock, .random = {seed}, .rate = 1000};
+    if (crooked) {
+        env->since_ns = clock->now_ns;
+        env->showed_ns = sim_below(&random, 10000 * SIM_S);
+        env->rate = 900 + (uint32_t)sim_below(&random, 201);
+    }
     env->env = (mn_env){.context = env,
                         .now_ns = now_ns,
                         .random = random_number,

@@ -75,10 +75,10 @@ static bool op_end_is_fine(const sim_op *op)
     sim_world *world = life->world;
     const mn_operation *o = &op->base;
     bool succeeded = o->status == MN_OK || o->status == MN_DISCARDED;
-    if (world->clock.now_ns > o->deadline_ns + SIM_S)
-        sim_violation(world, "life %u: %s ended %llu ms after its deadline", life->number,
+    if (o->status == MN_DEADLINE && sim_env_now(&life->env) + SIM_S < o->deadline_ns)
+        sim_violation(world, "life %u: %s ended with DEADLINE %llu ms before it", life->number,
                       kind_names[o->kind],
-                      (unsigned long long)((world->clock.now_ns - o->deadline_ns) / SIM_MS));
+                      (unsigned long long)((o->deadline_ns - sim_env_now(&life->env)) / SIM_MS));
     if (succeeded && life->overtaken && op->submitted_ns > life->overtaken_ns)
         sim_violation(world, "life %u of rank %u was overtaken, but its %s succeeded", life->number,
                       life->rank, kind_names[o->kind]);
@@ -128,7 +128,8 @@ void sim_op_submit(sim_op *op)
     sim_world *world = life->world;
     uint64_t deadline_ms = op->hasty_ms ? op->hasty_ms : world->config.deadline_ms;
     op->hasty_ms = 0;
-    op->base.deadline_ns = world->clock.now_ns + deadline_ms * SIM_MS;
+    op->base.deadline_ns = sim_env_now(&life->env) + deadline_ms * SIM_MS;
+    op->leaps = life->env.leaps;
     op->base.done = op_done;
     op->submitted_ns = world->clock.now_ns;
     op->in_core = true;
@@ -154,7 +155,7 @@ sim_life *sim_life_create(sim_world *world, uint32_t rank, bool reader)
     world->lives[world->life_count++] = life;
     life->number = world->life_count;
     life->random.state = config->seed * 1000 + life->number;
-    sim_env_init(&life->env, &world->clock, sim_next(&life->random), NULL);
+    sim_env_init(&life->env, &world->clock, sim_next(&life->random), NULL, config->crooked);
     life->link = sim_link_create(world, life->number - 1);
     mn_core_options options = {.group = "sim",
                                .rank = rank,
@@ -189,9 +190,21 @@ void sim_life_kill(sim_life *life)
     }
 }
 
+/* A clock that has leapt may have passed the deadline by. */
+static void check_deadlines(const sim_life *life)
+{
+    uint64_t now_ns = sim_env_now(&life->env);
+    for (const sim_op *op = life->ops; op; op = op->next)
+        if (op->in_core && op->leaps == life->env.leaps && now_ns > op->base.deadline_ns + SIM_S)
+            sim_violation(life->world, "life %u: %s goes on %llu ms after its deadline",
+                          life->number, kind_names[op->base.kind],
+                          (unsigned long long)((now_ns - op->base.deadline_ns) / SIM_MS));
+}
+
 /* Called after each event: a killed life is dead once its calls have ended. */
 void sim_life_tick(sim_life *life)
 {
+    check_deadlines(life);
     if (life->phase != SIM_DYING)
         return;
     for (sim_op *op = life->ops; op; op = op->next) {

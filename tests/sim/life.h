@@ -12,10 +12,11 @@ typedef struct sim_op {
     void (*succeeded)(struct sim_op *op);
     bool (*refused)(struct sim_op *op); /* or NULL; true: dealt with */
     sim_call call;
-    uint64_t submitted_ns;
-    bool hasty;        /* a change whose first try may fail and be taken for done */
-    uint64_t hasty_ms; /* that try's deadline */
-    bool repeated;     /* made again because Seal found it missing */
+    uint64_t submitted_ns; /* of the world's time */
+    uint32_t leaps;        /* of the life's clock until then */
+    bool hasty;            /* a change whose first try may fail and be taken for done */
+    uint64_t hasty_ms;     /* that try's deadline */
+    bool repeated;         /* made again because Seal found it missing */
     bool in_core;
     double norms[MN_COMMIT_SETS_MAX];
     double reduce_given, reduce_value;

@@ -20,7 +20,8 @@ typedef struct flight {
     enum mn_verb verb;
     uint8_t *wire;
     uint32_t wire_bytes;
-    enum mn_status end; /* with which it breaks, if nothing better comes first */
+    enum mn_status end;        /* with which it breaks, if nothing better comes first */
+    uint64_t sent_ns, left_ns; /* until its deadline, in the world's time */
 } flight;
 
 struct sim_link {
@@ -41,6 +42,8 @@ typedef struct served {
     mn_span spans[SPANS_MAX], payload_spans[SPANS_MAX];
     uint8_t *reply;
     uint64_t reply_bytes;
+    uint64_t arrived_ns; /* by the shard's clock, which had leapt so often */
+    uint32_t leaps;
     bool finished;
 } served;
 
@@ -252,8 +255,27 @@ static void forget_served(served *s)
     free(s);
 }
 
+/* A shard gives up when its caller's time is nearly over, and never later than the call has taken
+ * that long at it: whatever their clocks show. */
+static void check_time(const served *s)
+{
+    const flight *f = s->flight;
+    sim_world *world = f->world;
+    const sim_env *env = &world->shards[s->shard].env;
+    bool early = f->left_ns >= SIM_S / 2 && world->clock.now_ns - f->sent_ns < f->left_ns / 4;
+    uint64_t held_ns = sim_env_now(env) - s->arrived_ns;
+    if (s->leaps != env->leaps || !world->shards[s->shard].core)
+        return; /* its clock has passed the time by, or it dies */
+    if ((s->call.reply.status == MN_DEADLINE && early) ||
+        held_ns > f->left_ns + f->left_ns / 4 + SIM_S)
+        sim_violation(world, "shard %u answers a %s of %llu ms with %s after %llu", s->shard,
+                      mn_verb_name(f->verb), (unsigned long long)(f->left_ns / SIM_MS),
+                      mn_status_name(s->call.reply.status), (unsigned long long)(held_ns / SIM_MS));
+}
+
 static void send_answer(served *s)
 {
+    check_time(s);
     sim_world *world = s->flight->world;
     flight *f = s->flight;
     sim_trace(world, "answer shard %u client %u %s step %llu: %s %s", s->shard, f->client,
@@ -337,6 +359,8 @@ static void deliver(void *argument)
     memcpy(s->bytes, f->wire, f->wire_bytes);
     s->call.reserve = reserve;
     s->call.finish = finish;
+    s->arrived_ns = sim_env_now(&world->shards[f->shard].env);
+    s->leaps = world->shards[f->shard].env.leaps;
     world->deliveries++;
     if (!decode_request(s)) {
         forget_served(s);
@@ -381,9 +405,21 @@ static void start(mn_transport *transport, uint32_t shard, mn_exchange *exchange
     sim_link *link = (sim_link *)transport;
     sim_world *world = link->world;
     flight *f = must(calloc(1, sizeof *f));
-    *f = (flight){world,         link,  exchange, link->flights,          NULL, NULL,
-                  link->client,  shard, 0,        exchange->request.verb, NULL, 0,
-                  MN_UNAVAILABLE};
+    *f = (flight){world,
+                  link,
+                  exchange,
+                  link->flights,
+                  NULL,
+                  NULL,
+                  link->client,
+                  shard,
+                  0,
+                  exchange->request.verb,
+                  NULL,
+                  0,
+                  MN_UNAVAILABLE,
+                  world->clock.now_ns,
+                  0};
     if (link->flights)
         link->flights->previous = f;
     link->flights = f;
@@ -391,11 +427,10 @@ static void start(mn_transport *transport, uint32_t shard, mn_exchange *exchange
     world->flights++;
     world->messages++;
     encode_request(f);
-    uint64_t left_ns = exchange->deadline_ns > world->clock.now_ns
-                           ? exchange->deadline_ns - world->clock.now_ns
-                           : 0;
+    const sim_env *env = &world->lives[link->client]->env;
+    f->left_ns = sim_env_until(env, exchange->deadline_ns) - world->clock.now_ns;
     f->references++;
-    sim_after(&world->clock, left_ns + 100 * SIM_MS, expire, f);
+    sim_after(&world->clock, f->left_ns + 100 * SIM_MS, expire, f);
     if (link->cut || shard >= world->shard_count || !world->shards[shard].core) {
         break_off_after(f, 1, MN_UNAVAILABLE);
         return;

@@ -62,14 +62,22 @@ void sim_clock_run_one(sim_clock *clock);
 
 /* ---- env.c: what a core sees of the world ---- */
 
-/* One core's environment: memory is counted, the clock is the world's. */
+/* One core's environment: memory is counted. Its clock never goes back; a crooked one began at any
+ * time, runs up to a tenth too fast or too slow, and leaps ahead, as one of a machine that was
+ * suspended. The cores know no other clock: tests/lint sees to it. */
 typedef struct sim_env {
     mn_env env;
     sim_clock *clock;
     sim_random random;
     uint64_t allocated_bytes, reserved_bytes;
+    uint64_t since_ns, showed_ns; /* what it showed at that time of the world */
+    uint32_t rate;                /* per mille of the world's time */
+    uint32_t leaps;
 } sim_env;
-void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *storage);
+void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *storage, bool crooked);
+uint64_t sim_env_now(const sim_env *env);
+uint64_t sim_env_until(const sim_env *env, uint64_t ns); /* in the world's time: from then on */
+void sim_env_leap(sim_env *env, uint64_t ns);
 
 /* ---- disk.c: files in memory, shared by all shards, as they share a folder ---- */
 
@@ -135,6 +143,7 @@ typedef struct sim_config {
     uint32_t ranks, steps, staleness;
     uint32_t deaths; /* how many lives end, or are overtaken while they still run, before calm */
     uint32_t chunk_bytes, exchanges_max;
+    bool crooked; /* clocks differ, drift and leap */
     bool packed, fickle, sloppy, discards, reader, clip, prefetch;
     bool roll_back; /* train past the snapshot before it is restored */
     bool busy_save; /* save and restore while everyone trains, not at a step where all rest */
@@ -284,7 +293,7 @@ typedef struct sim_shard {
     uint64_t told_epoch, told_step;   /* in answers that it has sent: they must outlive it */
     uint64_t shown_epoch, shown_step; /* of which its tables have been looked at */
     uint32_t shown_life;
-    uint64_t due_ns;
+    uint64_t due_ns; /* of its own clock */
     uint32_t lives;
     bool away;   /* dead, and will return */
     bool behind; /* its disk has lost what it told: it may stand before that */

@@ -62,7 +62,7 @@ static void start_shard(sim_world *world, uint32_t i)
     uint64_t seed = config->seed + i + UINT64_C(1000003) * shard->lives++;
     shard->due_ns = 0;
     shard->disk.weather = config->disk;
-    sim_env_init(&shard->env, &world->clock, seed, &shard->disk.base);
+    sim_env_init(&shard->env, &world->clock, seed, &shard->disk.base, config->crooked);
     if (mn_shard_create(&options, &shard->env.env, &shard->core, &error) && !shard->disk.dead)
         sim_violation(world, "shard %u was not created: %s %s", i, error.field, error.message);
 }
@@ -364,16 +364,31 @@ void sim_world_resting(sim_life *life)
 
 /* ---- Time goes by */
 
+/* Some machine's clock goes ahead, by up to an hour. */
+static void leap(sim_world *world)
+{
+    uint64_t ns = sim_below(&world->faults, sim_chance(&world->faults, 500) ? SIM_S : 3600 * SIM_S);
+    uint32_t which = (uint32_t)sim_below(&world->faults, world->shard_count + world->life_count);
+    bool shard = which < world->shard_count;
+    sim_env_leap(shard ? &world->shards[which].env : &world->lives[which - world->shard_count]->env,
+                 ns);
+    sim_trace(world, "the clock of %s %u leaps by %.3f s", shard ? "shard" : "life",
+              shard ? which : which - world->shard_count + 1, (double)ns / 1e9);
+}
+
 /* Runs what is next; false: nothing is left to happen. */
 static bool step(sim_world *world)
 {
-    uint64_t next = sim_clock_next_ns(&world->clock), dues[SIM_LIVES_MAX];
-    for (uint32_t i = 0; i < world->shard_count; i++)
-        next = world->shards[i].core && world->shards[i].due_ns < next ? world->shards[i].due_ns
-                                                                       : next;
+    uint64_t next = sim_clock_next_ns(&world->clock);
+    for (uint32_t i = 0; i < world->shard_count; i++) {
+        const sim_shard *shard = &world->shards[i];
+        uint64_t due = shard->core ? sim_env_until(&shard->env, shard->due_ns) : UINT64_MAX;
+        next = due < next ? due : next;
+    }
     for (uint32_t i = 0; i < world->life_count; i++) {
-        dues[i] = world->lives[i]->core ? mn_core_due(world->lives[i]->core) : UINT64_MAX;
-        next = dues[i] < next ? dues[i] : next;
+        const sim_life *life = world->lives[i];
+        uint64_t due = life->core ? sim_env_until(&life->env, mn_core_due(life->core)) : UINT64_MAX;
+        next = due < next ? due : next;
     }
     if (next == UINT64_MAX)
         return false;
@@ -385,15 +400,16 @@ static bool step(sim_world *world)
     mind_disks(world);
     for (uint32_t i = 0; i < world->shard_count; i++) {
         sim_shard *shard = &world->shards[i];
+        uint64_t now_ns = sim_env_now(&shard->env);
         if (shard->core)
-            shard->due_ns = mn_shard_tick(shard->core, world->clock.now_ns);
-        if (shard->due_ns <= world->clock.now_ns)
-            shard->due_ns = world->clock.now_ns + 1; /* more work at once: a chunk per tick */
+            shard->due_ns = mn_shard_tick(shard->core, now_ns);
+        if (shard->due_ns <= now_ns)
+            shard->due_ns = now_ns + 1; /* more work at once: a chunk per tick */
     }
     mind_disks(world);
     for (uint32_t i = 0; i < world->life_count; i++) {
         if (world->lives[i]->core)
-            (void)mn_core_tick(world->lives[i]->core, world->clock.now_ns);
+            (void)mn_core_tick(world->lives[i]->core, sim_env_now(&world->lives[i]->env));
         sim_life_tick(world->lives[i]);
     }
     return true;
@@ -424,6 +440,8 @@ static void live(sim_world *world)
             (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
             sim_chance(&world->deaths, 3))
             strike(world);
+        if (world->config.crooked && sim_world_stormy(world) && sim_chance(&world->faults, 1))
+            leap(world);
         if (world->config.busy_save && world->stage == SIM_TRAINING &&
             !mn_epoch_restores(world->epoch) && world->model.step >= world->config.steps / 2)
             operate(world, SIM_SAVING, MN_OP_SAVE);
