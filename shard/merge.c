@@ -291,7 +291,8 @@ static void apply_gradients(mn_shard *shard, struct group *group, struct table *
     for (uint32_t i = 0; i < table->plane_count; i++) {
         mn_tile *plane = &table->planes[i];
         mn_shard_keep_rows(shard, group, table, i, &changed);
-        mn_shard_mark_rows(group, table, i, &changed);
+        if (!planted(shard, MN_PLANT_STALE_TILE))
+            mn_shard_mark_rows(group, table, i, &changed);
         mn_sources sources = sources_of(table, stage, plane);
         plane->rows_written +=
             shard->kernels->merge_apply(plane, stage->contributions, stage->contribution_count,

@@ -79,7 +79,8 @@ enum mn_plant {
     MN_PLANT_PASS_DAMAGE = 1 << 24,     /* a damaged record is taken for the end of the log */
     MN_PLANT_ANY_CHUNK = 1 << 25,       /* a tile's rows are taken without their checksum */
     MN_PLANT_NO_TOLD = 1 << 26,         /* what a shard told of a table is forgotten with it */
-    MN_PLANT_ABSOLUTE = 1 << 27         /* remaining_ms is taken for a time of the shard's clock */
+    MN_PLANT_ABSOLUTE = 1 << 27,        /* remaining_ms is taken for a time of the shard's clock */
+    MN_PLANT_STALE_TILE = 1 << 28       /* a save takes a tile's older file though it changed */
 };
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer

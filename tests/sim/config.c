@@ -27,8 +27,10 @@ void sim_config_ruin(sim_config *config, enum sim_ruin ruin)
     config->weather = weathers[0];
     config->deaths = 0;
     config->fickle = config->sloppy = config->crooked = false;
-    if (!astray)
-        config->shards_after = config->busy_save = config->rival = config->roll_back = false;
+    if (!astray) {
+        config->saves = config->shards_after = 0;
+        config->busy_save = config->rival = config->roll_back = false;
+    }
     config->deadline_ms = 20000;
     config->read_bytes_max = config->change_bytes_max = config->change_reserve_bytes = 0;
     config->steps = 3 + (uint32_t)(config->seed % 10);
@@ -51,6 +53,7 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
     calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = calm.rival =
         false;
     calm.crooked = false;
+    calm.saves = 0;
     calm.weather = weathers[0];
     calm.durability = MN_DURABILITY_NONE;
     calm.shard_deaths = 0;
@@ -129,5 +132,7 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     }
     sim_random clocks = {seed * 7919 + 3};
     config.crooked = sim_chance(&clocks, 400);
+    if (config.shards_after && sim_chance(&clocks, 600))
+        config.saves = 1 + (uint32_t)sim_below(&clocks, 6);
     *out_config = config;
 }

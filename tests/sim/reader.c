@@ -81,7 +81,11 @@ void sim_life_read(sim_life *life)
 
 /* ---- The operator */
 
-static void served(sim_op *op) { sim_world_served(op->life, op->base.kind); }
+static void served(sim_op *op)
+{
+    op->life->latest = op->base.answered_step;
+    sim_world_served(op->life, op->base.kind);
+}
 
 /* Values and optimizer state of all rows: state lies per row in tile order, as Adagrad's do. */
 static void looked(sim_op *op)
@@ -127,9 +131,21 @@ static void find_tables(sim_life *life)
     }
 }
 
-/* A rival has restored under a higher epoch. */
+/* A restore has yet to be held by images everywhere: its snapshot must stay. */
+static bool save_refused(sim_op *op)
+{
+    if (!op->life->aside || op->base.status != MN_CONFLICT || strcmp(op->base.error.field, "path"))
+        return false;
+    sim_life_kill(op->life);
+    return true;
+}
+
+/* A rival has restored under a higher epoch; or another save came, late, in between. */
 static bool load_refused(sim_op *op)
 {
+    if (op->life->world->config.saves && op->base.status == MN_NOT_FOUND &&
+        !strcmp(op->base.error.field, "saved_step"))
+        op->base.status = MN_UNAVAILABLE;
     if (!op->life->world->config.rival || op->base.status != MN_EPOCH)
         return false;
     sim_world_outdone(op->life);
@@ -144,9 +160,9 @@ static void serve(sim_life *life)
     }
     sim_op *op = sim_op_create(life, life->serves);
     op->succeeded = served;
-    op->refused = life->serves == MN_OP_LOAD ? load_refused : NULL;
+    op->refused = life->serves == MN_OP_LOAD ? load_refused : save_refused;
     (void)snprintf(op->base.name, sizeof op->base.name, "snapshot");
-    if (life->world->config.busy_save)
+    if (life->world->config.busy_save || life->aside)
         op->base.rate = BUSY_SAVE_RATE;
     sim_op_submit(op);
 }

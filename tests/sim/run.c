@@ -20,19 +20,20 @@ static const char usage[] =
 /* Writes one world's settings, so that a failing seed can be understood at a glance. */
 static void describe(const sim_config *c)
 {
-    printf(
-        "  shards %u then %u, ranks %u, steps %u, staleness %u, deaths %u, chunk %u, window %u,"
-        " deadline %llu ms, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s%s weather %u/%u/%u/%u, log %s,"
-        " disk %u/%u/%u, shard deaths %u, cut %llu\n",
-        c->shards, c->shards_after, c->ranks, c->steps, c->staleness, c->deaths, c->chunk_bytes,
-        c->exchanges_max, (unsigned long long)c->deadline_ms,
-        (unsigned long long)c->change_bytes_max, c->packed ? " packed" : "",
-        c->fickle ? " fickle" : "", c->sloppy ? " sloppy" : "", c->discards ? " discards" : "",
-        c->reader ? " reader" : "", c->clip ? " clip" : "", c->prefetch ? " prefetch" : "",
-        c->roll_back ? " roll_back" : "", c->busy_save ? " busy_save" : "",
-        c->rival ? " rival" : "", c->crooked ? " crooked" : "", c->weather.lost, c->weather.doubled,
-        c->weather.slow, c->weather.cut, mn_durability_name(c->durability), c->disk.death,
-        c->disk.full, c->disk.unsynced, c->shard_deaths, (unsigned long long)c->cut_bytes);
+    printf("  shards %u then %u, ranks %u, steps %u, staleness %u, deaths %u, chunk %u, window %u,"
+           " deadline %llu ms, saves %u, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s%s weather "
+           "%u/%u/%u/%u, log %s,"
+           " disk %u/%u/%u, shard deaths %u, cut %llu\n",
+           c->shards, c->shards_after, c->ranks, c->steps, c->staleness, c->deaths, c->chunk_bytes,
+           c->exchanges_max, (unsigned long long)c->deadline_ms, c->saves,
+           (unsigned long long)c->change_bytes_max, c->packed ? " packed" : "",
+           c->fickle ? " fickle" : "", c->sloppy ? " sloppy" : "", c->discards ? " discards" : "",
+           c->reader ? " reader" : "", c->clip ? " clip" : "", c->prefetch ? " prefetch" : "",
+           c->roll_back ? " roll_back" : "", c->busy_save ? " busy_save" : "",
+           c->rival ? " rival" : "", c->crooked ? " crooked" : "", c->weather.lost,
+           c->weather.doubled, c->weather.slow, c->weather.cut, mn_durability_name(c->durability),
+           c->disk.death, c->disk.full, c->disk.unsynced, c->shard_deaths,
+           (unsigned long long)c->cut_bytes);
 }
 
 static enum sim_ruin ruin_of(const char *name)

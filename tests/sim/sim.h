@@ -148,6 +148,7 @@ typedef struct sim_config {
     bool roll_back; /* train past the snapshot before it is restored */
     bool busy_save; /* save and restore while everyone trains, not at a step where all rest */
     bool rival;     /* two restore at the same time */
+    uint32_t saves; /* others, to the same folder, of whoever trains, and some of them given up */
     sim_weather weather;
     enum mn_durability durability;
     sim_disk_weather disk;
@@ -258,9 +259,10 @@ struct sim_life {
     uint64_t step;                  /* being played */
     uint64_t begun;                 /* the newest step whose calls have been made */
     uint32_t waiting[2];            /* calls of step s that have not succeeded: [s % 2] */
-    uint64_t latest;                /* reader: newest step seen */
+    uint64_t latest;                /* reader: newest step seen; operator: saved */
     bool shown[SIM_TABLES];         /* reader: it has seen all of the table */
     enum mn_operation_kind serves;  /* operator: its call */
+    bool aside;                     /* operator: nobody waits for it */
     uint64_t dying_ns;              /* when it was killed */
     sim_call sloppy[SIM_CALLS_MAX]; /* changes of sloppy_step that failed and were taken for done */
     uint32_t sloppy_count;
@@ -324,7 +326,7 @@ struct sim_world {
     uint64_t saved_step, epoch;
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
-    uint32_t deaths_left, shard_deaths_left, shard_deaths;
+    uint32_t deaths_left, shard_deaths_left, shard_deaths, saves_left;
     uint32_t images;                      /* of shards that are gone */
     bool finished, failed, lost, refused; /* lost, refused: a ruin was told, as it should be: to a
                                              caller, or by a shard that does not start */

@@ -122,6 +122,7 @@ static void test_plants_are_found(void **state)
         {"NO_REPLAY", 0, MN_CORE_PLANT_NO_REPLAY, SIM_SOUND, 0, NULL},
         {"NO_DEADLINE", 0, MN_CORE_PLANT_NO_DEADLINE, SIM_SOUND, 0, "after its deadline"},
         {"NO_SETTLED", MN_PLANT_NO_SETTLED, 0, SIM_AGED, 0, NULL},
+        {"STALE_TILE", MN_PLANT_STALE_TILE, 0, SIM_SOUND, 0, "is not the model's"},
         {"NO_TOLD", MN_PLANT_NO_TOLD, 0, SIM_AGED, 0, "NOT_FOUND"},
         {"ANY_SEQUENCE", MN_PLANT_ANY_SEQUENCE, 0, SIM_ASTRAY, 900, NULL},
         {"PASS_DAMAGE", MN_PLANT_PASS_DAMAGE, 0, SIM_ASTRAY, 0, NULL},

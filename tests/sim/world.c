@@ -268,6 +268,27 @@ static void operate(sim_world *world, enum sim_stage stage, enum mn_operation_ki
     sim_life_serve(sim_life_create(world, 0, true), kind);
 }
 
+static void give_up(void *argument)
+{
+    sim_life *life = argument;
+    if (life->phase == SIM_SERVING)
+        sim_life_kill(life);
+}
+
+/* Into the folder in which the other one lies, or will: each is whole, or as if it never was. */
+static void save_aside(sim_world *world)
+{
+    if (world->life_count + 12 > SIM_LIVES_MAX)
+        return;
+    world->saves_left--;
+    sim_life *life = sim_life_create(world, 0, true);
+    life->aside = true;
+    sim_trace(world, "life %u saves aside", life->number);
+    sim_life_serve(life, MN_OP_SAVE);
+    if (sim_chance(&world->deaths, 400))
+        sim_after(&world->clock, sim_below(&world->deaths, SIM_S), give_up, life);
+}
+
 static void start_loading(sim_world *world)
 {
     const sim_config *config = &world->config;
@@ -275,7 +296,7 @@ static void start_loading(sim_world *world)
         world->lives[i]->stale = true;
         world->lives[i]->stale_ns = UINT64_MAX;
         /* One that asks where the group stands might find the restored one: no ghost, then. */
-        if (world->lives[i]->phase == SIM_JOINING ||
+        if (world->lives[i]->phase == SIM_JOINING || world->lives[i]->aside ||
             (world->lives[i]->reader && world->lives[i]->phase == SIM_OPENING))
             sim_life_kill(world->lives[i]);
     }
@@ -294,7 +315,8 @@ static void start_loading(sim_world *world)
 
 static void loaded(sim_world *world, uint64_t step)
 {
-    if (!world->config.busy_save && step != world->saved_step)
+    bool others = world->config.busy_save || world->config.saves; /* one of them may be newer */
+    if (others ? step < world->saved_step : step != world->saved_step)
         sim_violation(world, "step %llu was saved, %llu is loaded",
                       (unsigned long long)world->saved_step, (unsigned long long)step);
     if (step > world->model.step) {
@@ -329,6 +351,10 @@ void sim_world_served(sim_life *life, enum mn_operation_kind kind)
     sim_world *world = life->world;
     uint64_t step = mn_core_step(life->core);
     sim_life_kill(life);
+    if (kind == MN_OP_SAVE && life->latest > world->saved_step)
+        world->saved_step = life->latest;
+    if (life->aside)
+        return;
     if (kind == MN_OP_FETCH) {
         world->finished = true;
     } else if (kind == MN_OP_LOAD) {
@@ -336,7 +362,6 @@ void sim_world_served(sim_life *life, enum mn_operation_kind kind)
     } else if (world->config.busy_save) {
         start_loading(world);
     } else {
-        world->saved_step = world->pause_step;
         if (world->config.roll_back) {
             world->stage = SIM_TRAINING_ON;
             world->pause_step++;
@@ -442,6 +467,10 @@ static void live(sim_world *world)
             strike(world);
         if (world->config.crooked && sim_world_stormy(world) && sim_chance(&world->faults, 1))
             leap(world);
+        if (world->saves_left && world->model.step && sim_world_stormy(world) &&
+            (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
+            sim_chance(&world->deaths, 5))
+            save_aside(world);
         if (world->config.busy_save && world->stage == SIM_TRAINING &&
             !mn_epoch_restores(world->epoch) && world->model.step >= world->config.steps / 2)
             operate(world, SIM_SAVING, MN_OP_SAVE);
@@ -498,6 +527,7 @@ void sim_run(const sim_config *config, sim_result *out_result)
         sim_files_stray(world->files, 1 + sim_below(&world->disks, 150));
     world->shard_deaths_left = config->shard_deaths;
     world->deaths_left = config->deaths;
+    world->saves_left = config->saves;
     world->pause_step =
         config->shards_after && !config->busy_save ? config->steps / 2 : config->steps;
     sim_model_init(&world->model, &world->config);
