@@ -281,9 +281,15 @@ static enum mn_status read_field(const mn_record_field *field, const uint8_t *me
     uint8_t *to = out_value + field->offset;
     switch (field->shape) {
     case MN_SHAPE_U32:
-    case MN_SHAPE_F32:
         memcpy(to, from, 4);
         return MN_OK;
+    case MN_SHAPE_F32: {
+        float number;
+        memcpy(&number, from, sizeof number);
+        number += 0.0f; /* -0 is 0: proto3 leaves both away */
+        memcpy(to, &number, sizeof number);
+        return MN_OK;
+    }
     case MN_SHAPE_U64:
         memcpy(to, from, 8);
         return MN_OK;

@@ -158,9 +158,14 @@ enum mn_status mn_spec_check(const mn_table_spec *spec, mn_table_spec *out_spec,
         status = check_init(&spec->init, &out.init, error);
     if (!status)
         status = check_optimizer(spec, &out.optimizer, error);
-    if (!status)
-        *out_spec = out;
-    return status;
+    if (status)
+        return status;
+    float *const numbers[] = {&out.init.a, &out.init.b, &out.optimizer.beta1, &out.optimizer.beta2,
+                              &out.optimizer.eps};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        *numbers[i] += 0.0f; /* the wire has no -0: it is 0 everywhere */
+    *out_spec = out;
+    return MN_OK;
 }
 
 bool mn_spec_equal(const mn_table_spec *a, const mn_table_spec *b, const char **out_field)

@@ -127,6 +127,10 @@ static void defaults_are_filled(void **state)
     spec.optimizer = mn_sgd();
     named = effective(&spec);
     assert_true(mn_spec_equal(&out, &named, NULL));
+    spec.init = mn_init_constant(-0.0f); /* which the wire does not carry */
+    assert_false(signbit(effective(&spec).init.a));
+    spec.init = mn_init_uniform(-0.0f, 1);
+    assert_false(signbit(effective(&spec).init.a));
 }
 
 static void every_field_makes_a_difference(void **state)
