@@ -116,13 +116,14 @@ def main():
         absent(*sys.argv[2:4])
         return
     program = sys.argv[1]
-    asked = subprocess.run([program, "--task", "recall", "--steps", "0", "--device", "cuda", "--quiet"],
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=200, check=False)
-    if asked.returncode == 1 and b"UNAVAILABLE [device]" in asked.stderr:
-        print(asked.stderr.decode(), "nothing was compared")
-        sys.exit(77)
     with tempfile.TemporaryDirectory() as folder:
         program_bits.write_text(f"{folder}/text")
+        asked = subprocess.run([program, "--text", f"{folder}/text", *MODEL, "--memory-layers", "none",
+                                "--steps", "0", "--device", "cuda"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, timeout=200, check=False)
+        if asked.returncode == 1 and b"UNAVAILABLE [device]" in asked.stderr:
+            print(asked.stderr.decode(), "nothing was compared")
+            sys.exit(77)
         compare(program, f"{folder}/text", folder)
         two_ranks(program, f"{folder}/text", folder)
 
