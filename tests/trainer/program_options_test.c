@@ -118,6 +118,10 @@ static void wrong_flags_are_named(void **state)
         {"--text book --ranks 3", "batch-bytes", "--ranks 3"},
         {"--text book --ranks 2 --rank 2", "rank", "0 to 1"},
         {"--text book --save-every 5", "save", "--save DIR"},
+        {"--text book --device gpu", "device", "cpu|cuda"},
+        {"--text book --products bf16", "products", "--device cuda"},
+        {"--text book --values-in device --local-shards 2", "values-in", "one shard"},
+        {"--text book --values-in device --target static:a:1", "values-in", "local:"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char line[128];
