@@ -295,6 +295,11 @@ static void on_event(mn_grpc_server *server, const grpc_event *event)
     case EVENT_STOPPED:
         server->stopped = true;
         break;
+    case EVENT_WOKEN:
+        gpr_mu_lock(&server->wake_mutex);
+        server->woken = false;
+        gpr_mu_unlock(&server->wake_mutex);
+        break;
     }
 }
 
@@ -327,6 +332,9 @@ static void drain(mn_grpc_server *server)
             cut = true;
         }
     }
+    gpr_mu_lock(&server->wake_mutex);
+    server->deaf = true;
+    gpr_mu_unlock(&server->wake_mutex);
     grpc_completion_queue_shutdown(server->queue);
     while (next_event(server, never).type != GRPC_QUEUE_SHUTDOWN)
         ;
@@ -384,6 +392,20 @@ void mn_grpc_server_stop(mn_grpc_server *server)
 {
     if (!atomic_exchange(&server->stopping, true))
         grpc_server_shutdown_and_notify(server->server, server->queue, &server->stopped_tag);
+}
+
+/* One event at a time is enough. */
+void mn_grpc_server_wake(mn_grpc_server *server)
+{
+    gpr_mu_lock(&server->wake_mutex);
+    if (!server->woken && !server->deaf) {
+        server->woken = true;
+        grpc_call_error error =
+            grpc_call_start_batch(server->kick, NULL, 0, &server->woken_tag, NULL);
+        assert(error == GRPC_CALL_OK);
+        (void)error;
+    }
+    gpr_mu_unlock(&server->wake_mutex);
 }
 
 void mn_grpc_server_set_healthy(mn_grpc_server *server, bool healthy)
@@ -493,6 +515,7 @@ static void release(mn_grpc_server *server)
 {
     mn_env env = server->env;
     mn_reply_pool_destroy(server->pool);
+    gpr_mu_destroy(&server->wake_mutex);
     if (server->slots)
         env.unreserve(env.context, server->slots, slots_bytes(server));
     env.release(env.context, server, sizeof *server);
@@ -526,6 +549,8 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
     if (!options->message_bytes_max)
         server->options.message_bytes_max = MN_MESSAGE_BYTES_MAX;
     server->stopped_tag.event = EVENT_STOPPED;
+    server->woken_tag.event = EVENT_WOKEN;
+    gpr_mu_init(&server->wake_mutex);
     atomic_store(&server->healthy, true);
     mn_grpc_init();
     /* Twice the calls: as many again may be leaving while these are held. */
@@ -540,6 +565,10 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
     server->queue = grpc_completion_queue_create_for_next(NULL);
     server->server = create_grpc_server(&server->options);
     grpc_server_register_completion_queue(server->server, server->queue, NULL);
+    server->nowhere = grpc_lame_client_channel_create("nowhere", GRPC_STATUS_UNAVAILABLE, "");
+    server->kick = grpc_channel_create_call(server->nowhere, NULL, GRPC_PROPAGATE_DEFAULTS,
+                                            server->queue, grpc_slice_from_static_string("/kick"),
+                                            NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
     bool registered = register_methods(server);
     assert(registered); /* fails only for a name registered twice */
     grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
@@ -565,6 +594,8 @@ void mn_grpc_server_destroy(mn_grpc_server *server)
     mn_grpc_server_stop(server);
     if (!server->drained)
         drain(server);
+    grpc_call_unref(server->kick);
+    grpc_channel_destroy(server->nowhere);
     grpc_server_destroy(server->server);
     grpc_completion_queue_destroy(server->queue);
     release(server);

@@ -12,7 +12,8 @@ enum event {
     EVENT_ARRIVED, /* a call matched this slot's posted request */
     EVENT_ENDED,   /* the call is over, seen from gRPC; `cancelled` says how */
     EVENT_SENT,    /* the answer is on its way */
-    EVENT_STOPPED  /* the server serves no call any more */
+    EVENT_STOPPED, /* the server serves no call any more */
+    EVENT_WOKEN    /* somebody wants a tick */
 };
 struct server_call;
 struct tag {
@@ -84,10 +85,14 @@ struct mn_grpc_server {
     uint8_t header[MN_HEADER_BYTES_MAX]; /* scratch of one decode or encode */
     mn_span spans[MN_GRPC_SPANS_MAX];    /* scratch likewise: a message's pieces */
 
-    struct tag stopped_tag;
-    bool stopped;   /* stopped_tag came */
-    bool drained;   /* the queue is empty for good */
-    bool abandoned; /* the core gave up its calls */
+    struct tag stopped_tag, woken_tag;
+    grpc_channel *nowhere; /* of the kick */
+    grpc_call *kick;       /* never sent; an empty batch of it wakes the thread */
+    gpr_mu wake_mutex;
+    bool woken, deaf; /* under it: the event is on its way; the queue takes no more */
+    bool stopped;     /* stopped_tag came */
+    bool drained;     /* the queue is empty for good */
+    bool abandoned;   /* the core gave up its calls */
 
     _Atomic bool stopping, healthy;                                     /* any thread */
     _Atomic uint64_t calls, failures, bytes_received, bytes_sent, held; /* written in run only */

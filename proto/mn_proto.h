@@ -22,6 +22,13 @@ typedef struct mn_file mn_file;
 typedef struct mn_storage {
     enum mn_status (*create)(struct mn_storage *storage, const char *path, mn_file **out_file,
                              mn_error *error);
+    /* The same for much that is written front to back and not read soon: append() copies the bytes
+     * to buffers of a bounded size, and waits while these are full; they are written beside the
+     * caller. A write that fails is told by the next append, sync or sync_ended, and by all after
+     * it. What no sync covers may be lost, however the process ends, and by close(). Of one thread.
+     * `urgent`: its writes and syncs wait for none of files that are not. */
+    enum mn_status (*create_stream)(struct mn_storage *storage, const char *path, bool urgent,
+                                    mn_file **out_file, mn_error *error);
     enum mn_status (*open)(struct mn_storage *storage, const char *path, mn_file **out_file,
                            mn_error *error);
     enum mn_status (*append)(mn_file *file, const void *bytes, uint64_t count, mn_error *error);
@@ -80,9 +87,12 @@ typedef struct mn_env {
 void mn_env_posix(mn_env *out_env, mn_storage *storage, int log_level);
 
 /* libuv's file functions, called synchronously, below the folder `root` ("" = the process's own).
- * proto/storage_uv.c. */
+ * proto/storage_uv.c, storage_stream_uv.c. */
 enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, mn_error *error);
 void mn_storage_uv_destroy(mn_storage *storage);
+/* From now on `ended` is called whenever sync_ended() would have become true, by a thread of the
+ * storage, which waits for it: so it may wake somebody, and nothing else. NULL: nobody. */
+void mn_storage_uv_on_sync(mn_storage *storage, void (*ended)(void *context), void *context);
 
 /* XXH3 64 of `count` bytes (xxHash, libxxhash); `seed` chains. */
 uint64_t mn_checksum(const void *bytes, uint64_t count, uint64_t seed);
@@ -576,6 +586,7 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
  * most): SERVING while healthy (see below). */
 void mn_grpc_server_run(mn_grpc_server *server);
 void mn_grpc_server_stop(mn_grpc_server *server); /* thread-safe */
+void mn_grpc_server_wake(mn_grpc_server *server); /* likewise: tick() is called soon */
 void mn_grpc_server_set_healthy(mn_grpc_server *server,
                                 bool healthy); /* thread-safe; starts true */
 void mn_grpc_server_stats_get(mn_grpc_server *server, mn_grpc_server_stats *out_stats);

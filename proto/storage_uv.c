@@ -1,5 +1,6 @@
 /* Files through libuv's file functions, called synchronously (no callback, so no loop). */
-#include "mn_proto.h"
+#define _GNU_SOURCE /* O_DIRECT */
+#include "storage_uv.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -7,48 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <uv.h>
 
-enum { FULL_PATH_BYTES = 4096, WRITE_BYTES_MAX = 1 << 30 };
+enum { WRITE_BYTES_MAX = 1 << 30 };
 
-/* A sync that somebody waits for without standing still. */
-enum sync_state { SYNC_NONE, SYNC_ASKED, SYNC_RUNS, SYNC_ENDED };
-
-typedef struct storage_uv {
-    mn_storage base;    /* first: a mn_storage pointer is one to this */
-    uv_thread_t thread; /* that syncs, from the first time it is asked to */
-    uv_mutex_t mutex;
-    uv_cond_t changed;
-    bool has_mutex, has_changed, has_thread;
-    /* Under the mutex: */
-    mn_file *asked_first, *asked_last;
-    bool stopping;
-    char root[FULL_PATH_BYTES - MN_PATH_BYTES - 2];
-} storage_uv;
-
-struct mn_file {
-    uv_file handle;
-    char path[MN_PATH_BYTES]; /* as given, for errors */
-    storage_uv *storage;
-    mn_file *next; /* asked for a sync after this one */
-    enum sync_state state;
-    int sync_result;
-};
-
-static enum mn_status failed(int code, const char *verb, const char *path, mn_error *error)
+enum mn_status mn_storage_failed(int code, const char *verb, const char *path, mn_error *error)
 {
     enum mn_status status = code == UV_ENOENT   ? MN_NOT_FOUND
                             : code == UV_ENOMEM ? MN_NO_MEMORY
                                                 : MN_STORAGE;
     return mn_fail(error, status, "path", "cannot %s %s: %s", verb, path, uv_strerror(code));
-}
-
-/* Result of a synchronous call whose request is done with. */
-static int64_t finish(uv_fs_t *call)
-{
-    int64_t result = call->result;
-    uv_fs_req_cleanup(call);
-    return result;
 }
 
 /* A peer names paths: they stay below the root. */
@@ -65,7 +33,7 @@ static bool path_valid(const char *path)
     return true;
 }
 
-static enum mn_status full_path(mn_storage *base, const char *path, char out[FULL_PATH_BYTES],
+static enum mn_status full_path(mn_storage *base, const char *path, char out[STORAGE_PATH_BYTES],
                                 mn_error *error)
 {
     if (!path_valid(path))
@@ -73,29 +41,30 @@ static enum mn_status full_path(mn_storage *base, const char *path, char out[FUL
                        "\"%.100s\" is not a relative path of under %d bytes without ..", path,
                        (int)MN_PATH_BYTES);
     const char *root = ((const storage_uv *)base)->root;
-    (void)snprintf(out, FULL_PATH_BYTES, "%s%s%s", root, *root ? "/" : "", path); /* it fits */
+    (void)snprintf(out, STORAGE_PATH_BYTES, "%s%s%s", root, *root ? "/" : "", path); /* it fits */
     return MN_OK;
 }
 
 static enum mn_status open_file(mn_storage *storage, const char *path, int flags,
                                 mn_file **out_file, mn_error *error)
 {
-    char full[FULL_PATH_BYTES];
+    char full[STORAGE_PATH_BYTES];
     enum mn_status status = full_path(storage, path, full, error);
     if (status)
         return status;
     mn_file *file = calloc(1, sizeof *file);
     if (!file)
-        return failed(UV_ENOMEM, "open", path, error);
+        return mn_storage_failed(UV_ENOMEM, "open", path, error);
     uv_fs_t call;
     (void)uv_fs_open(NULL, &call, full, flags, 0644, NULL); /* the result is in the request */
-    int64_t handle = finish(&call);
+    int64_t handle = mn_storage_finish(&call);
     if (handle < 0) {
         free(file);
-        return failed((int)handle, flags & O_CREAT ? "create" : "open", path, error);
+        return mn_storage_failed((int)handle, flags & O_CREAT ? "create" : "open", path, error);
     }
     file->handle = (uv_file)handle;
     file->storage = (storage_uv *)storage;
+    file->lane = &file->storage->bulk;
     memcpy(file->path, path, strlen(path) + 1);
     *out_file = file;
     return MN_OK;
@@ -108,6 +77,40 @@ static enum mn_status storage_create(mn_storage *storage, const char *path, mn_f
                      error);
 }
 
+static void close_handle(uv_file handle)
+{
+    uv_fs_t call;
+    (void)uv_fs_close(NULL, &call, handle, NULL); /* what must be on disk was synced before */
+    (void)mn_storage_finish(&call);
+}
+
+/* Two handles: one past the kernel's cache, if the file system lets us, one through it. */
+static enum mn_status storage_create_stream(mn_storage *storage, const char *path, bool urgent,
+                                            mn_file **out_file, mn_error *error)
+{
+    char full[STORAGE_PATH_BYTES];
+    mn_file *file = NULL;
+    enum mn_status status =
+        open_file(storage, path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, &file, error);
+    if (!status)
+        status = full_path(storage, path, full, error);
+    if (status)
+        return status;
+    uv_fs_t call;
+    (void)uv_fs_open(NULL, &call, full, O_WRONLY | O_DIRECT | O_CLOEXEC, 0, NULL);
+    int64_t direct = mn_storage_finish(&call);
+    status = mn_stream_init(file, urgent, direct < 0 ? -1 : (uv_file)direct, error);
+    if (!status) {
+        *out_file = file;
+        return MN_OK;
+    }
+    if (direct >= 0)
+        close_handle((uv_file)direct);
+    close_handle(file->handle);
+    free(file);
+    return status;
+}
+
 static enum mn_status storage_open(mn_storage *storage, const char *path, mn_file **out_file,
                                    mn_error *error)
 {
@@ -118,13 +121,15 @@ static enum mn_status storage_append(mn_file *file, const void *bytes, uint64_t 
                                      mn_error *error)
 {
     char *from = (char *)(uintptr_t)bytes;
+    if (file->stream)
+        return mn_stream_append(file, bytes, count, error);
     while (count) {
         uv_buf_t buffer = {from, count < WRITE_BYTES_MAX ? count : WRITE_BYTES_MAX};
         uv_fs_t call;
         (void)uv_fs_write(NULL, &call, file->handle, &buffer, 1, -1, NULL);
-        int64_t written = finish(&call);
+        int64_t written = mn_storage_finish(&call);
         if (written <= 0)
-            return failed(written ? (int)written : UV_EIO, "write", file->path, error);
+            return mn_storage_failed(written ? (int)written : UV_EIO, "write", file->path, error);
         from += written;
         count -= (uint64_t)written;
     }
@@ -136,14 +141,14 @@ static enum mn_status storage_read(mn_file *file, uint64_t offset, void *out_byt
 {
     char *to = out_bytes;
     if (count > INT64_MAX || offset > INT64_MAX - count)
-        return failed(UV_EINVAL, "read", file->path, error);
+        return mn_storage_failed(UV_EINVAL, "read", file->path, error);
     while (count) {
         uv_buf_t buffer = {to, count < WRITE_BYTES_MAX ? count : WRITE_BYTES_MAX};
         uv_fs_t call;
         (void)uv_fs_read(NULL, &call, file->handle, &buffer, 1, (int64_t)offset, NULL);
-        int64_t got = finish(&call);
+        int64_t got = mn_storage_finish(&call);
         if (got <= 0)
-            return failed(got ? (int)got : UV_EOF, "read", file->path, error);
+            return mn_storage_failed(got ? (int)got : UV_EOF, "read", file->path, error);
         to += got;
         offset += (uint64_t)got;
         count -= (uint64_t)got;
@@ -154,11 +159,15 @@ static enum mn_status storage_read(mn_file *file, uint64_t offset, void *out_byt
 static enum mn_status storage_size(mn_file *file, uint64_t *out_bytes, mn_error *error)
 {
     uv_fs_t call;
+    if (file->stream) {
+        *out_bytes = file->stream->bytes;
+        return MN_OK;
+    }
     (void)uv_fs_fstat(NULL, &call, file->handle, NULL);
     uint64_t bytes = call.statbuf.st_size;
-    int64_t result = finish(&call);
+    int64_t result = mn_storage_finish(&call);
     if (result < 0)
-        return failed((int)result, "stat", file->path, error);
+        return mn_storage_failed((int)result, "stat", file->path, error);
     *out_bytes = bytes;
     return MN_OK;
 }
@@ -166,89 +175,20 @@ static enum mn_status storage_size(mn_file *file, uint64_t *out_bytes, mn_error 
 static enum mn_status storage_sync(mn_file *file, mn_error *error)
 {
     uv_fs_t call;
+    if (file->stream)
+        return mn_stream_sync(file, error);
     (void)uv_fs_fsync(NULL, &call, file->handle, NULL);
-    int64_t result = finish(&call);
-    return result < 0 ? failed((int)result, "sync", file->path, error) : MN_OK;
-}
-
-/* ---- Syncs beside the caller */
-
-static void sync_loop(void *argument)
-{
-    storage_uv *storage = argument;
-    uv_mutex_lock(&storage->mutex);
-    while (!storage->stopping) {
-        mn_file *file = storage->asked_first;
-        if (!file) {
-            uv_cond_wait(&storage->changed, &storage->mutex);
-            continue;
-        }
-        storage->asked_first = file->next;
-        file->state = SYNC_RUNS;
-        uv_mutex_unlock(&storage->mutex);
-        uv_fs_t call;
-        (void)uv_fs_fdatasync(NULL, &call, file->handle, NULL);
-        int result = (int)finish(&call);
-        uv_mutex_lock(&storage->mutex);
-        file->sync_result = result;
-        file->state = SYNC_ENDED;
-        uv_cond_broadcast(&storage->changed);
-    }
-    uv_mutex_unlock(&storage->mutex);
-}
-
-static void storage_sync_start(mn_file *file)
-{
-    storage_uv *storage = file->storage;
-    uv_mutex_lock(&storage->mutex);
-    if (!storage->has_thread)
-        storage->has_thread = uv_thread_create(&storage->thread, sync_loop, storage) == 0;
-    file->next = NULL;
-    file->state = storage->has_thread ? SYNC_ASKED : SYNC_ENDED;
-    file->sync_result = UV_EAGAIN; /* no thread can be had: the caller tries again */
-    if (storage->has_thread) {
-        *(storage->asked_first ? &storage->asked_last->next : &storage->asked_first) = file;
-        storage->asked_last = file;
-        uv_cond_broadcast(&storage->changed);
-    }
-    uv_mutex_unlock(&storage->mutex);
-}
-
-static bool storage_sync_ended(mn_file *file, enum mn_status *out_status, mn_error *error)
-{
-    storage_uv *storage = file->storage;
-    uv_mutex_lock(&storage->mutex);
-    bool ended = file->state == SYNC_ENDED;
-    if (ended)
-        file->state = SYNC_NONE;
-    uv_mutex_unlock(&storage->mutex);
-    if (ended)
-        *out_status =
-            file->sync_result < 0 ? failed(file->sync_result, "sync", file->path, error) : MN_OK;
-    return ended;
-}
-
-static void wait_for_sync(mn_file *file)
-{
-    storage_uv *storage = file->storage;
-    uv_mutex_lock(&storage->mutex);
-    while (file->state == SYNC_ASKED || file->state == SYNC_RUNS)
-        uv_cond_wait(&storage->changed, &storage->mutex);
-    uv_mutex_unlock(&storage->mutex);
-}
-
-static void close_handle(uv_file handle)
-{
-    uv_fs_t call;
-    (void)uv_fs_close(NULL, &call, handle, NULL); /* what must be on disk was synced before */
-    (void)finish(&call);
+    int64_t result = mn_storage_finish(&call);
+    return result < 0 ? mn_storage_failed((int)result, "sync", file->path, error) : MN_OK;
 }
 
 static void storage_close(mn_file *file)
 {
     if (!file)
         return;
-    wait_for_sync(file);
+    mn_beside_forget(file);
+    if (file->stream)
+        mn_stream_deinit(file);
     close_handle(file->handle);
     free(file);
 }
@@ -262,11 +202,11 @@ static int64_t sync_folder_of(char *full)
         *slash = 0;
     uv_fs_t call;
     (void)uv_fs_open(NULL, &call, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, NULL);
-    int64_t handle = finish(&call);
+    int64_t handle = mn_storage_finish(&call);
     if (handle < 0)
         return handle;
     (void)uv_fs_fsync(NULL, &call, (uv_file)handle, NULL);
-    int64_t result = finish(&call);
+    int64_t result = mn_storage_finish(&call);
     close_handle((uv_file)handle);
     return result;
 }
@@ -274,7 +214,7 @@ static int64_t sync_folder_of(char *full)
 static enum mn_status storage_rename(mn_storage *storage, const char *from, const char *to,
                                      mn_error *error)
 {
-    char full_from[FULL_PATH_BYTES], full_to[FULL_PATH_BYTES];
+    char full_from[STORAGE_PATH_BYTES], full_to[STORAGE_PATH_BYTES];
     enum mn_status status = full_path(storage, from, full_from, error);
     if (!status)
         status = full_path(storage, to, full_to, error);
@@ -282,31 +222,31 @@ static enum mn_status storage_rename(mn_storage *storage, const char *from, cons
         return status;
     uv_fs_t call;
     (void)uv_fs_rename(NULL, &call, full_from, full_to, NULL);
-    int64_t result = finish(&call);
+    int64_t result = mn_storage_finish(&call);
     if (result < 0)
-        return failed((int)result, "rename", from, error);
+        return mn_storage_failed((int)result, "rename", from, error);
     result = sync_folder_of(full_to);
-    return result < 0 ? failed((int)result, "sync the folder of", to, error) : MN_OK;
+    return result < 0 ? mn_storage_failed((int)result, "sync the folder of", to, error) : MN_OK;
 }
 
 static int64_t make_one_folder(char *full)
 {
     uv_fs_t call;
     (void)uv_fs_mkdir(NULL, &call, full, 0755, NULL);
-    int64_t result = finish(&call);
+    int64_t result = mn_storage_finish(&call);
     if (result == 0)
         return sync_folder_of(full);
     if (result != UV_EEXIST)
         return result;
     (void)uv_fs_stat(NULL, &call, full, NULL);
     bool folder = (call.statbuf.st_mode & S_IFMT) == S_IFDIR;
-    result = finish(&call);
+    result = mn_storage_finish(&call);
     return result < 0 ? result : folder ? 0 : UV_ENOTDIR;
 }
 
 static enum mn_status storage_make_folder(mn_storage *storage, const char *path, mn_error *error)
 {
-    char full[FULL_PATH_BYTES], part[FULL_PATH_BYTES];
+    char full[STORAGE_PATH_BYTES], part[STORAGE_PATH_BYTES];
     enum mn_status status = full_path(storage, path, full, error);
     if (status)
         return status;
@@ -317,7 +257,7 @@ static enum mn_status storage_make_folder(mn_storage *storage, const char *path,
         part[length] = 0;
         int64_t result = make_one_folder(part);
         if (result < 0)
-            return failed((int)result, "make folder", path, error);
+            return mn_storage_failed((int)result, "make folder", path, error);
     }
     return MN_OK;
 }
@@ -333,16 +273,16 @@ static int64_t scan(const char *full, bool folders, visit_function *visit, void 
     while (call.result >= 0 && uv_fs_scandir_next(&call, &entry) == 0)
         if ((entry.type == UV_DIRENT_DIR) == folders && !visit(context, entry.name))
             break;
-    return finish(&call);
+    return mn_storage_finish(&call);
 }
 
 static enum mn_status storage_list(mn_storage *storage, const char *path, visit_function *visit,
                                    void *context, mn_error *error)
 {
-    char full[FULL_PATH_BYTES];
+    char full[STORAGE_PATH_BYTES];
     enum mn_status status = full_path(storage, path, full, error);
     int64_t result = status ? 0 : scan(full, false, visit, context);
-    return result < 0 ? failed((int)result, "list", path, error) : status;
+    return result < 0 ? mn_storage_failed((int)result, "list", path, error) : status;
 }
 
 static enum mn_status storage_list_folders(mn_storage *storage, visit_function *visit,
@@ -350,7 +290,7 @@ static enum mn_status storage_list_folders(mn_storage *storage, visit_function *
 {
     const char *root = ((const storage_uv *)storage)->root;
     int64_t result = scan(*root ? root : ".", true, visit, context);
-    return result < 0 ? failed((int)result, "list", root, error) : MN_OK;
+    return result < 0 ? mn_storage_failed((int)result, "list", root, error) : MN_OK;
 }
 
 /* ---- Locks */
@@ -366,9 +306,9 @@ static void write_holder(uv_file handle)
         snprintf(text, sizeof text, "process %d on %s\n", (int)uv_os_getpid(), host); /* it fits */
     uv_buf_t buffer = {text, (size_t)length};
     (void)uv_fs_ftruncate(NULL, &call, handle, 0, NULL);
-    (void)finish(&call);
+    (void)mn_storage_finish(&call);
     (void)uv_fs_write(NULL, &call, handle, &buffer, 1, 0, NULL);
-    (void)finish(&call);
+    (void)mn_storage_finish(&call);
 }
 
 static enum mn_status is_locked(const mn_file *file, mn_error *error)
@@ -377,7 +317,7 @@ static enum mn_status is_locked(const mn_file *file, mn_error *error)
     uv_buf_t buffer = {text, sizeof text - 1};
     uv_fs_t call;
     (void)uv_fs_read(NULL, &call, file->handle, &buffer, 1, 0, NULL);
-    (void)finish(&call);
+    (void)mn_storage_finish(&call);
     text[strcspn(text, "\n")] = '\0';
     return mn_fail(error, MN_CONFLICT, "lock", "%.100s below %.60s is held by %s", file->path,
                    file->storage->root, text[0] ? text : "another process");
@@ -396,22 +336,23 @@ static enum mn_status storage_lock(mn_storage *storage, const char *path, mn_fil
         *out_file = file;
         return MN_OK;
     }
-    status = errno == EWOULDBLOCK ? is_locked(file, error)
-                                  : failed(uv_translate_sys_error(errno), "lock", path, error);
+    status = errno == EWOULDBLOCK
+                 ? is_locked(file, error)
+                 : mn_storage_failed(uv_translate_sys_error(errno), "lock", path, error);
     storage_close(file);
     return status;
 }
 
 static enum mn_status storage_remove(mn_storage *storage, const char *path, mn_error *error)
 {
-    char full[FULL_PATH_BYTES];
+    char full[STORAGE_PATH_BYTES];
     enum mn_status status = full_path(storage, path, full, error);
     if (status)
         return status;
     uv_fs_t call;
     (void)uv_fs_unlink(NULL, &call, full, NULL);
-    int64_t result = finish(&call);
-    return result < 0 ? failed((int)result, "remove", path, error) : MN_OK;
+    int64_t result = mn_storage_finish(&call);
+    return result < 0 ? mn_storage_failed((int)result, "remove", path, error) : MN_OK;
 }
 
 enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, mn_error *error)
@@ -431,7 +372,10 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                        sizeof storage->root - 1);
     }
     memcpy(storage->root, root, strlen(root) + 1);
+    storage->log.blocks_max = STREAM_LOG_BLOCKS_MAX;
+    storage->bulk.blocks_max = STREAM_BULK_BLOCKS_MAX;
     storage->base = (mn_storage){.create = storage_create,
+                                 .create_stream = storage_create_stream,
                                  .open = storage_open,
                                  .append = storage_append,
                                  .read = storage_read,
@@ -444,8 +388,8 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                                  .list_folders = storage_list_folders,
                                  .remove = storage_remove,
                                  .lock = storage_lock,
-                                 .sync_start = storage_sync_start,
-                                 .sync_ended = storage_sync_ended};
+                                 .sync_start = mn_beside_sync_start,
+                                 .sync_ended = mn_beside_sync_ended};
     *out_storage = &storage->base;
     return MN_OK;
 }
@@ -455,13 +399,7 @@ void mn_storage_uv_destroy(mn_storage *base)
     storage_uv *storage = (storage_uv *)base;
     if (!storage)
         return;
-    if (storage->has_thread) {
-        uv_mutex_lock(&storage->mutex);
-        storage->stopping = true;
-        uv_cond_broadcast(&storage->changed);
-        uv_mutex_unlock(&storage->mutex);
-        (void)uv_thread_join(&storage->thread); /* a thread of ours, joined once */
-    }
+    mn_beside_stop(storage);
     if (storage->has_changed)
         uv_cond_destroy(&storage->changed);
     if (storage->has_mutex)

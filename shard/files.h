@@ -77,6 +77,7 @@ struct files_job {
     struct tile_transfer transfer;
     struct tile_save *saves;     /* Snapshot WRITE: of the tiles held, table by table */
     struct tile_transfer keeper; /* what commits put into them */
+    struct tile_save *ending;    /* whole, and being synced beside the core; NULL: none is */
     uint64_t save_count;
     uint32_t first_save[MN_COMMIT_TABLES_MAX]; /* by place; NO_SAVE: not saved */
     mn_error trouble;                          /* a row could not be kept: the snapshot fails */

@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 static const uint64_t SAVE_WAIT_NS = 2000000000; /* for the step to come */
-static const uint64_t SAVE_LOOK_NS = 1000000;    /* meanwhile, how often it is looked for */
+static const uint64_t SAVE_LOOK_NS = 1000000; /* for that, and for a sync, it is looked so often */
 
 /* ---- A file being written */
 
@@ -28,7 +28,7 @@ enum mn_status mn_shard_writer_open_at(struct file_writer *writer, mn_storage *s
                                        const char *path, mn_error *error)
 {
     *writer = (struct file_writer){.storage = storage};
-    return storage->create(storage, path, &writer->file, error);
+    return storage->create_stream(storage, path, false, &writer->file, error);
 }
 
 enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
@@ -218,25 +218,41 @@ enum mn_status mn_shard_save_end(mn_shard *shard, struct files_job *job, struct 
     return status ? status : mn_shard_writer_end(&save->writer, error);
 }
 
-static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
-                                  mn_error *error)
+/* Its last row is in the file: the next tile is written while this one is synced. */
+static enum mn_status end_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                               mn_error *error)
 {
-    char path[FILE_PATH_BYTES];
-    enum mn_status status = MN_OK;
-    if (!save->writer.file) /* no row of it was ever written */
-        status = begin_tile(shard, job, save, &job->transfer, error);
+    enum mn_status status = mn_shard_save_end(shard, job, save, error);
     if (status)
         return status;
-    path_of(job, save, path);
-    job->transfer.active = false;
-    save->finished = true;
     job->bytes += FILE_BYTES_end;
-    status = mn_shard_writer_finish(&save->writer, path, error);
+    job->bytes_due += save->writer.bytes - save->bytes_due;
+    job->ending = save;
+    job->transfer.active = false;
+    shard->env.storage->sync_start(save->writer.file);
+    return MN_OK;
+}
+
+/* The tile that was ended last takes its name, once it is synced; *out_busy: it is not yet. */
+static enum mn_status finish_tile(mn_shard *shard, struct files_job *job, bool *out_busy,
+                                  mn_error *error)
+{
+    struct tile_save *save = job->ending;
+    mn_storage *storage = shard->env.storage;
+    enum mn_status status = MN_OK;
+    char path[FILE_PATH_BYTES], temporary[TEMPORARY_BYTES];
+    *out_busy = save && !storage->sync_ended(save->writer.file, &status, error);
+    if (*out_busy || !save || status)
+        return status;
+    job->ending = NULL;
+    mn_shard_writer_abort(&save->writer);
+    save->finished = true;
     save->record.bytes = save->writer.bytes;
     save->record.rows_written = save->writer.rows_written;
     save->record.checksum = save->writer.chain;
-    job->bytes_due += save->writer.bytes - save->bytes_due;
-    return status;
+    path_of(job, save, path);
+    temporary_of(path, temporary);
+    return storage->rename(storage, temporary, path, error);
 }
 
 bool mn_shard_save_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
@@ -253,35 +269,59 @@ bool mn_shard_save_tile(mn_shard *shard, struct files_job *job, struct table **o
     return false;
 }
 
+static struct tile_save *save_of(const struct files_job *job)
+{
+    return &job->saves[job->first_save[job->table_place] + job->tile - 1];
+}
+
+/* The next rows of the tile whose turn it is. *out_wait: it cannot end before the last one has. */
+static enum mn_status save_rows(mn_shard *shard, struct files_job *job, bool *out_wait,
+                                mn_error *error)
+{
+    struct tile_transfer *transfer = &job->transfer;
+    struct tile_save *save = save_of(job);
+    if (mn_shard_save_stands(shard, job, save, transfer)) {
+        transfer->active = false;
+        return MN_OK;
+    }
+    if (save->next_row < transfer->rows)
+        return mn_shard_save_next(shard, job, save, error);
+    enum mn_status status = finish_tile(shard, job, out_wait, error);
+    return status || *out_wait ? status : end_tile(shard, job, save, error);
+}
+
+/* After the last tile. */
+static enum mn_status save_part(mn_shard *shard, struct files_job *job, bool *out_wait,
+                                bool *out_done, mn_error *error)
+{
+    enum mn_status status = finish_tile(shard, job, out_wait, error);
+    if (status || *out_wait)
+        return status;
+    status = mn_shard_part_write(shard, job, error);
+    *out_done = !status;
+    return status;
+}
+
 /* A piece of the work, of bounded size. */
-static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *out_done,
-                                 mn_error *error)
+static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *out_wait,
+                                 bool *out_done, mn_error *error)
 {
     struct tile_transfer *transfer = &job->transfer;
     uint64_t bytes_before = job->bytes, rows = 0, rate = job->call->request.rate;
     uint64_t most = rate && rate / 64 < JOB_PIECE_BYTES ? rate / 64 : JOB_PIECE_BYTES;
-    enum mn_status status = MN_OK;
-    while (!status && rows < JOB_PIECE_ROWS && job->bytes - bytes_before <= most) {
+    enum mn_status status = finish_tile(shard, job, out_wait, error);
+    *out_wait = false; /* there is something to do beside it */
+    while (!status && !*out_wait && rows < JOB_PIECE_ROWS && job->bytes - bytes_before <= most) {
         struct table *table;
         uint32_t tile;
-        if (!transfer->active && !mn_shard_save_tile(shard, job, &table, &tile)) {
-            status = mn_shard_part_write(shard, job, error);
-            *out_done = !status;
-            return status;
-        }
-        struct tile_save *save = &job->saves[job->first_save[job->table_place] + job->tile - 1];
-        if (!transfer->active) {
-            status = mn_shard_transfer_start(shard, transfer, job->group->name, table, tile,
-                                             mn_shard_save_step(job, save), error);
-            continue;
-        }
-        if (mn_shard_save_stands(shard, job, save, transfer)) {
-            transfer->active = false;
-        } else if (save->next_row < transfer->rows) {
+        if (transfer->active) {
             rows += transfer->head.chunk_rows_max;
-            status = mn_shard_save_next(shard, job, save, error);
+            status = save_rows(shard, job, out_wait, error);
+        } else if (mn_shard_save_tile(shard, job, &table, &tile)) {
+            status = mn_shard_transfer_start(shard, transfer, job->group->name, table, tile,
+                                             mn_shard_save_step(job, save_of(job)), error);
         } else {
-            status = finish_tile(shard, job, save, error);
+            return save_part(shard, job, out_wait, out_done, error);
         }
     }
     return status;
@@ -306,10 +346,13 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
         status = mn_shard_save_begin(shard, job, error);
         job->start_ns = now;
     }
+    bool wait = false;
     if (!status)
-        status = save_piece(shard, job, out_done, error);
+        status = save_piece(shard, job, &wait, out_done, error);
     if (!status && rate)
         job->due_ns = job->start_ns + (uint64_t)((double)job->bytes / (double)rate * 1e9);
+    if (wait)
+        job->due_ns = now + SAVE_LOOK_NS;
     return status;
 }
 

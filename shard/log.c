@@ -244,7 +244,9 @@ static enum mn_status write_file(mn_shard *shard, struct group *group, const cha
     char temporary[LOG_PATH_BYTES + 4];
     (void)snprintf(temporary, sizeof temporary, "%s.new", path); /* it fits */
     enum mn_status status = mn_shard_data_claim(shard, NULL, 0, error);
-    if (!status)
+    if (!status && log->level == MN_DURABILITY_SYNC)
+        status = storage->create_stream(storage, temporary, true, &log->file, error);
+    else if (!status)
         status = storage->create(storage, temporary, &log->file, error);
     if (!status)
         status = write_head(shard, group, error);

@@ -90,6 +90,8 @@ static uint64_t tick(void *core, uint64_t now_ns)
 }
 static void abandon(void *core, mn_call *call) { mn_shard_abandon(((program *)core)->shard, call); }
 
+static void on_sync(void *context) { mn_grpc_server_wake(((program *)context)->server); }
+
 static void serve(void *context)
 {
     program *it = context;
@@ -238,6 +240,8 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
     if (!status)
         status = mn_connections_create(&it->env, *out_port, flags->connections_max,
                                        &it->connections, error);
+    if (!status && it->storage)
+        mn_storage_uv_on_sync(it->storage, on_sync, it);
     it->recovering = !status && mn_shard_state(it->shard, NULL) != MN_OK;
     if (it->recovering)
         mn_grpc_server_set_healthy(it->server, false);
@@ -247,6 +251,8 @@ static enum mn_status open_server(program *it, int *out_port, mn_error *error)
 static void close_server(program *it)
 {
     mn_connections_destroy(it->connections);
+    if (it->storage)
+        mn_storage_uv_on_sync(it->storage, NULL, NULL);
     mn_grpc_server_destroy(it->server);
     mn_shard_destroy(it->shard);
     if (it->storage)

@@ -101,6 +101,13 @@ static enum mn_status no_remove(mn_storage *storage, const char *path, mn_error 
     return mn_fail(error, MN_STORAGE, "path", "read only");
 }
 
+static enum mn_status no_stream(mn_storage *base, const char *path, bool urgent, mn_file **out_file,
+                                mn_error *error)
+{
+    (void)urgent;
+    return no_file(base, path, out_file, error);
+}
+
 static void no_start(mn_file *file) { (void)file; }
 
 static bool no_end(mn_file *file, enum mn_status *out_status, mn_error *error)
@@ -114,6 +121,7 @@ static void close_part(mn_file *file) { (void)file; }
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static mn_storage storage = {.create = no_file,
+                                 .create_stream = no_stream,
                                  .open = open_part,
                                  .append = no_bytes,
                                  .read = read_part,

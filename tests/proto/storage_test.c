@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -261,6 +262,143 @@ static void folders_are_listed(void **state)
     mn_storage_uv_destroy(other);
 }
 
+/* ---- Streams: what they hold at any sync, against the bytes that were appended */
+
+enum { STREAM_BYTES = 6 << 20, STREAMS = 70 }; /* more files than there are blocks of memory */
+
+static uint8_t stream_byte(uint64_t at, uint64_t file)
+{
+    return (uint8_t)(at * 7 + at / 509 + file);
+}
+
+static void append_more(mn_file *file, uint64_t *at, uint64_t count, uint64_t number)
+{
+    mn_error error = {0};
+    uint8_t *bytes = malloc(count + 1);
+    assert_non_null(bytes);
+    for (uint64_t i = 0; i < count; i++)
+        bytes[i] = stream_byte(*at + i, number);
+    assert_int_equal(storage->append(file, bytes, count, &error), MN_OK);
+    free(bytes);
+    *at += count;
+}
+
+static void check_file(const char *path, uint64_t count, uint64_t number)
+{
+    mn_file *file = NULL;
+    uint64_t bytes = 0;
+    uint8_t *found = malloc(count + 1);
+    assert_non_null(found);
+    assert_int_equal(storage->open(storage, path, &file, NULL), MN_OK);
+    assert_int_equal(storage->size(file, &bytes, NULL), MN_OK);
+    assert_int_equal(bytes, count);
+    assert_int_equal(storage->read(file, 0, found, count, NULL), MN_OK);
+    storage->close(file);
+    for (uint64_t i = 0; i < count; i++)
+        if (found[i] != stream_byte(i, number))
+            fail_msg("byte %llu of %s", (unsigned long long)i, path);
+    free(found);
+}
+
+static void wait_for_sync(mn_file *file)
+{
+    enum mn_status status = MN_OK;
+    mn_error error = {0};
+    while (!storage->sync_ended(file, &status, &error))
+        (void)usleep(100);
+    assert_int_equal(status, MN_OK);
+}
+
+static void streams_hold_what_was_synced(void **state)
+{
+    (void)state;
+    static const uint64_t sizes[] = {1,    4094, 1,       4096, 0,    4097,   (1 << 20) - 5,
+                                     4096, 5,    3 << 20, 1,    8191, 100000, (1 << 20) + 1};
+    for (uint32_t urgent = 0; urgent < 2; urgent++) {
+        mn_file *file = NULL;
+        uint64_t at = 0, bytes = 0;
+        assert_int_equal(storage->create_stream(storage, "s", urgent, &file, NULL), MN_OK);
+        for (uint32_t i = 0; at < STREAM_BYTES; i++) {
+            append_more(file, &at, sizes[i % (sizeof sizes / sizeof *sizes)], urgent);
+            assert_int_equal(storage->size(file, &bytes, NULL), MN_OK);
+            assert_int_equal(bytes, at);
+            if (i % 3 == 1)
+                continue;
+            if (i % 3)
+                assert_int_equal(storage->sync(file, NULL), MN_OK);
+            else
+                storage->sync_start(file);
+            if (i % 3 == 0)
+                wait_for_sync(file);
+            check_file("s", at, urgent);
+        }
+        storage->sync_start(file); /* what is appended meanwhile is in the next sync */
+        append_more(file, &at, 12345, urgent);
+        wait_for_sync(file);
+        assert_int_equal(storage->sync(file, NULL), MN_OK);
+        storage->close(file);
+        check_file("s", at, urgent);
+    }
+}
+
+/* Each begins a block that it does not fill: the oldest ones go to the disk unasked. */
+static void streams_share_their_memory(void **state)
+{
+    (void)state;
+    mn_file *files[STREAMS];
+    uint64_t at[STREAMS] = {0};
+    char path[16];
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        (void)snprintf(path, sizeof path, "m%u", i);
+        assert_int_equal(storage->create_stream(storage, path, false, &files[i], NULL), MN_OK);
+    }
+    for (uint32_t round = 0; round < 40; round++)
+        for (uint32_t i = 0; i < STREAMS; i++)
+            append_more(files[i], &at[i], (round * 977 + i * 131) % 9000, i);
+    for (uint32_t i = 0; i < STREAMS; i++)
+        storage->sync_start(files[i]);
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        (void)snprintf(path, sizeof path, "m%u", i);
+        wait_for_sync(files[i]);
+        check_file(path, at[i], i);
+        append_more(files[i], &at[i], i < 2 ? 1 << 20 : 5, i); /* lost with close */
+        storage->close(files[i]);
+    }
+}
+
+/* In a process of its own: its files end at 2 MiB. */
+static void streams_tell_what_failed(void **state)
+{
+    (void)state;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        const struct rlimit limit = {2 << 20, 2 << 20};
+        mn_file *file = NULL;
+        mn_error error = {0};
+        uint64_t at = 0;
+        enum mn_status status = MN_OK;
+        bool as_due = signal(SIGXFSZ, SIG_IGN) != SIG_ERR && !setrlimit(RLIMIT_FSIZE, &limit) &&
+                      !mn_storage_uv_create(root, &storage, &error) && /* the parent has threads */
+                      !storage->create_stream(storage, "f", true, &file, &error);
+        if (as_due)
+            append_more(file, &at, 3 << 20, 0);
+        as_due = as_due && storage->sync(file, &error) == MN_STORAGE && strstr(error.message, "f:");
+        as_due = as_due && storage->sync(file, &error) == MN_STORAGE; /* as long as it lives */
+        storage->sync_start(file);
+        while (!storage->sync_ended(file, &status, &error))
+            (void)usleep(100);
+        uint8_t more[1] = {0};
+        for (uint32_t i = 0; as_due && !storage->append(file, more, 1, &error); i++)
+            as_due = i < 1; /* known by the next block */
+        storage->close(file);
+        _exit(as_due && status == MN_STORAGE ? 0 : 1);
+    }
+    int how = 1;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_int_equal(how, 0);
+}
+
 static void checksums(void **state)
 {
     (void)state;
@@ -289,6 +427,9 @@ int main(void)
         cmocka_unit_test(long_roots),
         cmocka_unit_test(locks_keep_others_out),
         cmocka_unit_test(folders_are_listed),
+        cmocka_unit_test(streams_hold_what_was_synced),
+        cmocka_unit_test(streams_share_their_memory),
+        cmocka_unit_test(streams_tell_what_failed),
         cmocka_unit_test(checksums),
         cmocka_unit_test(files_are_listed_and_removed),
     };

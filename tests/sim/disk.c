@@ -32,6 +32,7 @@ typedef struct stored {
     bool rotten; /* a sync failed: what is not synced never will be */
     uint32_t handles;
     bool gone; /* removed or replaced; freed with its last handle */
+    bool stream;
     const sim_disk *writer;
     uint64_t starts[STARTS_KEPT], appends; /* where the last writes began; how many there were */
     uint64_t last, promised;               /* the last whole one; what was promised before it */
@@ -48,6 +49,7 @@ struct mn_file {
     stored *stored;
     sim_disk *disk;
     uint64_t sync_ends_ns, sync_count;
+    bool failed; /* a write of the stream, of which the next call tells, and every one after it */
 };
 
 static stored *find(const sim_disk *disk, const char *path)
@@ -123,11 +125,12 @@ bool sim_disk_restart(sim_disk *disk, bool power)
     for (stored *file = disk->files->first; file; file = file->next) {
         if (file->writer != disk)
             continue;
-        if (!power && file->synced < file->count) {
+        if ((!power || file->stream) && file->synced < file->count) {
             lose_blocks(disk, file);
             any = true;
         }
-        file->synced = power ? file->synced : file->count;
+        file->synced = power && !file->stream ? file->synced : file->count;
+        file->stream = false; /* what is left of it is on the disk */
     }
     disk->dead = false;
     disk->full_until_ns = 0;
@@ -306,6 +309,16 @@ static enum mn_status create_file(mn_storage *storage, const char *path, mn_file
     return MN_OK;
 }
 
+static enum mn_status create_stream(mn_storage *storage, const char *path, bool urgent,
+                                    mn_file **out_file, mn_error *error)
+{
+    (void)urgent; /* syncs last as long as chance has it */
+    enum mn_status status = create_file(storage, path, out_file, error);
+    if (!status)
+        (*out_file)->stored->stream = true;
+    return status;
+}
+
 static enum mn_status open_file(mn_storage *storage, const char *path, mn_file **out_file,
                                 mn_error *error)
 {
@@ -338,20 +351,24 @@ static enum mn_status append_file(mn_file *handle, const void *bytes, uint64_t c
     stored *file = handle->stored;
     bool dead = disk->dead;
     enum mn_status status = begin(disk, "append", error);
+    if (!status && handle->failed)
+        return mn_fail(error, MN_STORAGE, "disk", "no space was left");
     if (!status && is_full(disk))
         status = mn_fail(error, MN_STORAGE, "disk", "no space left");
-    if (dead)
-        return status;
-    uint64_t at = file->count;
-    /* What fails now may be done in part, and what kills may be done whole. */
-    add_bytes(file, bytes, !status ? count : sim_below(disk->random, count + 1));
-    bool whole = file->count == at + count;
-    if (!status && count && disk->faulty && disk->files->stray_in && --disk->files->stray_in == 0) {
-        stray(disk, file, at, count);
-        whole = false;
+    if (!dead) {
+        uint64_t at = file->count;
+        /* What fails now may be done in part, and what kills may be done whole. */
+        add_bytes(file, bytes, !status ? count : sim_below(disk->random, count + 1));
+        bool whole = file->count == at + count;
+        if (!status && count && disk->faulty && disk->files->stray_in &&
+            --disk->files->stray_in == 0) {
+            stray(disk, file, at, count);
+            whole = false;
+        }
+        note_write(file, disk, at, whole);
     }
-    note_write(file, disk, at, whole);
-    return status;
+    handle->failed = status && file->stream;
+    return handle->failed && !disk->dead ? MN_OK : status; /* a stream's is told later */
 }
 
 static enum mn_status read_file(mn_file *handle, uint64_t offset, void *out_bytes, uint64_t count,
@@ -379,6 +396,8 @@ static enum mn_status sync_to(mn_file *handle, uint64_t count, mn_error *error)
     stored *file = handle->stored;
     sim_disk *disk = handle->disk;
     enum mn_status status = begin(disk, "sync", error);
+    if (!status && handle->failed)
+        return mn_fail(error, MN_STORAGE, "disk", "no space was left");
     if (!status && chance(disk, disk->weather.unsynced)) {
         file->rotten = true;
         status = mn_fail(error, MN_STORAGE, "disk", "input/output error");
@@ -493,9 +512,10 @@ static enum mn_status remove_one(mn_storage *storage, const char *path, mn_error
 void sim_disk_init(sim_disk *disk, sim_files *files, sim_clock *clock, sim_random *random)
 {
     *disk = (sim_disk){.files = files, .clock = clock, .random = random};
-    disk->base = (mn_storage){create_file,  open_file,  append_file, read_file,   size_file,
-                              sync_file,    close_file, rename_file, make_folder, list_folder,
-                              list_folders, remove_one, lock_file,   sync_start,  sync_ended};
+    disk->base = (mn_storage){create_file, create_stream, open_file,   append_file,
+                              read_file,   size_file,     sync_file,   close_file,
+                              rename_file, make_folder,   list_folder, list_folders,
+                              remove_one,  lock_file,     sync_start,  sync_ended};
 }
 
 sim_files *sim_files_create(void)

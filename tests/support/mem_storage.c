@@ -96,6 +96,14 @@ static enum mn_status create(mn_storage *interface, const char *path, mn_file **
     return MN_OK;
 }
 
+/* Written at once, as any file; a crash takes what was not synced of it. */
+static enum mn_status create_stream(mn_storage *base, const char *path, bool urgent,
+                                    mn_file **out_file, mn_error *error)
+{
+    (void)urgent; /* nothing waits here */
+    return create(base, path, out_file, error);
+}
+
 static enum mn_status open_file(mn_storage *interface, const char *path, mn_file **out_file,
                                 mn_error *error)
 {
@@ -280,6 +288,7 @@ mem_storage *mem_storage_create(void)
     storage->last = &storage->first;
     storage->interface = (mn_storage){
         .create = create,
+        .create_stream = create_stream,
         .open = open_file,
         .append = append,
         .read = read_file,
