@@ -36,7 +36,7 @@ typedef struct mn_shard_options {
     uint64_t log_unsynced_bytes_max; /* of a group's log, waiting for the disk; default 64 MiB */
     /* A log is cut by an image when it has grown by more than both since the last one: */
     uint64_t log_cut_bytes;   /* default 256 MiB */
-    uint32_t log_cut_percent; /* of what the last image takes; default 100 */
+    uint32_t log_cut_percent; /* of what the last image takes; default 200 */
     /* What is written of an image meanwhile: */
     uint32_t image_log_percent;    /* of what the log takes; default 200 */
     uint64_t image_bytes_a_second; /* beside it; default 16 MiB */

@@ -32,7 +32,7 @@ static enum mn_status resolve_options(const mn_shard_options *given, mn_shard_op
     DEFAULT(saves_kept, 1);
     DEFAULT(log_unsynced_bytes_max, UINT64_C(64) << 20);
     DEFAULT(log_cut_bytes, UINT64_C(256) << 20);
-    DEFAULT(log_cut_percent, 100);
+    DEFAULT(log_cut_percent, 200);
     DEFAULT(image_log_percent, 200);
     DEFAULT(image_bytes_a_second, UINT64_C(16) << 20);
     if (options->shards > MN_SHARDS_MAX)
