@@ -1,9 +1,9 @@
 /* Files written and synced beside their caller. A stream's bytes are copied once, to blocks of
  * memory that stay; a thread writes these past the kernel's cache where the file system has a way:
- * a log or an image is not read again while the process lives, and fresh pages for it cost more than
- * the writing (0.2 to 1.4 s of a core a gigabyte, this 0.05). A direct write is of whole pages: the
- * broken last one is written through the cache when a sync asks for it, and again with what follows,
- * so that a file's size is at any time that of what was appended. */
+ * a log or an image is not read again while the process lives, and fresh pages for it can cost more
+ * than the writing (0.2 to 1.4 s of a core a gigabyte, this 0.05). A direct write is of whole
+ * pages: the broken last one is written through the cache when a sync asks for it, and again with
+ * what follows, so that a file's size is at any time that of what was appended. */
 #include "storage_uv.h"
 
 #include <assert.h>

@@ -4,8 +4,8 @@
 #include "mn_shard.h"
 #include "peers/peers.h"
 
-#include <fcntl.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <glob.h>
 #include <pthread.h>
 #include <signal.h>
@@ -14,8 +14,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { PUSH_ROWS = 65536, DIM = 1024, WRITE_BYTES = 4 << 20, SECONDS_MAX = 60 };
@@ -95,17 +95,34 @@ typedef struct durable {
     float *gradients;
 } durable;
 
-static void durable_start(durable *it, const char *level, const char *cut)
+static void make_gradients(durable *it)
 {
-    memset(it, 0, sizeof *it);
-    folder_make(it->folder);
-    bench_service_start_at(&it->service, 1, &(bench_log){it->folder, level, cut});
     it->indices = malloc(PUSH_ROWS * sizeof *it->indices);
     it->gradients = bench_huge((uint64_t)PUSH_ROWS * DIM * sizeof *it->gradients);
     if (!it->indices)
         bench_die("no memory");
     for (uint64_t i = 0; i < (uint64_t)PUSH_ROWS * DIM; i++)
         it->gradients[i] = (float)(i % 17 + 1) * 0.125f;
+}
+
+static void drop_gradients(durable *it)
+{
+    free(it->indices);
+    (void)munmap(it->gradients, (uint64_t)PUSH_ROWS * DIM * sizeof *it->gradients);
+}
+
+static void choose_rows(durable *it, uint64_t step, uint32_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        it->indices[i] = (uint32_t)((i * 40503) % PUSH_ROWS * 2 + step % 2);
+}
+
+static void durable_start(durable *it, const char *level, const char *cut)
+{
+    memset(it, 0, sizeof *it);
+    folder_make(it->folder);
+    bench_service_start_at(&it->service, 1, &(bench_log){it->folder, level, cut});
+    make_gradients(it);
     mn_table_spec spec = {.name = "rows",
                           .rows = 2 * PUSH_ROWS,
                           .dim = DIM,
@@ -118,8 +135,7 @@ static void durable_start(durable *it, const char *level, const char *cut)
 static void durable_stop(durable *it)
 {
     bench_service_stop(&it->service);
-    free(it->indices);
-    (void)munmap(it->gradients, (uint64_t)PUSH_ROWS * DIM * sizeof *it->gradients);
+    drop_gradients(it);
     folder_remove(it->folder);
 }
 
@@ -128,8 +144,7 @@ static double push_step(durable *it, uint32_t count)
 {
     mn_error error;
     uint64_t step = mn_client_step(it->service.client) + 1;
-    for (uint64_t i = 0; i < count; i++)
-        it->indices[i] = (uint32_t)((i * 40503) % PUSH_ROWS * 2 + step % 2);
+    choose_rows(it, step, count);
     mn_rows which = {count, mn_u32(it->indices)};
     mn_commit_options commit = {.learning_rate = 0.01f};
     double start = bench_now();
@@ -155,6 +170,33 @@ static double push_rate(const char *level, double bytes)
     return rate;
 }
 
+/* The same rows at the same indices into redis, which answers when they are synced; 0: it is not
+ * installed. */
+static double redis_rate(double bytes)
+{
+    durable it = {0};
+    peer_redis_log redis;
+    folder_make(it.folder);
+    double rate = 0;
+    if (peer_redis_log_start(&redis, it.folder, DIM)) {
+        make_gradients(&it);
+        double done = -2 * PUSH_BYTES, start = 0; /* two steps, until all rows stand */
+        for (uint64_t step = 0; done < bytes; step++, done += PUSH_BYTES) {
+            if (step == 2)
+                start = bench_now();
+            if (step > 2 && bench_now() - start > SECONDS_MAX / 4)
+                break;
+            choose_rows(&it, step, PUSH_ROWS);
+            peer_redis_log_push(&redis, it.indices, it.gradients, PUSH_ROWS);
+        }
+        rate = done / (bench_now() - start);
+        peer_redis_log_stop(&redis);
+        drop_gradients(&it);
+    }
+    folder_remove(it.folder);
+    return rate;
+}
+
 void bench_durable_push(void)
 {
     char folder[256], name[128];
@@ -162,6 +204,7 @@ void bench_durable_push(void)
     double bytes = bytes_due(folder);
     double none = push_rate("none", bytes / 4);
     double process = push_rate("process", bytes), sync = push_rate("sync", bytes);
+    double redis = redis_rate(bytes);
     double disk = disk_rate(folder, bytes, false), synced = disk_rate(folder, bytes, true);
     folder_remove(folder);
     double bounds[] = {0.7 * none < 0.6 * disk ? 0.7 * none : 0.6 * disk,
@@ -174,6 +217,8 @@ void bench_durable_push(void)
                    PUSH_ROWS, bytes * 1e-9, synced * 1e-9);
     bench_report("durable-push", name, sync, "bytes/s", "none", sync / none, 0, 0);
     bench_report("durable-push", name, sync, "bytes/s", "bound", sync / bounds[1], 1, 0);
+    if (redis > 0)
+        bench_report("durable-push", name, sync, "bytes/s", "redis-aof", sync / redis, 3, 0);
 }
 
 /* ---- durable-bag-grad: the levels take turns */

@@ -45,6 +45,22 @@ void peer_redis_start(peer_redis *peer, uint64_t rows, uint32_t dim);
 void peer_redis_stop(peer_redis *peer);
 void peer_redis_rows(peer_redis *peer, const uint32_t *indices, uint32_t count, float *out_rows);
 
+/* redis-server with appendfsync always, on so many connections: MSET of 256 rows (1 MiB of dim
+ * 1024), two in flight on each, so that a sync covers many of them (SET by SET, 8 in flight on one
+ * connection, it syncs 4 MB/s). */
+enum { PEER_REDIS_LOG_CONNECTIONS = 8 };
+typedef struct peer_redis_log {
+    bench_child server;
+    int connections[PEER_REDIS_LOG_CONNECTIONS];
+    uint32_t dim;
+    char *request;
+} peer_redis_log;
+bool peer_redis_log_start(peer_redis_log *peer, const char *folder, uint32_t dim); /* installed? */
+void peer_redis_log_stop(peer_redis_log *peer);
+/* Returns when all rows are synced. */
+void peer_redis_log_push(peer_redis_log *peer, const uint32_t *indices, const float *rows,
+                         uint32_t count);
+
 /* echo: a bare gRPC C core unary call that answers `reply_bytes` to whatever came, servers and
  * client each in a process of their own (peers/echo_server.c, peers/echo_client.c). */
 typedef struct peer_echo_options {

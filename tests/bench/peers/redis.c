@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 enum { KEYS_PER_GET = 64, GETS_IN_FLIGHT = 8, BUFFER = 1 << 20, SETS_IN_FLIGHT = 256 };
+enum { ROWS_PER_SET = 256, SETS_PER_CONNECTION = 2 };
 
 static void fill(peer_redis *peer)
 {
@@ -89,21 +90,45 @@ static void load(peer_redis *peer, uint64_t rows)
     free(request);
 }
 
+/* Its port. A folder: every change is in its log, synced, before it is answered, and the log is
+ * never written anew. */
+static int start_server(const char *folder, bench_child *out_server)
+{
+    int port = 20000 + (int)(getpid() % 20000);
+    char port_text[16];
+    (void)snprintf(port_text, sizeof port_text, "%d", port);
+    const char *arguments[] = {"redis-server",
+                               "--port",
+                               port_text,
+                               "--save",
+                               "",
+                               "--bind",
+                               "127.0.0.1",
+                               "--loglevel",
+                               "warning",
+                               "--daemonize",
+                               "no",
+                               "--appendonly",
+                               folder ? "yes" : "no",
+                               folder ? "--dir" : NULL,
+                               folder,
+                               "--appendfsync",
+                               "always",
+                               "--auto-aof-rewrite-percentage",
+                               "0",
+                               NULL};
+    *out_server = bench_start(arguments, false, false);
+    (void)nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL); /* it tells no port file */
+    return port;
+}
+
 void peer_redis_start(peer_redis *peer, uint64_t rows, uint32_t dim)
 {
     memset(peer, 0, sizeof *peer);
     peer->installed = bench_has("redis-server");
     if (!peer->installed)
         return;
-    int port = 20000 + (int)(getpid() % 20000);
-    char port_text[16];
-    (void)snprintf(port_text, sizeof port_text, "%d", port);
-    const char *arguments[] = {"redis-server", "--port",      port_text, "--save",    "",
-                               "--appendonly", "no",          "--bind",  "127.0.0.1", "--loglevel",
-                               "warning",      "--daemonize", "no",      NULL};
-    peer->server = bench_start(arguments, false, false);
-    (void)nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL); /* it tells no port file */
-    peer->connection = bench_connect(port);
+    peer->connection = bench_connect(start_server(NULL, &peer->server));
     peer->dim = dim;
     peer->buffer = malloc(BUFFER);
     if (!peer->buffer)
@@ -143,5 +168,72 @@ void peer_redis_rows(peer_redis *peer, const uint32_t *indices, uint32_t count, 
             take(peer, out_rows, peer->dim * sizeof(float));
             skip_line_end(peer);
         }
+    }
+}
+
+/* ---- With a synced log */
+
+bool peer_redis_log_start(peer_redis_log *peer, const char *folder, uint32_t dim)
+{
+    memset(peer, 0, sizeof *peer);
+    if (!bench_has("redis-server"))
+        return false;
+    int port = start_server(folder, &peer->server);
+    for (uint32_t i = 0; i < PEER_REDIS_LOG_CONNECTIONS; i++)
+        peer->connections[i] = bench_connect(port);
+    peer->dim = dim;
+    peer->request = malloc(ROWS_PER_SET * (dim * sizeof(float) + 64) + 64);
+    if (!peer->request)
+        bench_die("no memory");
+    return true;
+}
+
+void peer_redis_log_stop(peer_redis_log *peer)
+{
+    for (uint32_t i = 0; i < PEER_REDIS_LOG_CONNECTIONS; i++)
+        (void)close(peer->connections[i]);
+    bench_stop(&peer->server);
+    free(peer->request);
+}
+
+static void set_rows(peer_redis_log *peer, int connection, const uint32_t *indices,
+                     const float *rows, uint32_t count)
+{
+    const size_t row_bytes = peer->dim * sizeof(float);
+    char *at = peer->request;
+    at += sprintf(at, "*%u\r\n$4\r\nMSET\r\n", 2 * count + 1);
+    for (uint32_t i = 0; i < count; i++) {
+        at += put_key(at, indices[i]);
+        at += sprintf(at, "$%zu\r\n", row_bytes);
+        memcpy(at, rows + (size_t)i * peer->dim, row_bytes);
+        at += row_bytes;
+        *at++ = '\r';
+        *at++ = '\n';
+    }
+    bench_send(connection, peer->request, (size_t)(at - peer->request));
+}
+
+static void take_ok(int connection)
+{
+    char answer[5];
+    bench_receive(connection, answer, sizeof answer);
+    if (memcmp(answer, "+OK\r\n", sizeof answer) != 0)
+        bench_die("redis answered '%.5s', not +OK", answer);
+}
+
+void peer_redis_log_push(peer_redis_log *peer, const uint32_t *indices, const float *rows,
+                         uint32_t count)
+{
+    enum { CONNECTIONS = PEER_REDIS_LOG_CONNECTIONS };
+    const uint32_t sets = (count + ROWS_PER_SET - 1) / ROWS_PER_SET;
+    const uint32_t ahead = SETS_PER_CONNECTION * CONNECTIONS;
+    for (uint32_t set = 0; set < sets + ahead; set++) {
+        if (set >= ahead && set - ahead < sets)
+            take_ok(peer->connections[(set - ahead) % CONNECTIONS]);
+        if (set >= sets)
+            continue;
+        uint32_t first = set * ROWS_PER_SET, left = count - first;
+        set_rows(peer, peer->connections[set % CONNECTIONS], indices + first,
+                 rows + (size_t)first * peer->dim, left < ROWS_PER_SET ? left : ROWS_PER_SET);
     }
 }
