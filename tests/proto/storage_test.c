@@ -379,7 +379,7 @@ static void streams_tell_what_failed(void **state)
         uint64_t at = 0;
         enum mn_status status = MN_OK;
         bool as_due = signal(SIGXFSZ, SIG_IGN) != SIG_ERR && !setrlimit(RLIMIT_FSIZE, &limit) &&
-                      !mn_storage_uv_create(root, &storage, &error) && /* the parent has threads */
+                      !mn_storage_uv_create(root, &storage, &error) &&
                       !storage->create_stream(storage, "f", true, &file, &error);
         if (as_due)
             append_more(file, &at, 3 << 20, 0);
@@ -427,9 +427,9 @@ int main(void)
         cmocka_unit_test(long_roots),
         cmocka_unit_test(locks_keep_others_out),
         cmocka_unit_test(folders_are_listed),
+        cmocka_unit_test(streams_tell_what_failed), /* before this process has other threads */
         cmocka_unit_test(streams_hold_what_was_synced),
         cmocka_unit_test(streams_share_their_memory),
-        cmocka_unit_test(streams_tell_what_failed),
         cmocka_unit_test(checksums),
         cmocka_unit_test(files_are_listed_and_removed),
     };
