@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -307,32 +306,40 @@ void bench_durable_bag_grad(void)
 
 enum { SMALL_ROWS = 4096, BEFORE_SECONDS = 6 };
 
-typedef struct saver {
-    mn_client *client;
-    double rate, bytes, seconds;
-    _Atomic bool over;
-} saver;
-
-static void *save_throttled(void *opaque)
+/* `mneme save`: a process of its own, as operators have it. In this one its wait would share gRPC's
+ * one poller with the trainer's, whose every answer then wakes two threads. */
+static bench_child save_throttled(const durable *it, uint32_t megabytes_a_second)
 {
-    saver *it = opaque;
-    mn_error error;
-    double start = bench_now();
-    bench_check(mn_save(it->client, "while", (uint64_t)it->rate, NULL, &error), &error, "save");
-    it->seconds = bench_now() - start;
-    it->over = true;
-    return NULL;
+    char rate[16];
+    (void)snprintf(rate, sizeof rate, "%u", megabytes_a_second);
+    const char *const arguments[] = {
+        MN_BENCH_MNEME, "--target", it->service.target, "--group", "bench", "--rate", rate, "save",
+        "while",        NULL};
+    return bench_start(arguments, false, false);
 }
 
-static double steps_a_second(durable *it, const saver *saving, double seconds)
+static bool saves(bench_child *saving)
+{
+    int status = 0;
+    if (waitpid(saving->process, &status, WNOHANG) != saving->process)
+        return true;
+    if (status)
+        bench_die("mneme save ended with %d", status);
+    saving->process = 0;
+    return false;
+}
+
+/* Until the save has ended, or for so many seconds. */
+static double steps_a_second(durable *it, bench_child *saving, double *seconds)
 {
     uint64_t steps = 0;
     double start = bench_now();
-    while (saving ? !saving->over : bench_now() - start < seconds) {
+    while (saving ? saves(saving) : bench_now() - start < *seconds) {
         (void)push_step(it, SMALL_ROWS);
         steps++;
     }
-    return (double)steps / (bench_now() - start);
+    *seconds = bench_now() - start;
+    return (double)steps / *seconds;
 }
 
 static double saved_bytes(const char *folder, const char *path)
@@ -349,24 +356,17 @@ static double saved_bytes(const char *folder, const char *path)
 
 static void snapshot_while_training(durable *it)
 {
-    mn_error error;
-    mn_client_options options = {
-        .target = it->service.target, .group = "bench", .reader = true, .deadline_ms = 600000};
-    saver saving = {.rate = 150e6};
-    bench_check(mn_client_open(&options, &saving.client, &error), &error, "open");
-    (void)steps_a_second(it, NULL, 1);
-    double before = steps_a_second(it, NULL, BEFORE_SECONDS);
-    pthread_t thread;
-    if (pthread_create(&thread, NULL, save_throttled, &saving))
-        bench_die("no thread");
-    double during = steps_a_second(it, &saving, 0);
-    (void)pthread_join(thread, NULL); /* ours, joined once */
+    enum { MEGABYTES_A_SECOND = 150 };
+    double warm = 1, seconds = BEFORE_SECONDS, saving_seconds = 0;
+    (void)steps_a_second(it, NULL, &warm);
+    double before = steps_a_second(it, NULL, &seconds);
+    bench_child saving = save_throttled(it, MEGABYTES_A_SECOND);
+    double during = steps_a_second(it, &saving, &saving_seconds);
     double bytes = saved_bytes(it->folder, "while");
     char name[128];
-    (void)snprintf(name, sizeof name, "training rate=%.0fMB/s seconds=%.1f gigabytes=%.2f",
-                   saving.rate * 1e-6, saving.seconds, bytes * 1e-9);
+    (void)snprintf(name, sizeof name, "training rate=%dMB/s seconds=%.1f gigabytes=%.2f",
+                   MEGABYTES_A_SECOND, saving_seconds, bytes * 1e-9);
     bench_report("snapshot", name, during, "steps/s", "before", during / before, 0.9, 0);
-    mn_client_close(saving.client);
 }
 
 /* Forgets what the kernel holds of the files, so that they are read from the disk. */
