@@ -21,6 +21,7 @@ struct mn_connections {
     mn_env env;
     uint16_t port;
     uint32_t max, count;
+    DIR *folder; /* of descriptors: kept open, for when none is left to open it with */
     struct connection *kept, *found; /* [max] by descriptor; found: of the look that goes on */
 };
 
@@ -37,6 +38,12 @@ enum mn_status mn_connections_create(const mn_env *env, int port, uint32_t conne
         it->kept = env->allocate(env->context, list_bytes(connections_max));
         it->found = env->allocate(env->context, list_bytes(connections_max));
     }
+    if (it)
+        it->folder = opendir("/proc/self/fd");
+    if (it && !it->folder) {
+        mn_connections_destroy(it);
+        return mn_fail(error, MN_UNAVAILABLE, "connections_max", "cannot look into /proc/self/fd");
+    }
     if (!it || !it->kept || !it->found) {
         mn_connections_destroy(it);
         return mn_fail(error, MN_NO_MEMORY, "connections_max", "no memory to tell %u connections",
@@ -51,6 +58,8 @@ void mn_connections_destroy(mn_connections *it)
     if (!it)
         return;
     mn_env env = it->env;
+    if (it->folder)
+        (void)closedir(it->folder); /* only read */
     env.release(env.context, it->found, list_bytes(it->max));
     env.release(env.context, it->kept, list_bytes(it->max));
     env.release(env.context, it, sizeof *it);
@@ -114,13 +123,9 @@ static uint32_t look(mn_connections *it, DIR *folder, bool before, uint32_t *in_
 
 uint32_t mn_connections_trim(mn_connections *it, uint32_t *out_count)
 {
-    DIR *folder = opendir("/proc/self/fd");
     uint32_t count = 0;
-    if (!folder)
-        return 0; /* no descriptor is left for it: the next look will find one */
-    (void)look(it, folder, true, &count); /* as many as were kept find room */
-    uint32_t cut = look(it, folder, false, &count);
-    (void)closedir(folder); /* only read */
+    (void)look(it, it->folder, true, &count); /* as many as were kept find room */
+    uint32_t cut = look(it, it->folder, false, &count);
     qsort(it->found, count, sizeof *it->found, by_descriptor);
     struct connection *found = it->found;
     it->found = it->kept;

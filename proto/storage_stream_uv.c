@@ -247,6 +247,8 @@ static struct stream_block *take_block(mn_file *file)
         }
         if (lane->filling_first)
             hand_over(lane->filling_first);
+        if (!lane->free && !lane->has_thread && !file->failure)
+            file->failure = UV_EAGAIN; /* nobody would give one back */
         if (file->failure)
             return NULL;
         if (!lane->free)

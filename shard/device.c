@@ -244,16 +244,27 @@ static enum mn_status open_answer(mn_shard *shard, const mn_request *request, ui
     return state->answer ? MN_OK : mn_shard_device_no_memory(shard, bytes, error);
 }
 
-/* What is at `answer` on its way to the caller; the reply of a direct call says its size alone. */
+/* Where an answer of `bytes` belongs; the reply of a direct call says its size alone. */
+static enum mn_status answer_place(mn_call *call, uint64_t bytes, uint8_t **out_to, mn_error *error)
+{
+    const mn_direct *direct = &call->request.direct;
+    *out_to = direct->used ? direct->out : call->reserve(call, bytes);
+    if (!*out_to)
+        return mn_fail(error, MN_BUSY, "reply_bytes_max",
+                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    return MN_OK;
+}
+
+/* What is at `answer` on its way to the caller. */
 static enum mn_status send_answer(mn_shard *shard, mn_call *call, const uint8_t *answer,
                                   uint64_t bytes, mn_error *error)
 {
     struct device_state *state = shard->device_state;
     const mn_direct *direct = &call->request.direct;
-    uint8_t *to = direct->used ? direct->out : call->reserve(call, bytes);
-    if (!to)
-        return mn_fail(error, MN_BUSY, "reply_bytes_max",
-                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    uint8_t *to;
+    enum mn_status status = answer_place(call, bytes, &to, error);
+    if (status)
+        return status;
     if (to != answer)
         DEVICE_TRY(shard, mn_cuda_copy(&state->queue, to, answer, bytes, &state->error));
     if (direct->used)
@@ -297,7 +308,8 @@ static void gather_states(mn_shard *shard, const struct target *target, uint64_t
     }
 }
 
-/* Rows, then states: in one block, which goes into the reply, or into the caller's two arrays. */
+/* Rows, then states at a place that suits their kind: they go into the reply one behind the other,
+ * or into the caller's two arrays. */
 static enum mn_status answer_fetch(mn_shard *shard, mn_call *call, const struct target *target,
                                    mn_error *error)
 {
@@ -311,10 +323,10 @@ static enum mn_status answer_fetch(mn_shard *shard, mn_call *call, const struct 
         const mn_tile *plane = &target->table->planes[target->plane_first + i];
         state_stride += mn_state_row_bytes(&plane->optimizer, plane->columns);
     }
-    const uint64_t bytes = rows + request->count * state_stride;
-    uint8_t *answer = state->answer = mn_cuda_take(&state->queue, bytes);
+    const uint64_t states = request->count * state_stride, states_at = round_up(rows, ALIGNMENT);
+    uint8_t *answer = state->answer = mn_cuda_take(&state->queue, states_at + states);
     if (!answer)
-        return mn_shard_device_no_memory(shard, bytes, error);
+        return mn_shard_device_no_memory(shard, states_at + states, error);
     for (uint32_t i = 0; i < target->plane_count; i++) {
         const mn_tile *plane = &target->table->planes[target->plane_first + i];
         DEVICE_TRY(shard, mn_cuda_gather(plane, state->offsets, request->count,
@@ -323,13 +335,18 @@ static enum mn_status answer_fetch(mn_shard *shard, mn_call *call, const struct 
         column += plane->columns;
     }
     if (state_stride)
-        gather_states(shard, target, request->count, state_stride, answer + rows);
-    enum mn_status status = send_answer(shard, call, answer, direct->used ? rows : bytes, error);
-    if (!status && direct->used && state_stride)
-        DEVICE_TRY(shard, mn_cuda_copy(&state->queue, direct->out_state, answer + rows,
-                                       bytes - rows, &state->error));
-    call->reply.payload.bytes = status ? 0 : bytes;
-    return status;
+        gather_states(shard, target, request->count, state_stride, answer + states_at);
+    uint8_t *to;
+    enum mn_status status = answer_place(call, rows + states, &to, error);
+    if (status)
+        return status;
+    DEVICE_TRY(shard, mn_cuda_copy(&state->queue, to, answer, rows, &state->error));
+    if (states)
+        DEVICE_TRY(shard, mn_cuda_copy(&state->queue, direct->used ? direct->out_state : to + rows,
+                                       answer + states_at, states, &state->error));
+    if (direct->used)
+        call->reply.payload = (mn_payload){.bytes = rows + states};
+    return MN_OK;
 }
 
 /* Counting is the host's: it gets what was read. */

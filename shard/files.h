@@ -155,10 +155,11 @@ enum mn_status mn_shard_save_end(mn_shard *shard, struct files_job *job, struct 
                                  mn_error *error);
 /* The group has come to the step that is saved: from now on its rows are kept. */
 enum mn_status mn_shard_save_begin(mn_shard *shard, struct files_job *job, mn_error *error);
-/* Whether the tile's file is whole, written now or by a save of the same state before: a name is
- * used for one state alone, so it is not written again. */
-bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_save *save,
-                          const struct tile_transfer *transfer);
+/* Finds out, once, whether a save of the same state has written the tile's file before, which is
+ * then finished: a name is used for one state alone. When that cannot be told, an error: manifests
+ * may name the file. */
+enum mn_status mn_shard_save_look(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                  const struct tile_transfer *transfer, mn_error *error);
 /* Puts rows [first, first + rows) whose bits are set in the transfer's buffer into the tile's file,
  * as a chunk of `written` rows. */
 enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,

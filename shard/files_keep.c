@@ -124,7 +124,9 @@ static enum mn_status keep_rows(mn_shard *shard, struct files_job *job, struct t
             status = mn_shard_transfer_start(shard, keeper, job->group->name, table,
                                              table->tile_first + tile,
                                              mn_shard_save_step(job, save), error);
-        if (!status && mn_shard_save_stands(shard, job, save, keeper))
+        if (!status)
+            status = mn_shard_save_look(shard, job, save, keeper, error);
+        if (!status && save->finished)
             continue;
         if (!status && !same)
             status = open_window(shard, job, save, row, &window, error);

@@ -121,24 +121,27 @@ static uint64_t pack_rows(const struct tile_transfer *transfer, uint64_t first, 
     return (uint64_t)(at - transfer->buffer);
 }
 
-bool mn_shard_save_stands(mn_shard *shard, struct files_job *job, struct tile_save *save,
-                          const struct tile_transfer *transfer)
+enum mn_status mn_shard_save_look(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                  const struct tile_transfer *transfer, mn_error *error)
 {
     char path[FILE_PATH_BYTES];
     struct file_tile_record found;
     if (save->looked)
-        return save->finished;
-    save->looked = true;
+        return MN_OK;
     path_of(job, save, path);
-    save->finished =
-        mn_shard_tile_summary(shard->env.storage, path, &transfer->head, &found, NULL) == MN_OK;
+    enum mn_status status =
+        mn_shard_tile_summary(shard->env.storage, path, &transfer->head, &found, error);
+    if (status && status != MN_NOT_FOUND && status != MN_CORRUPT)
+        return status; /* it may be there, and named by manifests: not to be replaced */
+    save->looked = true;
+    save->finished = !status;
     if (save->finished) {
         save->record.bytes = found.bytes;
         save->record.rows_written = found.rows_written;
         save->record.checksum = found.checksum;
         job->bytes_due -= save->bytes_due;
     }
-    return save->finished;
+    return MN_OK;
 }
 
 static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
@@ -280,13 +283,16 @@ static enum mn_status save_rows(mn_shard *shard, struct files_job *job, bool *ou
 {
     struct tile_transfer *transfer = &job->transfer;
     struct tile_save *save = save_of(job);
-    if (mn_shard_save_stands(shard, job, save, transfer)) {
+    enum mn_status status = mn_shard_save_look(shard, job, save, transfer, error);
+    if (status)
+        return status;
+    if (save->finished) {
         transfer->active = false;
         return MN_OK;
     }
     if (save->next_row < transfer->rows)
         return mn_shard_save_next(shard, job, save, error);
-    enum mn_status status = finish_tile(shard, job, out_wait, error);
+    status = finish_tile(shard, job, out_wait, error);
     return status || *out_wait ? status : end_tile(shard, job, save, error);
 }
 

@@ -207,6 +207,8 @@ static mn_request commit_of(const struct base *base)
 /* The base needs the piece no more. */
 static void let_go(mn_shard *shard, struct piece *piece)
 {
+    if (!piece) /* there was no memory to note it */
+        return;
     piece->wanted = false;
     if (piece->left)
         mn_shard_block_give(&shard->pool, piece, piece->block_bytes);

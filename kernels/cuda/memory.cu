@@ -37,13 +37,19 @@ static void advise_near(cudaError_t (*advise)(const void *, size_t, enum cudaMem
 
 static enum mn_status check_device(uint32_t device, mn_error *error)
 {
-    int count = 0, concurrent = 0, pools = 0;
+    int count = 0, concurrent = 0, pools = 0, major = 0;
     const enum mn_status status = told(cudaGetDeviceCount(&count), error);
     if (status)
         return status;
     if (device >= (uint32_t)count)
         return mn_fail(error, MN_UNAVAILABLE, "device", "there is no CUDA device %u among %d",
                        device, count);
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, (int)device) !=
+            cudaSuccess ||
+        major < 8)
+        return mn_fail(error, MN_UNSUPPORTED, "device",
+                       "CUDA device %u is of compute capability %d; 8 (Ampere) is the least",
+                       device, major);
     if (cudaDeviceGetAttribute(&concurrent, cudaDevAttrConcurrentManagedAccess, (int)device) !=
             cudaSuccess ||
         cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, (int)device) !=

@@ -144,6 +144,39 @@ static uint64_t print_of(const struct service *service, int number)
     return print;
 }
 
+/* bf16 rows of an odd number of elements leave states of f32 askew behind them: on a GPU that is an
+ * error which no context survives (here the undefined-behaviour sanitizer tells of it). */
+static void states_behind_odd_rows(void **state)
+{
+    enum { ODD = 3 };
+    static uint8_t answers[2][ODD * (2 + 2 * 4)];
+    (void)state;
+    for (int side = 0; side < 2; side++) {
+        struct service service;
+        mn_error error;
+        mn_table *table;
+        service_start(&service, side ? on_device : on_host, NULL);
+        mn_client *client = service_open(&service, "odd", 0, 1);
+        const mn_table_spec spec = {.name = "odd",
+                                    .rows = 16,
+                                    .dim = 1,
+                                    .init = mn_init_normal(1),
+                                    .optimizer = mn_adam(0.9f, 0.99f, 1e-6f)};
+        must(mn_table_open(client, &spec, &table, &error));
+        uint32_t some[ODD] = {1, 5, 11};
+        float gradients[ODD] = {0.5f, -2, 0.25f};
+        const mn_rows rows = {ODD, mn_u32(some)};
+        must_wait(mn_push(table, 1, 0, &rows, mn_f32(gradients)));
+        must(mn_commit(client, 1, &(mn_commit_options){.learning_rate = 0.1f}, NULL, &error));
+        uint16_t *values = (uint16_t *)(void *)answers[side];
+        must_wait(mn_fetch(table, 2, &rows, mn_bf16(values), answers[side] + ODD * 2));
+        mn_client_close(client);
+        service_stop(&service);
+    }
+    assert_memory_equal(answers[0], answers[1], sizeof answers[0]);
+    assert_int_not_equal(answers[0][ODD * 2 + 3], 0); /* a moment of a gradient */
+}
+
 static void every_optimizer_has_the_hosts_bits(void **state)
 {
     static uint64_t expected[SPECS];
@@ -327,6 +360,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_optimizer_has_the_hosts_bits),
+        cmocka_unit_test(states_behind_odd_rows),
         cmocka_unit_test(what_is_refused_is_said_alike),
         cmocka_unit_test(files_are_the_hosts),
         cmocka_unit_test(saves_are_of_one_step),

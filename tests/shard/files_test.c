@@ -449,7 +449,7 @@ static void test_storage_fails(void **state)
             status = files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 2, NULL);
         assert_true(status == MN_OK || status == MN_STORAGE);
         assert_int_equal(mem_storage_open_handles(f.storage), 0);
-        failures += status != MN_OK; /* a look for a file that stands may fail unseen */
+        failures += status != MN_OK; /* what ends after the manifest may fail unseen */
     }
     assert_true(failures > 50);
     f.epoch = FIXTURE_RESTORED;
@@ -504,7 +504,7 @@ static void test_power_loss(void **state)
         fixture_deinit(&after);
         fixture_deinit(&f);
     }
-    assert_true(outcomes[0] > 20 && outcomes[1] > 10);
+    assert_true(outcomes[0] > 20 && outcomes[1] > 0);
 }
 
 /* A byte more than the file has is damage, too. */

@@ -209,10 +209,9 @@ static void test_steps(void **state)
 }
 
 /* A second save of a step that is saved, given up after a commit has kept rows for it: the first
- * one stands. */
-static void test_saved_twice(void **state)
+ * one stands; also where storage fails at any of its operations, as when it looks for files. */
+static void save_twice(uint64_t fails_at)
 {
-    (void)state;
     struct fixture f, again;
     fixture_init(&f, 1, NULL);
     fixture_join(&f, 1);
@@ -223,10 +222,13 @@ static void test_saved_twice(void **state)
     assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 1), MN_OK);
     mn_request write = files_request(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, 64000000);
     struct answer *answer = fixture_send(&f, 0, &write, NULL, 0);
+    mem_storage_fail_at(f.storage, fails_at);
     play(&f, &tables, 2);
-    for (int tick = 0; tick < 3; tick++)
+    for (int tick = 0; tick < 3 && !answer->finished; tick++)
         (void)mn_shard_tick(f.shards[0], f.world.now_ns += 1000000000);
-    mn_shard_abandon(f.shards[0], &answer->call);
+    if (!answer->finished)
+        mn_shard_abandon(f.shards[0], &answer->call);
+    mem_storage_fail_at(f.storage, 0);
     fixture_free(answer);
     restore(&again, &f, 2);
     float *restored = read_all(&again, &tables, 2);
@@ -235,6 +237,13 @@ static void test_saved_twice(void **state)
     free(at_cut);
     fixture_deinit(&again);
     fixture_deinit(&f);
+}
+
+static void test_saved_twice(void **state)
+{
+    (void)state;
+    for (uint64_t fails_at = 0; fails_at < 40; fails_at++)
+        save_twice(fails_at);
 }
 
 /* The disk fills while a commit keeps rows: the save fails and says why, the step is committed. */

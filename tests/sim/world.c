@@ -285,8 +285,10 @@ static void save_aside(sim_world *world)
     life->aside = true;
     sim_trace(world, "life %u saves aside", life->number);
     sim_life_serve(life, MN_OP_SAVE);
-    if (sim_chance(&world->deaths, 400))
-        sim_after(&world->clock, sim_below(&world->deaths, SIM_S), give_up, life);
+    /* Given up halfway, or at the latest when it stands in the way of others for too long. */
+    uint64_t patience =
+        sim_chance(&world->deaths, 400) ? sim_below(&world->deaths, SIM_S) : 4 * SIM_S;
+    sim_after(&world->clock, patience, give_up, life);
 }
 
 static void start_loading(sim_world *world)

@@ -226,7 +226,11 @@ cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaE
  * peak is known. */
 cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr attribute, int)
 {
-    *out_value = attribute == cudaDevAttrL2CacheSize ? 65536 : 1;
+    *out_value = 1;
+    if (attribute == cudaDevAttrL2CacheSize)
+        *out_value = 65536;
+    else if (attribute == cudaDevAttrComputeCapabilityMajor)
+        *out_value = 9;
     return cudaSuccess;
 }
 
