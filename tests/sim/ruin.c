@@ -50,6 +50,8 @@ static bool tells_loss(const sim_world *world, const mn_operation *operation)
     switch (operation->status) {
     case MN_LOST:
         return true;
+    case MN_DEADLINE: /* a saver cannot tell a Commit that is forgotten from one to come */
+        return operation->kind == MN_OP_SAVE;
     case MN_CONFLICT:
         return operation->kind == MN_OP_TABLE_OPEN && !strcmp(operation->error.field, "table");
     case MN_EPOCH:
