@@ -296,9 +296,9 @@ static void on_event(mn_grpc_server *server, const grpc_event *event)
         server->stopped = true;
         break;
     case EVENT_WOKEN:
-        gpr_mu_lock(&server->wake_mutex);
+        (void)pthread_mutex_lock(&server->wake_mutex);
         server->woken = false;
-        gpr_mu_unlock(&server->wake_mutex);
+        (void)pthread_mutex_unlock(&server->wake_mutex);
         break;
     }
 }
@@ -332,9 +332,9 @@ static void drain(mn_grpc_server *server)
             cut = true;
         }
     }
-    gpr_mu_lock(&server->wake_mutex);
+    (void)pthread_mutex_lock(&server->wake_mutex);
     server->deaf = true;
-    gpr_mu_unlock(&server->wake_mutex);
+    (void)pthread_mutex_unlock(&server->wake_mutex);
     grpc_completion_queue_shutdown(server->queue);
     while (next_event(server, never).type != GRPC_QUEUE_SHUTDOWN)
         ;
@@ -397,7 +397,7 @@ void mn_grpc_server_stop(mn_grpc_server *server)
 /* One event at a time is enough. */
 void mn_grpc_server_wake(mn_grpc_server *server)
 {
-    gpr_mu_lock(&server->wake_mutex);
+    (void)pthread_mutex_lock(&server->wake_mutex);
     if (!server->woken && !server->deaf) {
         server->woken = true;
         grpc_call_error error =
@@ -405,7 +405,7 @@ void mn_grpc_server_wake(mn_grpc_server *server)
         assert(error == GRPC_CALL_OK);
         (void)error;
     }
-    gpr_mu_unlock(&server->wake_mutex);
+    (void)pthread_mutex_unlock(&server->wake_mutex);
 }
 
 void mn_grpc_server_set_healthy(mn_grpc_server *server, bool healthy)
@@ -515,7 +515,7 @@ static void release(mn_grpc_server *server)
 {
     mn_env env = server->env;
     mn_reply_pool_destroy(server->pool);
-    gpr_mu_destroy(&server->wake_mutex);
+    (void)pthread_mutex_destroy(&server->wake_mutex);
     if (server->slots)
         env.unreserve(env.context, server->slots, slots_bytes(server));
     env.release(env.context, server, sizeof *server);
@@ -550,7 +550,7 @@ enum mn_status mn_grpc_server_create(const mn_grpc_server_options *options,
         server->options.message_bytes_max = MN_MESSAGE_BYTES_MAX;
     server->stopped_tag.event = EVENT_STOPPED;
     server->woken_tag.event = EVENT_WOKEN;
-    gpr_mu_init(&server->wake_mutex);
+    (void)pthread_mutex_init(&server->wake_mutex, NULL); /* a default one: it cannot fail */
     atomic_store(&server->healthy, true);
     mn_grpc_init();
     /* Twice the calls: as many again may be leaving while these are held. */

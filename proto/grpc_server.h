@@ -5,6 +5,7 @@
 #include "grpc_common.h"
 #include "grpc_pool.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 /* What a completion-queue event is about; the address of a tag is gRPC's `void *tag`. */
@@ -86,13 +87,13 @@ struct mn_grpc_server {
     mn_span spans[MN_GRPC_SPANS_MAX];    /* scratch likewise: a message's pieces */
 
     struct tag stopped_tag, woken_tag;
-    grpc_channel *nowhere; /* of the kick */
-    grpc_call *kick;       /* never sent; an empty batch of it wakes the thread */
-    gpr_mu wake_mutex;
-    bool woken, deaf; /* under it: the event is on its way; the queue takes no more */
-    bool stopped;     /* stopped_tag came */
-    bool drained;     /* the queue is empty for good */
-    bool abandoned;   /* the core gave up its calls */
+    grpc_channel *nowhere;      /* of the kick */
+    grpc_call *kick;            /* never sent; an empty batch of it wakes the thread */
+    pthread_mutex_t wake_mutex; /* not gRPC's: the thread sanitizer sees this one */
+    bool woken, deaf;           /* under it: the event is on its way; the queue takes no more */
+    bool stopped;               /* stopped_tag came */
+    bool drained;               /* the queue is empty for good */
+    bool abandoned;             /* the core gave up its calls */
 
     _Atomic bool stopping, healthy;                                     /* any thread */
     _Atomic uint64_t calls, failures, bytes_received, bytes_sent, held; /* written in run only */

@@ -10,10 +10,10 @@
 enum {
     STORAGE_PATH_BYTES = 4096,
     STREAM_PAGE_BYTES = 4096,     /* direct writes begin and end at a multiple */
-    STREAM_BLOCK_BYTES = 1 << 18, /* a multiple of a page */
-    STREAM_WRITE_BLOCKS = 16,     /* in one write, at most: others' syncs wait for it in the disk */
-    STREAM_LOG_BLOCKS_MAX = 256,  /* on their way, of all logs */
-    STREAM_BULK_BLOCKS_MAX = 128  /* likewise of all else: more than a table's tiles */
+    STREAM_BLOCK_BYTES = 1 << 20, /* a multiple of a page */
+    STREAM_WRITE_BLOCKS = 4,      /* in one write, at most: others' syncs wait for it in the disk */
+    STREAM_LOG_BLOCKS_MAX = 64,   /* on their way, of all logs */
+    STREAM_BULK_BLOCKS_MAX = 96   /* likewise of all else: more than a table's tiles */
 };
 
 /* A sync that somebody waits for without standing still. */
