@@ -89,6 +89,7 @@ struct device_tile {
     uint32_t *updates;
     mn_init init;
     uint64_t seed, rows, table_rows, row_base, row_inverse;
+    uint64_t row_share; /* row_inverse / table_rows, in 2^-64, rounded down */
     uint32_t columns, first_column;
     bool bf16, all_written;
 };
@@ -99,7 +100,8 @@ static inline device_tile device_tile_of(const mn_tile *tile)
     device.values = tile->values, device.state = tile->state, device.updates = tile->updates;
     device.init = tile->init, device.seed = tile->seed;
     device.rows = tile->rows, device.table_rows = tile->table_rows;
-    device.row_base = tile->row_base, device.row_inverse = tile->row_inverse;
+    device.row_base = tile->row_base, device.row_inverse = tile->row_inverse % tile->table_rows;
+    device.row_share = (uint64_t)(((unsigned __int128)device.row_inverse << 64) / tile->table_rows);
     device.columns = tile->columns, device.first_column = tile->first_column;
     device.bf16 = tile->dtype == MN_BF16;
     device.all_written = tile->rows_written == tile->rows;
@@ -125,20 +127,14 @@ DEVICE float initial_value(const mn_init &init, uint64_t seed, uint64_t row, uin
     return init.a * (second ? sine : cosine);
 }
 
-/* row_inverse * place mod table_rows, bit by bit: only rows never written and bf16 updates need
- * it. */
+/* row_inverse * place mod table_rows. The whole rows that row_share counts in the product are all
+ * that it has, or one less (V. Shoup, NTL, MulModPrecon). */
 DEVICE uint64_t table_row(const device_tile &tile, uint64_t offset)
 {
-    uint64_t place = tile.row_base + offset, row = 0;
-    if (tile.row_inverse == 1 && place < tile.table_rows)
-        return place;
-    place %= tile.table_rows;
-    for (int bit = 63; bit >= 0; bit--) {
-        row = (row << 1) % tile.table_rows; /* table_rows <= 2^40: no overflow */
-        if (tile.row_inverse >> bit & 1)
-            row = (row + place) % tile.table_rows;
-    }
-    return row;
+    const uint64_t place = tile.row_base + offset;
+    const uint64_t whole = __umul64hi(tile.row_share, place);
+    const uint64_t row = tile.row_inverse * place - whole * tile.table_rows;
+    return row < tile.table_rows ? row : row - tile.table_rows;
 }
 
 DEVICE bool row_written(const device_tile &tile, uint64_t offset)

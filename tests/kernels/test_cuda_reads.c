@@ -161,9 +161,47 @@ static void test_wide_rows_and_long_bags(void **state)
     check_wide(8, 5, 0, MN_F32); /* empty bags are zero */
 }
 
+/* Rows of small numbers: their products with the inverse have hardly more than whole table_rows, so
+ * that a share of them which is rounded counts one too few. And rows beyond the table's end. */
+static void test_rows_of_any_number(void **state)
+{
+    /* {table_rows, row_inverse, row_base, its row} */
+    static const uint64_t cases[][4] = {
+        {(UINT64_C(1) << 40) - 87, 0x9e3779b97e, 0x86e33f8107, 1},
+        {(UINT64_C(1) << 40) - 87, 0x9e3779b97e, 0xdc67f0265, 2},
+        {(UINT64_C(1) << 40) - 87, 0x9e3779b97e, 0x94a9be836c, 3},
+        {(UINT64_C(1) << 40) - 87, 0x9e3779b97e, (UINT64_C(1) << 40) - 87, 0},
+        {UINT64_C(1) << 40, 1, (UINT64_C(1) << 40) - 1, (UINT64_C(1) << 40) - 1},
+        {UINT64_C(1) << 40, (UINT64_C(1) << 40) - 1, 1, (UINT64_C(1) << 40) - 1},
+        {5, 3, 9, 2},
+        {1, 1, 0, 0},
+    };
+    (void)state;
+    gpu_need();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fixture_options options = {.rows = 1, .columns = 4, .init = mn_init_normal(1)};
+        read_inputs in = {.tile = fixture_tile(&options)};
+        float expected[4], *got = gpu_new(sizeof expected);
+        in.tile.table_rows = cases[i][0], in.tile.row_inverse = cases[i][1];
+        in.tile.row_base = cases[i][2];
+        in.tile.updates[0] = 0, in.tile.rows_written = 0;
+        in.gpu = gpu_tile(&in.tile, 0);
+        mn_kernels_for(MN_ISA_PLAIN)
+            ->init_row(&in.tile.init, in.tile.seed, cases[i][3], in.tile.first_column, 4, MN_F32,
+                       expected);
+        assert_int_equal(mn_cuda_gather(&in.gpu, gpu_copy(in.offsets, sizeof *in.offsets), 1,
+                                        MN_F32, got, sizeof expected, NULL, &in.error),
+                         MN_OK);
+        assert_true(gpu_equal(got, expected, sizeof expected));
+        gpu_free();
+        fixture_free(&in.tile);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_reads_equal_plain_c),
+                                       cmocka_unit_test(test_rows_of_any_number),
                                        cmocka_unit_test(test_wide_rows_and_long_bags)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

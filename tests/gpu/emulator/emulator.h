@@ -270,6 +270,10 @@ static inline int __reduce_min_sync(uint32_t mask, int value)
 
 static inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 static inline int __ffs(int bits) { return __builtin_ffs(bits); }
+static inline uint64_t __umul64hi(uint64_t a, uint64_t b)
+{
+    return (uint64_t)((unsigned __int128)a * b >> 64);
+}
 static inline unsigned long long atomicAdd(unsigned long long *to, unsigned long long value)
 {
     unsigned long long before = *to;
