@@ -190,8 +190,8 @@ enum mn_status mn_cuda_nn_embed_grad(mn_cuda_nn *nn, const mn_cuda_sequences *ba
                                      float *d_position_table, mn_error *error);
 
 /* As mn_attention_forward and _backward: qkv [tokens][3 * width], log_sums [tokens][heads]. A head
- * has up to 256 columns, with bf16 products up to 128 and a multiple of 8 (else f32 serves).
- * Scratch: mn_cuda_nn_attention_bytes. d_qkv is assigned. */
+ * has up to 256 columns, with bf16 products up to 128 and a multiple of 8 (else f32 serves); then
+ * out and d_qkv are aligned to 8 bytes. Scratch: mn_cuda_nn_attention_bytes. d_qkv is assigned. */
 typedef struct mn_cuda_attention {
     mn_cuda_sequences batch;
     uint32_t width, heads;

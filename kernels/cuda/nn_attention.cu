@@ -166,6 +166,15 @@ static bool narrow_heads(const mn_cuda_nn *nn, const attention_work &work)
     return nn->bf16 && work.dim % 8 == 0 && work.dim <= 128;
 }
 
+/* A lane of theirs writes two columns at once (put_rows). */
+static enum mn_status check_pairs(const char *field, const float *out, mn_error *error)
+{
+    if ((uintptr_t)out % (2 * sizeof *out) == 0)
+        return MN_OK;
+    return mn_fail(error, MN_INVALID, field, "%p is not aligned to 8 bytes, as bf16 wants it",
+                   (const void *)out);
+}
+
 extern "C" enum mn_status mn_cuda_nn_attention(mn_cuda_nn *nn, const mn_cuda_attention *attention,
                                                const float *qkv, float *out_log_sums, float *out,
                                                mn_error *error)
@@ -179,6 +188,8 @@ extern "C" enum mn_status mn_cuda_nn_attention(mn_cuda_nn *nn, const mn_cuda_att
     const bool narrow = narrow_heads(nn, work);
     work.qkv = qkv, work.out_log_sums = out_log_sums, work.out = out;
     if (narrow)
+        status = check_pairs("out", out, error);
+    if (status == MN_OK && narrow)
         status = mn_narrow_factor(nn, qkv, 3 * elements, &used, &work.qkv, error);
     if (status)
         return status;
@@ -206,6 +217,8 @@ extern "C" enum mn_status mn_cuda_nn_attention_grad(mn_cuda_nn *nn,
     const bool narrow = narrow_heads(nn, work);
     work.qkv = saved->qkv, work.d_out = d_out, work.log_sums = saved->log_sums, work.d_qkv = d_qkv;
     if (narrow)
+        status = check_pairs("d_qkv", d_qkv, error);
+    if (status == MN_OK && narrow)
         status = mn_narrow_factor(nn, saved->qkv, 3 * elements, &used, &work.qkv, error);
     if (status == MN_OK && narrow)
         status = mn_narrow_factor(nn, d_out, elements, &used, &work.d_out, error);

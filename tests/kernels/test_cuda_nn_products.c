@@ -315,6 +315,9 @@ static void test_products_name_what_is_wrong(void **state)
     REFUSED("batch", mn_cuda_nn_attention, nn, &shape, x.gpu, y.gpu, y.gpu);
     shape.batch.longest = 8;
     REFUSED("scratch", mn_cuda_nn_attention, nn, &shape, x.gpu, y.gpu, y.gpu);
+    const mn_cuda_attention_saved saved = {x.gpu, y.gpu, y.gpu};
+    REFUSED("out", mn_cuda_nn_attention, nn, &shape, x.gpu, y.gpu, y.gpu + 1);
+    REFUSED("d_qkv", mn_cuda_nn_attention_grad, nn, &shape, &saved, x.gpu, y.gpu + 1);
     nn_close(nn);
 }
 
