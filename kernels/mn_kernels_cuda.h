@@ -5,8 +5,9 @@
  * stream has run it. Nothing here allocates, but mn_cuda_open and section 5.
  *
  * Bits: as kernels/cpu, but for the sums of mn_cuda_search's matrix product. Without a driver or a
- * GPU every call that needs one says MN_UNAVAILABLE "device". MN_UNAVAILABLE "stream": the launch
- * was refused. */
+ * GPU every call that needs one says MN_UNAVAILABLE "device", and so it does where the device, or
+ * cuBLAS, refuses the work. MN_UNAVAILABLE "stream": it is none of the current device, or a graph
+ * is made of it. */
 #ifndef MN_KERNELS_CUDA_H
 #define MN_KERNELS_CUDA_H
 

@@ -9,8 +9,8 @@
  * atomically, and cuBLAS repeats itself on the same GPU. A sum of n terms is off by at most n *
  * 2^-24 times the sum of their magnitudes.
  *
- * Status: MN_UNAVAILABLE "device" without a driver or a GPU, "stream" when a launch or a product
- * was refused; MN_NO_MEMORY "bytes"; MN_INVALID names the argument. */
+ * Status: MN_UNAVAILABLE "device" without a driver or a GPU, and when a launch or a product was
+ * refused; MN_NO_MEMORY "bytes"; MN_INVALID names the argument. */
 #ifndef MN_NN_CUDA_H
 #define MN_NN_CUDA_H
 

@@ -188,6 +188,14 @@ static inline cudaLaunchConfig_t rows_config(uint32_t vectors, uint64_t items, u
     return config;
 }
 
+/* Whether it is the stream that is at fault: another device's, or one that a graph is made of. */
+static inline bool stream_at_fault(cudaError_t result)
+{
+    return result == cudaErrorInvalidResourceHandle ||
+           (result >= cudaErrorStreamCaptureUnsupported &&
+            result <= cudaErrorStreamCaptureWrongThread);
+}
+
 static inline enum mn_status launched(cudaError_t result, mn_error *error)
 {
     const cudaError_t earlier = cudaGetLastError(); /* taken, so that it blames no later call */
@@ -195,10 +203,8 @@ static inline enum mn_status launched(cudaError_t result, mn_error *error)
         result = earlier;
     if (result == cudaSuccess)
         return MN_OK;
-    const bool no_device = result == cudaErrorNoDevice || result == cudaErrorInsufficientDriver ||
-                           result == cudaErrorInvalidDevice; /* what CUB says without one */
-    return mn_fail(error, MN_UNAVAILABLE, no_device ? "device" : "stream", "CUDA refused: %s",
-                   cudaGetErrorString(result));
+    return mn_fail(error, MN_UNAVAILABLE, stream_at_fault(result) ? "stream" : "device",
+                   "CUDA refused: %s", cudaGetErrorString(result));
 }
 
 #endif

@@ -58,7 +58,7 @@ static inline enum mn_status product_queued(cublasStatus_t result, mn_error *err
 {
     if (result == CUBLAS_STATUS_SUCCESS)
         return MN_OK;
-    return mn_fail(error, MN_UNAVAILABLE, "stream", "cuBLAS refused: %s",
+    return mn_fail(error, MN_UNAVAILABLE, "device", "cuBLAS refused: %s",
                    cublasGetStatusString(result));
 }
 

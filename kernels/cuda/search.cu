@@ -381,7 +381,7 @@ extern "C" enum mn_status mn_cuda_search(const mn_cuda *cuda, const mn_search *s
             product =
                 queue_product(cuda, search, dtype == MN_BF16, queries, keys, t, count, scores);
         if (product != CUBLAS_STATUS_SUCCESS)
-            return mn_fail(error, MN_UNAVAILABLE, "stream", "cuBLAS refused: %s",
+            return mn_fail(error, MN_UNAVAILABLE, "device", "cuBLAS refused: %s",
                            cublasGetStatusString(product));
         result = queue_select(scores, count * heads, t * heads, n, k, out_rows, out_scores, out_bad,
                               stream);

@@ -3,6 +3,7 @@
 #include "device_test.h"
 
 #include "harness.h"
+#include "mn_kernels_cuda.h"
 
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
@@ -195,6 +196,19 @@ void memory_ends(void **state)
     must(mn_table_open(client, &spec, &table, &error));
     mn_client_close(client);
     service_stop(&service);
+}
+
+/* A device that fails is said to be at fault, not the stream that the work was given to. */
+void a_device_is_at_fault(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    float *numbers = device_copy((float[]){1, 2}, 2 * sizeof(float));
+    emulator_fail_after(0);
+    assert_int_equal(mn_cuda_softmax(numbers, 1, 2, NULL, &error), MN_UNAVAILABLE);
+    emulator_fail_after(UINT64_MAX);
+    assert_string_equal(error.field, "device");
+    assert_int_equal(cudaFree(numbers), cudaSuccess);
 }
 
 /* After any piece of its work: what was going on is LOST, and so is all that comes. */

@@ -368,6 +368,7 @@ int main(void)
         cmocka_unit_test(arrays_of_any_memory),
         cmocka_unit_test(large_calls_are_cut),
         cmocka_unit_test(memory_ends),
+        cmocka_unit_test(a_device_is_at_fault),
         cmocka_unit_test(a_device_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

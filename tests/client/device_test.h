@@ -53,6 +53,7 @@ void limits_have_names(void **state);
 void arrays_of_any_memory(void **state);
 void large_calls_are_cut(void **state);
 void memory_ends(void **state);
+void a_device_is_at_fault(void **state);
 void a_device_fails(void **state);
 
 #endif
