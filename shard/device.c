@@ -89,9 +89,13 @@ static enum mn_status begin(mn_shard *shard, const mn_request *request, mn_error
     return MN_OK;
 }
 
-static void finish(mn_shard *shard)
+/* The end of a call. One that failed may have left copies of the caller's arrays queued: they are
+ * his again with the answer. */
+static void finish(mn_shard *shard, enum mn_status status)
 {
     struct device_state *state = shard->device_state;
+    if (status)
+        (void)mn_shard_device_wait(shard, NULL); /* the call has its own failure to tell */
     mn_cuda_give(&state->queue, state->block);
     mn_cuda_give(&state->queue, state->offsets);
     mn_cuda_give(&state->queue, state->weights);
@@ -404,7 +408,7 @@ static enum mn_status read_all(mn_shard *shard, mn_call *call, const struct targ
     enum mn_status status = begin(shard, &call->request, error);
     if (!status)
         status = read_rows(shard, call, target, layout, answer, error);
-    finish(shard);
+    finish(shard, status);
     return status;
 }
 
@@ -512,7 +516,7 @@ static enum mn_status check(mn_shard *shard, mn_call *call, const struct target 
     enum mn_status status = begin(shard, &call->request, error);
     if (!status)
         status = check_rows(shard, call, target, layout, piece, answer, error);
-    finish(shard);
+    finish(shard, status);
     return status;
 }
 
@@ -538,7 +542,7 @@ static enum mn_status same(mn_shard *shard, const mn_request *request, const str
     }
     if (!status)
         *out_same = !*state->queue.bad;
-    finish(shard);
+    finish(shard, status);
     return status;
 }
 

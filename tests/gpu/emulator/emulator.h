@@ -102,7 +102,8 @@ void emulator_guard(void);
 /* A stream whose copies and fills run only when something waits for them, as on a GPU that is
  * behind. */
 cudaStream_t emulator_lazy_stream(void);
-void emulator_lazy_streams(void); /* every stream made from now on is one */
+void emulator_lazy_streams(void);               /* every stream made from now on is one */
+uint64_t emulator_waiting(cudaStream_t stream); /* pieces of work that do; NULL: in all of them */
 /* There is memory for so many more blocks, managed ones too. UINT64_MAX: for any number. */
 void emulator_memory_for(uint64_t blocks);
 uint64_t emulator_blocks(void); /* of device memory, taken and not given back */

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <map>
+#include <set>
 #include <sys/mman.h>
 
 struct CUstream_st {
@@ -24,8 +25,9 @@ const size_t ARENA = size_t(8) << 30, ALIGNMENT = 256, PAGE = 4096;
 std::recursive_mutex mutex;
 std::map<uintptr_t, size_t> blocks; /* of the arena */
 std::map<uintptr_t, size_t> shared; /* managed and pinned memory */
-char *arena;                        /* guarded: where device memory lies; else NULL */
-size_t opened, touched;             /* of the arena, from its beginning: may be touched; was */
+std::set<cudaStream_t> streams;
+char *arena;            /* guarded: where device memory lies; else NULL */
+size_t opened, touched; /* of the arena, from its beginning: may be touched; was */
 uint64_t pieces_left = UINT64_MAX, blocks_left = UINT64_MAX, blocks_taken;
 bool lazy_streams;
 const cudaError_t cudaErrorEccUncorrectable = cudaError_t(214);
@@ -196,6 +198,15 @@ void emulator_memory_for(uint64_t more)
 
 uint64_t emulator_blocks() { return blocks_taken; }
 
+uint64_t emulator_waiting(cudaStream_t stream)
+{
+    std::lock_guard<std::recursive_mutex> guard(mutex);
+    uint64_t waiting = 0;
+    for (const cudaStream_t one : streams)
+        waiting += stream == nullptr || one == stream ? one->waiting.size() : 0;
+    return waiting;
+}
+
 /* Counts a piece of work. */
 cudaError_t emulator_state()
 {
@@ -245,7 +256,14 @@ cudaError_t cudaMallocAsync(void **out_memory, size_t bytes, cudaStream_t)
 {
     return cudaMalloc(out_memory, bytes);
 }
-cudaError_t cudaFreeAsync(void *memory, cudaStream_t) { return cudaFree(memory); }
+cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream)
+{
+    std::lock_guard<std::recursive_mutex> guard(mutex);
+    if (stream == nullptr || stream->waiting.empty())
+        return cudaFree(memory);
+    stream->waiting.push_back([=] { give(memory); }); /* after what is to be done with it */
+    return cudaSuccess;
+}
 cudaError_t cudaMallocManaged(void **out_memory, size_t bytes, unsigned)
 {
     if (!counted())
@@ -318,11 +336,16 @@ cudaError_t cudaMemset(void *memory, int value, size_t bytes)
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-cudaStream_t emulator_lazy_stream() { return new CUstream_st{true, {}}; }
+static cudaStream_t stream_new(bool lazy)
+{
+    std::lock_guard<std::recursive_mutex> guard(mutex);
+    return *streams.insert(new CUstream_st{lazy, {}}).first;
+}
+cudaStream_t emulator_lazy_stream() { return stream_new(true); }
 void emulator_lazy_streams() { lazy_streams = true; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned)
 {
-    return *out_stream = new CUstream_st{lazy_streams, {}}, cudaSuccess;
+    return *out_stream = stream_new(lazy_streams), cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
@@ -332,9 +355,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    {
-        emulator_work work(stream);
-    }
+    emulator_work work(stream);
+    streams.erase(stream);
     delete stream;
     return cudaSuccess;
 }
