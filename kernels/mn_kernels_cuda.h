@@ -166,10 +166,11 @@ enum mn_status mn_cuda_number_sources(const void *rows, uint64_t stride_bytes, u
 
 /* ---- 5. Memory, copies, order ---- */
 
-/* A stream of its own on one device. Its functions make that device the calling thread's; one
- * thread at a time. MN_UNAVAILABLE "device": the device failed. */
+/* A stream of its own on one device; one thread at a time. mn_cuda_take, zero, copy and queue_wait
+ * make that device the calling thread's, for the kernels queued after them; the others leave the
+ * thread its own. No other device is touched. MN_UNAVAILABLE "device": the device failed. */
 typedef struct mn_cuda_queue {
-    void *stream, *event;
+    void *context, *stream, *event;
     uint32_t device;
     uint32_t *bad; /* [1] in host memory that the device reads and writes */
 } mn_cuda_queue;
@@ -196,9 +197,10 @@ enum mn_status mn_cuda_zero(const mn_cuda_queue *queue, void *memory, uint64_t b
 /* From and to any memory. */
 enum mn_status mn_cuda_copy(const mn_cuda_queue *queue, void *to, const void *from, uint64_t bytes,
                             mn_error *error);
-/* Any memory to the host's, outside any queue, after all that the device was given by its default
+/* Any memory to the host's, outside the queue, after all that its device was given by the default
  * stream: blocks; any thread. */
-enum mn_status mn_cuda_read(void *to, const void *from, uint64_t bytes, mn_error *error);
+enum mn_status mn_cuda_read(const mn_cuda_queue *queue, void *to, const void *from, uint64_t bytes,
+                            mn_error *error);
 
 #ifdef __cplusplus
 }

@@ -70,6 +70,12 @@ static void unreserve(mn_shard *shard, void *memory)
     mn_cuda_unreserve(&shard->device_state->queue, memory);
 }
 
+static enum mn_status read_memory(const mn_shard *shard, void *to, const void *from, uint64_t bytes,
+                                  mn_error *error)
+{
+    return mn_cuda_read(&shard->device_state->queue, to, from, bytes, error);
+}
+
 /* ---- A call's arrays */
 
 /* Before anything is queued for a call: what its arrays wait for comes first. */
@@ -549,7 +555,7 @@ static enum mn_status same(mn_shard *shard, const mn_request *request, const str
 static const struct device functions = {
     .close = close_device,
     .state = state_of,
-    .read_memory = mn_cuda_read,
+    .read_memory = read_memory,
     .reserve = reserve,
     .unreserve = unreserve,
     .read = read_all,

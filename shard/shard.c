@@ -303,7 +303,7 @@ void mn_shard_handle(mn_shard *shard, mn_call *call)
 enum mn_status mn_shard_read_memory(const mn_shard *shard, void *to, const void *from,
                                     uint64_t bytes, mn_error *error)
 {
-    return shard->device->read_memory(to, from, bytes, error);
+    return shard->device->read_memory(shard, to, from, bytes, error);
 }
 
 void mn_shard_abandon(mn_shard *shard, mn_call *call)

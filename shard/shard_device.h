@@ -19,7 +19,8 @@ struct device {
     enum mn_status (*state)(const mn_shard *shard, mn_error *error);
 
     /* mn_shard_read_memory. */
-    enum mn_status (*read_memory)(void *to, const void *from, uint64_t bytes, mn_error *error);
+    enum mn_status (*read_memory)(const mn_shard *shard, void *to, const void *from, uint64_t bytes,
+                                  mn_error *error);
 
     /* A plane's array. Zeroed: the host may look at once. NULL: there is no memory. */
     void *(*reserve)(mn_shard *shard, uint64_t bytes, bool zeroed);

@@ -1,17 +1,18 @@
 /* Memory for tables and requests, copies, and the order of their work: CUDA's runtime, behind
  * mn_kernels_cuda.h §5. */
+#include "context.h"
 #include "device.h"
 
-/* The calling thread's device, put back at the end of functions that any thread may call. */
+/* While one lives, the queue's device is the calling thread's, whatever is its own. */
 struct device_scope {
-    int before;
-    explicit device_scope(uint32_t device)
+    bool pushed; /* if not, what follows says what is wrong */
+    explicit device_scope(const mn_cuda_queue *queue) : pushed(context_push(queue->context)) {}
+    device_scope(const device_scope &) = delete;
+    ~device_scope()
     {
-        if (cudaGetDevice(&before) != cudaSuccess)
-            before = 0;
-        (void)cudaSetDevice((int)device); /* what follows says what is wrong */
+        if (pushed)
+            context_pop();
     }
-    ~device_scope() { (void)cudaSetDevice(before); } /* it was so before */
 };
 
 static enum mn_status told(cudaError_t result, mn_error *error)
@@ -72,6 +73,21 @@ static cudaError_t keep_pool(uint32_t device)
     return result;
 }
 
+static enum mn_status open_all(mn_cuda_queue *queue, mn_error *error)
+{
+    const device_scope scope(queue);
+    cudaError_t result = keep_pool(queue->device);
+    if (result == cudaSuccess)
+        result = cudaStreamCreateWithFlags((cudaStream_t *)&queue->stream, cudaStreamNonBlocking);
+    if (result == cudaSuccess)
+        result = cudaEventCreateWithFlags((cudaEvent_t *)&queue->event, cudaEventDisableTiming);
+    if (result == cudaSuccess)
+        result = cudaHostAlloc((void **)&queue->bad, sizeof *queue->bad, cudaHostAllocDefault);
+    if (result == cudaSuccess)
+        *queue->bad = 0;
+    return told(result, error);
+}
+
 extern "C" enum mn_status mn_cuda_queue_open(uint32_t device, mn_cuda_queue *out_queue,
                                              mn_error *error)
 {
@@ -79,32 +95,20 @@ extern "C" enum mn_status mn_cuda_queue_open(uint32_t device, mn_cuda_queue *out
     enum mn_status status = check_device(device, error);
     if (status)
         return status;
-    const device_scope scope(device);
     queue.device = device;
-    status = told(keep_pool(device), error);
+    status = told(context_retain(device, &queue.context), error);
     if (!status)
-        status = told(
-            cudaStreamCreateWithFlags((cudaStream_t *)&queue.stream, cudaStreamNonBlocking), error);
-    if (!status)
-        status = told(cudaEventCreateWithFlags((cudaEvent_t *)&queue.event, cudaEventDisableTiming),
-                      error);
-    if (!status)
-        status = told(cudaHostAlloc((void **)&queue.bad, sizeof *queue.bad, cudaHostAllocDefault),
-                      error);
-    if (status) {
+        status = open_all(&queue, error);
+    if (status)
         mn_cuda_queue_close(&queue);
-        return status;
-    }
-    *queue.bad = 0;
-    *out_queue = queue;
-    return MN_OK;
+    else
+        *out_queue = queue;
+    return status;
 }
 
-extern "C" void mn_cuda_queue_close(mn_cuda_queue *queue)
+static void close_all(const mn_cuda_queue *queue)
 {
-    if (!queue || (!queue->stream && !queue->event && !queue->bad))
-        return;
-    const device_scope scope(queue->device);
+    const device_scope scope(queue);
     if (queue->stream)
         (void)cudaStreamSynchronize((cudaStream_t)queue->stream); /* whatever came of it */
     if (queue->event)
@@ -113,13 +117,20 @@ extern "C" void mn_cuda_queue_close(mn_cuda_queue *queue)
         (void)cudaStreamDestroy((cudaStream_t)queue->stream);
     if (queue->bad)
         (void)cudaFreeHost(queue->bad);
+}
+
+extern "C" void mn_cuda_queue_close(mn_cuda_queue *queue)
+{
+    if (!queue || !queue->context)
+        return;
+    close_all(queue);
     *queue = {};
 }
 
 extern "C" enum mn_status mn_cuda_queue_follow(const mn_cuda_queue *queue, void *stream,
                                                mn_error *error)
 {
-    const device_scope scope(queue->device);
+    const device_scope scope(queue);
     cudaError_t result = cudaEventRecord((cudaEvent_t)queue->event, (cudaStream_t)stream);
     (void)cudaGetLastError(); /* as told() */
     if (result != cudaSuccess)
@@ -137,7 +148,7 @@ extern "C" enum mn_status mn_cuda_queue_wait(const mn_cuda_queue *queue, mn_erro
 
 extern "C" void *mn_cuda_reserve(const mn_cuda_queue *queue, uint64_t bytes)
 {
-    const device_scope scope(queue->device);
+    const device_scope scope(queue);
     void *memory = NULL;
     if (told(cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), NULL))
         return NULL;
@@ -147,7 +158,7 @@ extern "C" void *mn_cuda_reserve(const mn_cuda_queue *queue, uint64_t bytes)
 
 extern "C" void mn_cuda_unreserve(const mn_cuda_queue *queue, void *memory)
 {
-    const device_scope scope(queue->device);
+    const device_scope scope(queue);
     (void)told(cudaFree(memory), NULL); /* a device that failed has lost it anyway */
 }
 
@@ -162,6 +173,7 @@ extern "C" void *mn_cuda_take(const mn_cuda_queue *queue, uint64_t bytes)
 
 extern "C" void mn_cuda_give(const mn_cuda_queue *queue, void *memory)
 {
+    const device_scope scope(queue);
     if (memory)
         (void)told(cudaFreeAsync(memory, (cudaStream_t)queue->stream), NULL); /* as unreserve */
 }
@@ -183,7 +195,9 @@ extern "C" enum mn_status mn_cuda_copy(const mn_cuda_queue *queue, void *to, con
                 error);
 }
 
-extern "C" enum mn_status mn_cuda_read(void *to, const void *from, uint64_t bytes, mn_error *error)
+extern "C" enum mn_status mn_cuda_read(const mn_cuda_queue *queue, void *to, const void *from,
+                                       uint64_t bytes, mn_error *error)
 {
+    const device_scope scope(queue);
     return told(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), error);
 }

@@ -12,6 +12,14 @@
 static const struct service_kind on_device = {.shards = 1, .device = 1, .arrays = true};
 static const struct service_kind host_arrays = {.shards = 1, .device = 1};
 
+static void *device_copy(const void *from, size_t bytes)
+{
+    void *memory = NULL;
+    assert_int_equal(cudaMalloc(&memory, bytes), cudaSuccess);
+    assert_int_equal(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    return memory;
+}
+
 static void refuse_open(const mn_client_options *options, enum mn_status due, const char *field)
 {
     mn_client *client = NULL;
@@ -64,15 +72,56 @@ void limits_have_names(void **state)
     service_stop(&service);
 }
 
-/* ---- Arrays ---- */
+static uint32_t *wrong_index; /* in a device's memory: its content is looked at on the way back */
 
-static void *device_copy(const void *from, size_t bytes)
+/* A whole life of a client, on a thread that has chosen no device. */
+static void *live(void *context)
 {
-    void *memory = NULL;
-    assert_int_equal(cudaMalloc(&memory, bytes), cudaSuccess);
-    assert_int_equal(cudaMemcpy(memory, from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-    return memory;
+    const struct service *service = context;
+    static struct batch it;
+    uint64_t print = 0;
+    int device = -1;
+    mn_error error;
+    mn_client *client;
+    mn_table *table;
+    const mn_table_spec spec = numbered_spec(5);
+    const mn_client_options options = {.target = service->target, .device = 2};
+    const mn_rows rows = {1, {wrong_index, MN_U32, MN_MEMORY_CUDA, NULL}};
+    must(mn_client_open(&options, &client, &error));
+    must(mn_table_open(client, &spec, &table, &error));
+    must(try_step(client, table, 1, &it, &print, &error));
+    assert_int_equal(mn_wait(mn_fetch(table, 2, &rows, mn_f32(it.out), NULL), &error), MN_INVALID);
+    assert_string_equal(error.field, "indices");
+    const mn_rows staged = {QUERIES, mn_u32(it.rows)};
+    must(mn_wait(mn_push(table, 2, 0, &staged, mn_f32(it.out)), &error));
+    mn_client_close(client); /* gives back what is staged */
+    mn_cuda_queue queue;
+    must(mn_cuda_queue_open(1, &queue, &error));
+    must(mn_cuda_read(&queue, it.rows, wrong_index, sizeof *wrong_index, &error));
+    mn_cuda_queue_close(&queue);
+    assert_int_equal(it.rows[0], ROWS);
+    assert_int_equal(cudaGetDevice(&device), cudaSuccess);
+    assert_int_equal(device, 0); /* as it was */
+    return NULL;
 }
+
+/* Where tables lie in the memory of device 1, nothing is made on device 0. */
+void other_devices_are_left_alone(void **state)
+{
+    struct service service;
+    pthread_t thread;
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    wrong_index = device_copy((uint32_t[]){ROWS}, sizeof *wrong_index);
+    (void)emulator_contexts(); /* of the tests before */
+    assert_int_equal(pthread_create(&thread, NULL, live, &service), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(emulator_contexts(), 1 << 1);
+    assert_int_equal(cudaFree(wrong_index), cudaSuccess);
+    service_stop(&service);
+}
+
+/* ---- Arrays ---- */
 
 /* Every choice of memories for the four arrays of a bag's gradient. */
 void arrays_of_any_memory(void **state)

@@ -365,6 +365,7 @@ int main(void)
         cmocka_unit_test(files_are_the_hosts),
         cmocka_unit_test(saves_are_of_one_step),
         cmocka_unit_test(limits_have_names),
+        cmocka_unit_test(other_devices_are_left_alone),
         cmocka_unit_test(arrays_of_any_memory),
         cmocka_unit_test(large_calls_are_cut),
         cmocka_unit_test(memory_ends),

@@ -50,6 +50,7 @@ uint64_t saver_join(struct saver *saver); /* the step that was saved */
 
 /* device_limits.c */
 void limits_have_names(void **state);
+void other_devices_are_left_alone(void **state);
 void arrays_of_any_memory(void **state);
 void large_calls_are_cut(void **state);
 void memory_ends(void **state);

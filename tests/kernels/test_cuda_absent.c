@@ -23,6 +23,7 @@ static void test_every_call_says_that_there_is_no_gpu(void **state)
     float floats[12] = {0};
     double square = 0;
     mn_cuda cuda = {.cache_bytes = 5};
+    mn_cuda_queue queue = {.device = 5};
     mn_cuda_plan plan = {.reads = 3, .rows = 3};
     const mn_cuda_sources sources = {.gradients = floats, .stride_bytes = 16, .per_gradient = 1};
     const mn_update update = {.factor = 1, .step = 1};
@@ -37,11 +38,13 @@ static void test_every_call_says_that_there_is_no_gpu(void **state)
     check_absent(mn_cuda_merge_square(&plan, &sources, 4, &square, &square, NULL, &e), &e);
     check_absent(mn_cuda_merge_apply(&tile, &plan, &sources, &update, rows, NULL, &e), &e);
     check_absent(mn_cuda_open(&cuda, &e), &e);
+    check_absent(mn_cuda_queue_open(0, &queue, &e), &e);
     check_absent(mn_cuda_select(floats, 1, 2, 1, rows, floats, rows, NULL, &e), &e);
     check_absent(mn_cuda_softmax(floats, 3, 1, NULL, &e), &e);
     check_absent(mn_cuda_softmax_grad(floats, floats, 3, 1, floats, NULL, &e), &e);
     assert_int_equal(bytes, 7); /* outputs are as they were */
     assert_int_equal(cuda.cache_bytes, 5);
+    assert_int_equal(queue.device, 5);
     assert_true(cuda.blas == NULL && plan.sorted == NULL);
     mn_cuda_close(&cuda);
     mn_cuda_close(NULL);

@@ -428,7 +428,7 @@ static void test_memory(void **state)
     assert_memory_equal(back, host, BYTES);
     assert_true(tile[0] == 0 && !memcmp(tile + 1, host, BYTES - 1)); /* the host sees it */
     memset(back, 0, BYTES);
-    assert_int_equal(mn_cuda_read(back, block, BYTES, &error), MN_OK);
+    assert_int_equal(mn_cuda_read(&queue, back, block, BYTES, &error), MN_OK);
     assert_memory_equal(back, host, BYTES);
     assert_int_equal(*queue.bad, 0);
     const float nan = NAN; /* and what the device writes to *bad */

@@ -99,6 +99,8 @@ const char *cudaGetErrorString(cudaError_t error);
  * copy, ends with SIGSEGV; and a launch or a copy that is given memory of the other side ends the
  * program. */
 void emulator_guard(void);
+/* Which of the two devices have a context, a bit for each; forgets them. */
+uint32_t emulator_contexts(void);
 /* A stream whose copies and fills run only when something waits for them, as on a GPU that is
  * behind. */
 cudaStream_t emulator_lazy_stream(void);
@@ -193,6 +195,7 @@ struct emulator_work {
     std::unique_lock<std::recursive_mutex> lock;
 };
 cudaError_t emulator_state(); /* of the device: cudaSuccess, or how it failed */
+cudaError_t emulator_stream_state(cudaStream_t stream);
 void emulator_check_argument(const void *argument, size_t bytes);
 /* Pointers, and the structures of kernels/cuda that hold some: of others, padding may look so. */
 template <typename T> void emulator_check_pointers(const T &argument)
@@ -215,6 +218,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
                                Given &&...given)
 {
     emulator_work work(config->stream);
+    if (emulator_stream_state(config->stream) != cudaSuccess)
+        return emulator_stream_state(config->stream);
     if (emulator_state() != cudaSuccess)
         return emulator_state();
     [&](Expected... arguments) {

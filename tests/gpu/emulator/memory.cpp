@@ -2,6 +2,9 @@
  * given waits in it. */
 #include "emulator.h"
 
+#include "context.h"
+
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -10,10 +13,12 @@
 #include <sys/mman.h>
 
 struct CUstream_st {
+    int device;
     bool lazy;
     std::vector<std::function<void()>> waiting;
 };
 struct CUevent_st {
+    int device;
     timespec at;
     cudaStream_t stream; /* that it was recorded in */
 };
@@ -21,6 +26,7 @@ struct CUevent_st {
 namespace
 {
 const size_t ARENA = size_t(8) << 30, ALIGNMENT = 256, PAGE = 4096;
+const int DEVICES = 2;
 
 std::recursive_mutex mutex;
 std::map<uintptr_t, size_t> blocks; /* of the arena */
@@ -31,6 +37,19 @@ size_t opened, touched; /* of the arena, from its beginning: may be touched; was
 uint64_t pieces_left = UINT64_MAX, blocks_left = UINT64_MAX, blocks_taken;
 bool lazy_streams;
 const cudaError_t cudaErrorEccUncorrectable = cudaError_t(214);
+thread_local int chosen;              /* the thread's device, unless contexts are pushed: */
+thread_local std::vector<int> pushed; /* their devices */
+std::atomic<uint32_t> contexts;       /* a bit for each device that has one */
+
+int current_device() { return pushed.empty() ? chosen : pushed.back(); }
+
+/* Whatever works on a device makes a context on it. */
+int worked_on()
+{
+    const int device = current_device();
+    contexts |= 1u << device;
+    return device;
+}
 
 [[noreturn]] void die(const char *message)
 {
@@ -170,6 +189,7 @@ void check_side(const void *memory, bool device)
 
 emulator_work::emulator_work(cudaStream_t stream) : lock(mutex)
 {
+    (void)worked_on();
     open_arena();
     if (stream != nullptr)
         flush(stream);
@@ -186,13 +206,13 @@ void emulator_guard()
 
 void emulator_fail_after(uint64_t pieces)
 {
-    emulator_work work(nullptr);
+    std::lock_guard<std::recursive_mutex> guard(mutex);
     pieces_left = pieces;
 }
 
 void emulator_memory_for(uint64_t more)
 {
-    emulator_work work(nullptr);
+    std::lock_guard<std::recursive_mutex> guard(mutex);
     blocks_left = more;
 }
 
@@ -230,9 +250,39 @@ void emulator_check_argument(const void *argument, size_t bytes)
     }
 }
 
-cudaError_t cudaGetDeviceCount(int *out_count) { return *out_count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int *out_device) { return *out_device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+uint32_t emulator_contexts() { return contexts.exchange(0); }
+
+/* To a kernel, on the current device. */
+cudaError_t emulator_stream_state(cudaStream_t stream)
+{
+    std::lock_guard<std::recursive_mutex> guard(mutex);
+    return stream == nullptr || stream->device == worked_on() ? cudaSuccess
+                                                              : cudaErrorInvalidResourceHandle;
+}
+
+cudaError_t context_retain(uint32_t device, void **out_context)
+{
+    contexts |= 1u << device;
+    return *out_context = (void *)(uintptr_t)(device + 1), cudaSuccess;
+}
+bool context_push(void *context)
+{
+    if (context != nullptr)
+        pushed.push_back((int)(uintptr_t)context - 1);
+    return context != nullptr;
+}
+void context_pop() { pushed.pop_back(); }
+
+cudaError_t cudaGetDeviceCount(int *out_count) { return *out_count = DEVICES, cudaSuccess; }
+cudaError_t cudaGetDevice(int *out_device) { return *out_device = current_device(), cudaSuccess; }
+/* As from CUDA 12 on: it makes a context. */
+cudaError_t cudaSetDevice(int device)
+{
+    if (device < 0 || device >= DEVICES)
+        return cudaErrorInvalidDevice;
+    (pushed.empty() ? chosen : pushed.back()) = device;
+    return (void)worked_on(), cudaSuccess;
+}
 /* A cache so small that searches take several blocks of tokens; whatever else is there; no GPU whose
  * peak is known. */
 cudaError_t cudaDeviceGetAttribute(int *out_value, cudaDeviceAttr attribute, int)
@@ -296,6 +346,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
                             cudaStream_t stream)
 {
     std::unique_lock<std::recursive_mutex> guard(mutex);
+    (void)worked_on();
     if (emulator_state() != cudaSuccess)
         return cudaErrorEccUncorrectable;
     if (kind != cudaMemcpyDefault) {
@@ -339,7 +390,7 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 static cudaStream_t stream_new(bool lazy)
 {
     std::lock_guard<std::recursive_mutex> guard(mutex);
-    return *streams.insert(new CUstream_st{lazy, {}}).first;
+    return *streams.insert(new CUstream_st{worked_on(), lazy, {}}).first;
 }
 cudaStream_t emulator_lazy_stream() { return stream_new(true); }
 void emulator_lazy_streams() { lazy_streams = true; }
@@ -368,7 +419,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned)
 
 cudaError_t cudaEventCreate(cudaEvent_t *out_event)
 {
-    return *out_event = new CUevent_st(), cudaSuccess;
+    return *out_event = new CUevent_st{worked_on(), {}, nullptr}, cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned)
 {
@@ -376,11 +427,15 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned)
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event)
 {
+    (void)worked_on();
     delete event;
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
+    if ((stream == nullptr ? worked_on() : stream->device) != event->device)
+        return cudaErrorInvalidResourceHandle;
+    (void)worked_on();
     clock_gettime(CLOCK_MONOTONIC, &event->at);
     event->stream = stream;
     return cudaSuccess;
