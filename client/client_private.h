@@ -109,6 +109,8 @@ typedef struct mn_data {
     uint64_t units, chunk_units;
     uint32_t reads; /* per unit */
     bool direct; /* arrays are lent to the only shard, answers go where they belong (mn_direct) */
+    uint32_t mark_count;
+    void *marks[MN_MARKS_MAX]; /* of their streams */
     enum mn_encoding encoding;
     uint32_t *order; /* [units] grouped by shard, or NULL: the caller's order */
     /* Answers that are summed over shards: in shard order, from +0. */

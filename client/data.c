@@ -161,6 +161,28 @@ no_memory:
                    (unsigned long long)data->units);
 }
 
+/* Marks what the arrays' streams were given before the call: here, on the caller's thread. */
+static enum mn_status mark_streams(mn_task *task)
+{
+    mn_transport *transport = task->core->transport;
+    const mn_operation *operation = task->operation;
+    const mn_array *const arrays[MN_MARKS_MAX] = {&operation->indices, &operation->weights,
+                                                  &operation->values, &operation->outputs};
+    mn_data *data = &task->data;
+    enum mn_status status = MN_OK;
+    for (uint32_t i = 0; i < MN_MARKS_MAX && !status; i++) {
+        bool marked = arrays[i]->memory != MN_MEMORY_CUDA;
+        for (uint32_t j = 0; j < i && !marked; j++)
+            marked = arrays[j]->memory == MN_MEMORY_CUDA && arrays[j]->stream == arrays[i]->stream;
+        if (marked)
+            continue;
+        status = transport->mark(transport, arrays[i]->stream, &data->marks[data->mark_count],
+                                 &task->error);
+        data->mark_count += !status;
+    }
+    return status;
+}
+
 static enum mn_status plan(mn_task *task)
 {
     mn_core *core = task->core;
@@ -254,15 +276,6 @@ static void fill_payload(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_u
     mn_fill_payload(slot, slot->buffer, (uint64_t)(next - slot->buffer));
 }
 
-static void add_stream(mn_direct *direct, const mn_array *array)
-{
-    for (uint32_t i = 0; i < direct->stream_count; i++)
-        if (direct->streams[i] == array->stream)
-            return;
-    if (array->memory == MN_MEMORY_CUDA)
-        direct->streams[direct->stream_count++] = array->stream;
-}
-
 static mn_span span_of(const void *array, const mn_units *units, uint64_t unit_bytes)
 {
     return (mn_span){(const uint8_t *)array + units->first * unit_bytes, units->count * unit_bytes};
@@ -278,19 +291,16 @@ static void lend_arrays(mn_task *task, mn_slot *slot, const mn_units *units)
     mn_span *spans = (mn_span *)slot->buffer;
     uint32_t count = 0;
     direct->used = true;
+    direct->mark_count = task->data.mark_count;
+    memcpy(direct->marks, task->data.marks, sizeof direct->marks);
     spans[count++] =
         span_of(operation->indices.data, units, reads * mn_dtype_bytes(operation->indices.dtype));
-    add_stream(direct, &operation->indices);
-    if (has_weights(operation)) {
+    if (has_weights(operation))
         spans[count++] = span_of(operation->weights.data, units,
                                  reads * mn_dtype_bytes(operation->weights.dtype));
-        add_stream(direct, &operation->weights);
-    }
-    if (is_change(operation)) {
+    if (is_change(operation))
         spans[count++] =
             span_of(operation->values.data, units, dim * mn_dtype_bytes(operation->values.dtype));
-        add_stream(direct, &operation->values);
-    }
     if (operation->state_in)
         spans[count++] = span_of(operation->state_in, units, table->state_row_bytes);
     mn_fill_spans(slot, spans, count);
@@ -300,7 +310,6 @@ static void lend_arrays(mn_task *task, mn_slot *slot, const mn_units *units)
     const uint64_t out_bytes = width * mn_dtype_bytes(operation->outputs.dtype);
     direct->out = (uint8_t *)operation->outputs.data + units->first * out_bytes;
     direct->out_on_device = operation->outputs.memory == MN_MEMORY_CUDA;
-    add_stream(direct, &operation->outputs);
     if (operation->state_out)
         direct->out_state = (uint8_t *)operation->state_out + units->first * table->state_row_bytes;
 }
@@ -510,7 +519,9 @@ void mn_begin_data(mn_task *task)
         mn_task_end(task, status);
         return;
     }
-    status = plan(task);
+    status = mark_streams(task);
+    if (!status)
+        status = plan(task);
     if (!status) {
         open_lanes(task);
         if (is_change(operation))
@@ -527,6 +538,8 @@ void mn_end_data(mn_task *task)
     mn_core *core = task->core;
     mn_data *data = &task->data;
     mn_steps_settle(task);
+    for (uint32_t i = 0; i < data->mark_count; i++)
+        core->transport->unmark(core->transport, data->marks[i]);
     if (data->chunk_units) /* what the caller gave had passed */
         mn_explain(task);
     if (data->order)

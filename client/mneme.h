@@ -91,9 +91,10 @@ uint64_t mn_table_id_of(const mn_table *table);
  * and one shard (else MN_UNSUPPORTED "memory"): the array lies in that device's memory, aligned to
  * its elements (16 bytes are fastest), and `stream` (a cudaStream_t of it, NULL the default one,
  * not cudaStreamPerThread) is the one in which the data is ready and results are wanted. The call
- * reads and writes arrays after all that the stream was given before the call; when its future has
- * ended, results are there for whatever is queued next. The shard waits meanwhile, the caller need
- * not. Arrays of one call may lie in different memories. MN_INVALID "stream". */
+ * reads and writes arrays after all that the stream was given before the call, and waits for
+ * nothing that it is given later; when its future has ended, results are there for whatever is
+ * queued next. Arrays of one call may lie in different memories. MN_INVALID "stream": it is none of
+ * that device, or a graph is made of it. */
 enum mn_memory { MN_MEMORY_HOST = 0, MN_MEMORY_PINNED = 1, MN_MEMORY_CUDA = 2 };
 typedef struct mn_array {
     void *data;

@@ -258,6 +258,16 @@ static enum mn_status read_memory(mn_transport *base, void *to, const void *from
     return mn_shard_read_memory(((local_transport *)base)->shards[0].core, to, from, bytes, error);
 }
 
+static enum mn_status mark(mn_transport *base, void *stream, void **out_mark, mn_error *error)
+{
+    return mn_shard_mark(((local_transport *)base)->shards[0].core, stream, out_mark, error);
+}
+
+static void unmark(mn_transport *base, void *made)
+{
+    mn_shard_unmark(((local_transport *)base)->shards[0].core, made);
+}
+
 static enum mn_status shard_open(local_transport *transport, uint32_t ordinal,
                                  const mn_local_options *local, mn_error *error)
 {
@@ -311,8 +321,11 @@ enum mn_status mn_transport_local_create(const mn_local_options *options, const 
     }
     transport->base = (mn_transport){
         .shards = shards, .start = local_start, .cancel = local_cancel, .destroy = local_destroy};
-    if (options->device)
+    if (options->device) {
         transport->base.read_memory = read_memory;
+        transport->base.mark = mark;
+        transport->base.unmark = unmark;
+    }
     transport->env = *env;
     transport->shards_bytes = bytes;
     for (uint32_t i = 0; i < shards; i++) {

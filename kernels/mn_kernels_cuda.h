@@ -166,11 +166,12 @@ enum mn_status mn_cuda_number_sources(const void *rows, uint64_t stride_bytes, u
 
 /* ---- 5. Memory, copies, order ---- */
 
-/* A stream of its own on one device; one thread at a time. mn_cuda_take, zero, copy and queue_wait
- * make that device the calling thread's, for the kernels queued after them; the others leave the
- * thread its own. No other device is touched. MN_UNAVAILABLE "device": the device failed. */
+/* A stream of its own on one device; one thread at a time, but where any is allowed. mn_cuda_take,
+ * zero, copy and queue_wait make that device the calling thread's, for the kernels queued after
+ * them; the others leave the thread its own. No other device is touched. MN_UNAVAILABLE "device":
+ * the device failed. */
 typedef struct mn_cuda_queue {
-    void *context, *stream, *event;
+    void *context, *stream;
     uint32_t device;
     uint32_t *bad; /* [1] in host memory that the device reads and writes */
 } mn_cuda_queue;
@@ -179,9 +180,14 @@ typedef struct mn_cuda_queue {
  * look at managed memory while the device works. */
 enum mn_status mn_cuda_queue_open(uint32_t device, mn_cuda_queue *out_queue, mn_error *error);
 void mn_cuda_queue_close(mn_cuda_queue *queue); /* zeroed is fine */
-/* What is queued from now on comes after all that `stream` (a cudaStream_t of the same device) was
- * given. */
-enum mn_status mn_cuda_queue_follow(const mn_cuda_queue *queue, void *stream, mn_error *error);
+/* What `stream` (a cudaStream_t of the same device) has been given until now; any thread.
+ * MN_INVALID "stream": it is none of this device, or a graph is made of it; MN_NO_MEMORY "device".
+ */
+enum mn_status mn_cuda_mark(const mn_cuda_queue *queue, void *stream, void **out_mark,
+                            mn_error *error);
+void mn_cuda_unmark(const mn_cuda_queue *queue, void *mark); /* any thread */
+/* What is queued from now on comes after what the mark's stream had been given. */
+enum mn_status mn_cuda_queue_follow(const mn_cuda_queue *queue, void *mark, mn_error *error);
 /* Blocks until all that is queued is done. */
 enum mn_status mn_cuda_queue_wait(const mn_cuda_queue *queue, mn_error *error);
 

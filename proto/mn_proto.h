@@ -274,6 +274,8 @@ typedef struct mn_context {
 
 enum mn_read { MN_READ_STEP = 0, MN_READ_LATEST = 1 };
 
+enum { MN_MARKS_MAX = 4 }; /* of a direct call (mn_direct): an array has one stream */
+
 /* Join: phase ASSIGN (home shard only, incarnation 0 -> the next one), FENCE (every shard: adopt
  * this incarnation, tell the state of the open step), REPLAY (every shard: drop what this rank
  * staged and sealed for the open step). */
@@ -296,8 +298,9 @@ enum mn_files_phase {
 typedef struct mn_direct {
     bool used, out_on_device;
     void *out, *out_state;
-    uint32_t stream_count; /* CUDA streams in which arrays are ready, or wanted: */
-    void *streams[4];
+    uint32_t mark_count; /* of the caller's streams, made with the call: what they were given until
+                            then comes first */
+    void *marks[MN_MARKS_MAX];
 } mn_direct;
 
 /* One decoded request. Which fields a verb reads (tiles = tile_first, tile_count):
@@ -478,10 +481,13 @@ typedef struct mn_transport {
      * before the transport's own thread gave its turn away. */
     bool (*poll)(struct mn_transport *transport, uint64_t until_ns);
     /* NULL: requests are bytes of the host's memory. Else the shards' tables lie in a device's, and
-     * a request to the only shard may be direct (mn_direct); this then brings what lies in any
-     * memory to the host's. Blocks; any thread. */
+     * a request to the only shard may be direct (mn_direct), with marks that are lent to it; this
+     * then brings what lies in any memory to the host's. Blocks; any thread, as the other two. */
     enum mn_status (*read_memory)(struct mn_transport *transport, void *to, const void *from,
                                   uint64_t bytes, mn_error *error);
+    enum mn_status (*mark)(struct mn_transport *transport, void *stream, void **out_mark,
+                           mn_error *error);
+    void (*unmark)(struct mn_transport *transport, void *mark);
 } mn_transport;
 
 /* ---- 7. The codec (proto/codec_*.c, protobuf-c inside) ---- */

@@ -14,15 +14,18 @@ void mn_shard_device_note(mn_shard *shard, enum mn_status status)
     state->failure = state->error;
 }
 
-static enum mn_status state_of(const mn_shard *shard, mn_error *error)
+static enum mn_status lost(const mn_shard *shard, const mn_error *failure, mn_error *error)
 {
-    const struct device_state *state = shard->device_state;
-    if (!state->failed)
-        return MN_OK;
     return mn_fail(error, MN_LOST, "device",
                    "CUDA device %u failed, and its tables are lost (%.100s): open the client anew "
                    "and load a saved group",
-                   state->queue.device, state->failure.message);
+                   shard->device_state->queue.device, failure->message);
+}
+
+static enum mn_status state_of(const mn_shard *shard, mn_error *error)
+{
+    const struct device_state *state = shard->device_state;
+    return state->failed ? lost(shard, &state->failure, error) : MN_OK;
 }
 
 enum mn_status mn_shard_device_wait(mn_shard *shard, mn_error *error)
@@ -76,6 +79,23 @@ static enum mn_status read_memory(const mn_shard *shard, void *to, const void *f
     return mn_cuda_read(&shard->device_state->queue, to, from, bytes, error);
 }
 
+/* Nothing of the state but the queue's device is looked at: the caller's thread is any. */
+static enum mn_status mark(const mn_shard *shard, void *stream, void **out_mark, mn_error *error)
+{
+    mn_error failure;
+    enum mn_status status = mn_cuda_mark(&shard->device_state->queue, stream, out_mark, &failure);
+    if (status == MN_UNAVAILABLE) /* the shard will find out, too */
+        return lost(shard, &failure, error);
+    if (status && error)
+        *error = failure;
+    return status;
+}
+
+static void unmark(const mn_shard *shard, void *made)
+{
+    mn_cuda_unmark(&shard->device_state->queue, made);
+}
+
 /* ---- A call's arrays */
 
 /* Before anything is queued for a call: what its arrays wait for comes first. */
@@ -85,12 +105,9 @@ static enum mn_status begin(mn_shard *shard, const mn_request *request, mn_error
     if (request->payload.bytes > shard->scratch.payload_bytes_max)
         return mn_fail(error, MN_INVALID, "payload", "%" PRIu64 " bytes are more than %" PRIu64,
                        request->payload.bytes, shard->scratch.payload_bytes_max);
-    for (uint32_t i = 0; i < request->direct.stream_count; i++) {
-        enum mn_status status =
-            mn_cuda_queue_follow(&state->queue, request->direct.streams[i], error);
-        if (status)
-            return status;
-    }
+    for (uint32_t i = 0; i < request->direct.mark_count; i++)
+        DEVICE_TRY(shard,
+                   mn_cuda_queue_follow(&state->queue, request->direct.marks[i], &state->error));
     *state->queue.bad = 0;
     return MN_OK;
 }
@@ -556,6 +573,8 @@ static const struct device functions = {
     .close = close_device,
     .state = state_of,
     .read_memory = read_memory,
+    .mark = mark,
+    .unmark = unmark,
     .reserve = reserve,
     .unreserve = unreserve,
     .read = read_all,

@@ -106,6 +106,11 @@ enum mn_status mn_shard_state(const mn_shard *shard, mn_error *error);
  * MN_UNAVAILABLE "device". */
 enum mn_status mn_shard_read_memory(const mn_shard *shard, void *to, const void *from,
                                     uint64_t bytes, mn_error *error);
+/* What a stream of the device has been given until now, for mn_direct; any thread. The mark is the
+ * caller's, lent to a call until that is answered. MN_INVALID "stream": it is none of that device,
+ * or a graph is made of it; MN_NO_MEMORY, MN_LOST "device". */
+enum mn_status mn_shard_mark(const mn_shard *shard, void *stream, void **out_mark, mn_error *error);
+void mn_shard_unmark(const mn_shard *shard, void *mark);
 
 /* The caller gave up (disconnect, cancel): a parked call is finished with MN_CANCELLED now; one
  * already answered is ignored. */

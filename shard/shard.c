@@ -306,6 +306,13 @@ enum mn_status mn_shard_read_memory(const mn_shard *shard, void *to, const void 
     return shard->device->read_memory(shard, to, from, bytes, error);
 }
 
+enum mn_status mn_shard_mark(const mn_shard *shard, void *stream, void **out_mark, mn_error *error)
+{
+    return shard->device->mark(shard, stream, out_mark, error);
+}
+
+void mn_shard_unmark(const mn_shard *shard, void *mark) { shard->device->unmark(shard, mark); }
+
 void mn_shard_abandon(mn_shard *shard, mn_call *call)
 {
     assert(!shard->running);

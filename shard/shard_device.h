@@ -22,6 +22,10 @@ struct device {
     enum mn_status (*read_memory)(const mn_shard *shard, void *to, const void *from, uint64_t bytes,
                                   mn_error *error);
 
+    /* mn_shard_mark, mn_shard_unmark. */
+    enum mn_status (*mark)(const mn_shard *shard, void *stream, void **out_mark, mn_error *error);
+    void (*unmark)(const mn_shard *shard, void *mark);
+
     /* A plane's array. Zeroed: the host may look at once. NULL: there is no memory. */
     void *(*reserve)(mn_shard *shard, uint64_t bytes, bool zeroed);
     void (*unreserve)(mn_shard *shard, void *memory);

@@ -80,8 +80,6 @@ static enum mn_status open_all(mn_cuda_queue *queue, mn_error *error)
     if (result == cudaSuccess)
         result = cudaStreamCreateWithFlags((cudaStream_t *)&queue->stream, cudaStreamNonBlocking);
     if (result == cudaSuccess)
-        result = cudaEventCreateWithFlags((cudaEvent_t *)&queue->event, cudaEventDisableTiming);
-    if (result == cudaSuccess)
         result = cudaHostAlloc((void **)&queue->bad, sizeof *queue->bad, cudaHostAllocDefault);
     if (result == cudaSuccess)
         *queue->bad = 0;
@@ -111,10 +109,8 @@ static void close_all(const mn_cuda_queue *queue)
     const device_scope scope(queue);
     if (queue->stream)
         (void)cudaStreamSynchronize((cudaStream_t)queue->stream); /* whatever came of it */
-    if (queue->event)
-        (void)cudaEventDestroy((cudaEvent_t)queue->event); /* nobody is left to be told */
     if (queue->stream)
-        (void)cudaStreamDestroy((cudaStream_t)queue->stream);
+        (void)cudaStreamDestroy((cudaStream_t)queue->stream); /* nobody is left to be told */
     if (queue->bad)
         (void)cudaFreeHost(queue->bad);
 }
@@ -127,17 +123,54 @@ extern "C" void mn_cuda_queue_close(mn_cuda_queue *queue)
     *queue = {};
 }
 
-extern "C" enum mn_status mn_cuda_queue_follow(const mn_cuda_queue *queue, void *stream,
+/* An event of its own for each call: CUDA has a pool of them. */
+static cudaError_t make_mark(cudaStream_t stream, cudaEvent_t *event)
+{
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    cudaError_t result = cudaStreamIsCapturing(stream, &capture);
+    if (result == cudaSuccess && capture != cudaStreamCaptureStatusNone)
+        result = cudaErrorStreamCaptureUnsupported;
+    if (result == cudaSuccess)
+        result = cudaEventCreateWithFlags(event, cudaEventDisableTiming);
+    if (result == cudaSuccess)
+        result = cudaEventRecord(*event, stream);
+    return result;
+}
+
+extern "C" enum mn_status mn_cuda_mark(const mn_cuda_queue *queue, void *stream, void **out_mark,
+                                       mn_error *error)
+{
+    const device_scope scope(queue);
+    cudaEvent_t event = NULL;
+    const cudaError_t result = make_mark((cudaStream_t)stream, &event);
+    const enum mn_status status = told(result, error);
+    if (status == MN_OK) {
+        *out_mark = event;
+        return MN_OK;
+    }
+    if (event)
+        (void)cudaEventDestroy(event); /* nobody knows of it */
+    if (stream_at_fault(result))
+        return mn_fail(error, MN_INVALID, "stream",
+                       "it is none of CUDA device %u, or a graph is made of it: %s", queue->device,
+                       cudaGetErrorString(result));
+    if (result == cudaErrorMemoryAllocation)
+        return mn_fail(error, MN_NO_MEMORY, "device", "CUDA device %u has no memory for an event",
+                       queue->device);
+    return status;
+}
+
+extern "C" void mn_cuda_unmark(const mn_cuda_queue *queue, void *mark)
+{
+    const device_scope scope(queue);
+    (void)told(cudaEventDestroy((cudaEvent_t)mark), NULL); /* as unreserve */
+}
+
+extern "C" enum mn_status mn_cuda_queue_follow(const mn_cuda_queue *queue, void *mark,
                                                mn_error *error)
 {
     const device_scope scope(queue);
-    cudaError_t result = cudaEventRecord((cudaEvent_t)queue->event, (cudaStream_t)stream);
-    (void)cudaGetLastError(); /* as told() */
-    if (result != cudaSuccess)
-        return mn_fail(error, MN_INVALID, "stream", "it is no stream of CUDA device %u: %s",
-                       queue->device, cudaGetErrorString(result));
-    return told(cudaStreamWaitEvent((cudaStream_t)queue->stream, (cudaEvent_t)queue->event, 0),
-                error);
+    return told(cudaStreamWaitEvent((cudaStream_t)queue->stream, (cudaEvent_t)mark, 0), error);
 }
 
 extern "C" enum mn_status mn_cuda_queue_wait(const mn_cuda_queue *queue, mn_error *error)

@@ -165,6 +165,86 @@ void arrays_of_any_memory(void **state)
     service_stop(&service);
 }
 
+/* A call waits for what its arrays' stream was given before it, and for nothing that comes later:
+ * not though the shard begins anew with it when its step has come. */
+void later_work_is_not_waited_for(void **state)
+{
+    static struct batch it;
+    struct service service;
+    mn_error error;
+    mn_table *table;
+    uint64_t print = 0;
+    float got[DIM], expected[DIM];
+    const mn_table_spec spec = numbered_spec(0);
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    mn_client *client = service_open(&service, "g", 0, 1);
+    must(mn_table_open(client, &spec, &table, &error));
+    cudaStream_t stream = emulator_lazy_stream();
+    const uint32_t wanted = 5;
+    uint32_t *row = device_copy((uint32_t[]){ROWS}, sizeof *row); /* none, until the copy is made */
+    void *later = device_copy(&wanted, sizeof wanted);
+    const mn_rows late = {1, {row, MN_U32, MN_MEMORY_CUDA, stream}};
+    const mn_rows plain = {1, mn_u32((uint32_t[]){5})};
+    assert_int_equal(cudaMemcpyAsync(row, &wanted, sizeof wanted, cudaMemcpyHostToDevice, stream),
+                     cudaSuccess);
+    mn_future *call = mn_fetch(table, 2, &late, mn_f32(got), NULL);
+    assert_int_equal(cudaMemcpyAsync(later, row, 4, cudaMemcpyDeviceToDevice, stream), cudaSuccess);
+    must(try_step(client, table, 1, &it, &print, &error));
+    must_wait(call);
+    assert_int_equal(emulator_waiting(stream), 1);
+    must_wait(mn_fetch(table, 2, &plain, mn_f32(expected), NULL));
+    assert_memory_equal(got, expected, sizeof got);
+    assert_int_equal(cudaStreamDestroy(stream), cudaSuccess);
+    assert_int_equal(cudaFree(later), cudaSuccess);
+    assert_int_equal(cudaFree(row), cudaSuccess);
+    mn_client_close(client);
+    service_stop(&service);
+}
+
+static void refuse_stream(mn_table *table, uint32_t *row, cudaStream_t stream, enum mn_status due,
+                          const char *field)
+{
+    mn_error error = {0};
+    float out[DIM];
+    const mn_rows rows = {1, {row, MN_U32, MN_MEMORY_CUDA, stream}};
+    assert_int_equal(mn_wait(mn_fetch(table, 1, &rows, mn_f32(out), NULL), &error), due);
+    assert_string_equal(error.field, field);
+}
+
+/* A stream of another device, or one that a graph is made of, is refused and harms no table; a
+ * device that has failed is LOST, though the stream's mark is what shows it. */
+void streams_are_refused(void **state)
+{
+    struct service service;
+    mn_error error;
+    mn_table *table;
+    const mn_table_spec spec = numbered_spec(0);
+    (void)state;
+    service_start(&service, host_arrays, NULL);
+    mn_client *client = service_open(&service, "g", 0, 1);
+    must(mn_table_open(client, &spec, &table, &error));
+    const uint64_t before = all_of(table, 1);
+    uint32_t *row = device_copy((uint32_t[]){5}, sizeof *row);
+    cudaStream_t stream = emulator_lazy_stream(), other;
+    assert_int_equal(cudaSetDevice(1), cudaSuccess);
+    assert_int_equal(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), cudaSuccess);
+    assert_int_equal(cudaSetDevice(0), cudaSuccess);
+    refuse_stream(table, row, other, MN_INVALID, "stream");
+    emulator_capture(stream, 1);
+    refuse_stream(table, row, stream, MN_INVALID, "stream");
+    emulator_capture(stream, 0);
+    assert_true(all_of(table, 1) == before);
+    emulator_fail_after(0);
+    refuse_stream(table, row, stream, MN_LOST, "device");
+    emulator_fail_after(UINT64_MAX);
+    assert_int_equal(cudaStreamDestroy(stream), cudaSuccess);
+    assert_int_equal(cudaStreamDestroy(other), cudaSuccess);
+    assert_int_equal(cudaFree(row), cudaSuccess);
+    mn_client_close(client);
+    service_stop(&service);
+}
+
 /* More than a piece holds, there and back. */
 void large_calls_are_cut(void **state)
 {

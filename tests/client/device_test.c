@@ -367,6 +367,8 @@ int main(void)
         cmocka_unit_test(limits_have_names),
         cmocka_unit_test(other_devices_are_left_alone),
         cmocka_unit_test(arrays_of_any_memory),
+        cmocka_unit_test(later_work_is_not_waited_for),
+        cmocka_unit_test(streams_are_refused),
         cmocka_unit_test(large_calls_are_cut),
         cmocka_unit_test(memory_ends),
         cmocka_unit_test(a_device_is_at_fault),

@@ -52,6 +52,8 @@ uint64_t saver_join(struct saver *saver); /* the step that was saved */
 void limits_have_names(void **state);
 void other_devices_are_left_alone(void **state);
 void arrays_of_any_memory(void **state);
+void later_work_is_not_waited_for(void **state);
+void streams_are_refused(void **state);
 void large_calls_are_cut(void **state);
 void memory_ends(void **state);
 void a_device_is_at_fault(void **state);

@@ -419,7 +419,10 @@ static void test_memory(void **state)
         host[i] = (uint8_t)(i * 7);
     uint8_t *block = mn_cuda_take(&queue, BYTES), *tile = mn_cuda_reserve(&queue, BYTES);
     assert_true(block && tile);
-    assert_int_equal(mn_cuda_queue_follow(&queue, NULL, &error), MN_OK);
+    void *mark = NULL;
+    assert_int_equal(mn_cuda_mark(&queue, NULL, &mark, &error), MN_OK);
+    assert_int_equal(mn_cuda_queue_follow(&queue, mark, &error), MN_OK);
+    mn_cuda_unmark(&queue, mark);
     assert_int_equal(mn_cuda_zero(&queue, tile, BYTES, &error), MN_OK);
     assert_int_equal(mn_cuda_copy(&queue, block, host, BYTES, &error), MN_OK);
     assert_int_equal(mn_cuda_copy(&queue, tile + 1, block, BYTES - 1, &error), MN_OK);

@@ -37,6 +37,10 @@ enum cudaDeviceAttr {
     cudaDevAttrConcurrentManagedAccess = 89,
     cudaDevAttrMemoryPoolsSupported = 115
 };
+typedef enum cudaStreamCaptureStatus {
+    cudaStreamCaptureStatusNone = 0,
+    cudaStreamCaptureStatusActive = 1
+} cudaStreamCaptureStatus;
 enum cudaMemoryAdvise { cudaMemAdviseSetPreferredLocation = 3 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
 struct cudaMemLocation {
@@ -76,16 +80,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *out_status);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemset(void *memory, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaDeviceSynchronize(void);
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out_stream, unsigned flags);
-cudaError_t cudaStreamDestroy(cudaStream_t stream);
-cudaError_t cudaStreamSynchronize(cudaStream_t stream);
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaGetLastError(void);
 cudaError_t cudaEventCreate(cudaEvent_t *out_event);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned flags);
@@ -104,7 +105,8 @@ uint32_t emulator_contexts(void);
 /* A stream whose copies and fills run only when something waits for them, as on a GPU that is
  * behind. */
 cudaStream_t emulator_lazy_stream(void);
-void emulator_lazy_streams(void);               /* every stream made from now on is one */
+void emulator_capture(cudaStream_t stream, int captured); /* a graph is made of it */
+void emulator_lazy_streams(void);                         /* every stream made from now on is one */
 uint64_t emulator_waiting(cudaStream_t stream); /* pieces of work that do; NULL: in all of them */
 /* There is memory for so many more blocks, managed ones too. UINT64_MAX: for any number. */
 void emulator_memory_for(uint64_t blocks);

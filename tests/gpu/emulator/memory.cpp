@@ -14,13 +14,15 @@
 
 struct CUstream_st {
     int device;
-    bool lazy;
+    bool lazy, captured;
+    uint64_t done; /* of its work */
     std::vector<std::function<void()>> waiting;
 };
 struct CUevent_st {
     int device;
     timespec at;
     cudaStream_t stream; /* that it was recorded in */
+    uint64_t work;       /* that the stream had been given by then */
 };
 
 namespace
@@ -104,14 +106,15 @@ bool in_arena(uintptr_t address)
     return arena != nullptr && address >= (uintptr_t)arena && address < (uintptr_t)arena + ARENA;
 }
 
-void flush(cudaStream_t stream)
+/* Does the stream's work up to that many pieces in all. */
+void flush(cudaStream_t stream, uint64_t upto = UINT64_MAX)
 {
-    if (stream == nullptr)
-        return;
-    std::vector<std::function<void()>> due;
-    due.swap(stream->waiting);
-    for (const auto &work : due)
+    while (stream != nullptr && stream->done < upto && !stream->waiting.empty()) {
+        const std::function<void()> work = stream->waiting.front();
+        stream->waiting.erase(stream->waiting.begin());
+        stream->done++;
         work();
+    }
 }
 
 /* The first gap that is large enough. */
@@ -390,7 +393,7 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 static cudaStream_t stream_new(bool lazy)
 {
     std::lock_guard<std::recursive_mutex> guard(mutex);
-    return *streams.insert(new CUstream_st{worked_on(), lazy, {}}).first;
+    return *streams.insert(new CUstream_st{worked_on(), lazy, false, 0, {}}).first;
 }
 cudaStream_t emulator_lazy_stream() { return stream_new(true); }
 void emulator_lazy_streams() { lazy_streams = true; }
@@ -413,13 +416,21 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned)
 {
-    emulator_work work(event->stream);
+    emulator_work work(nullptr);
+    flush(event->stream, event->work);
+    return cudaSuccess;
+}
+void emulator_capture(cudaStream_t stream, int captured) { stream->captured = captured != 0; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *out_status)
+{
+    const bool captured = stream != nullptr && stream->captured;
+    *out_status = captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *out_event)
 {
-    return *out_event = new CUevent_st{worked_on(), {}, nullptr}, cudaSuccess;
+    return *out_event = new CUevent_st{worked_on(), {}, nullptr, 0}, cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out_event, unsigned)
 {
@@ -435,15 +446,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     if ((stream == nullptr ? worked_on() : stream->device) != event->device)
         return cudaErrorInvalidResourceHandle;
-    (void)worked_on();
+    emulator_work work(nullptr);
+    if (pieces_left == 0)
+        return cudaErrorEccUncorrectable;
     clock_gettime(CLOCK_MONOTONIC, &event->at);
     event->stream = stream;
+    event->work = stream == nullptr ? 0 : stream->done + stream->waiting.size();
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    emulator_work work(event->stream);
-    return cudaSuccess;
+    return cudaStreamWaitEvent(nullptr, event, 0);
 }
 cudaError_t cudaEventElapsedTime(float *out_milliseconds, cudaEvent_t begin, cudaEvent_t end)
 {
