@@ -67,11 +67,12 @@ static void commit(struct script *it, uint64_t step)
 }
 
 /* Up to the Commit that an image is of: two steps are open with pieces of both ranks, one reduce is
- * open, one summed. */
-static void to_the_cut(struct script *it, const mn_shard_options *options)
+ * open, one summed. The allocation with number fail_at fails; 0: none does. */
+static void to_a_cut(struct script *it, const mn_shard_options *options, uint64_t fail_at)
 {
     memset(it, 0, sizeof *it);
     fixture_init(&it->f, 1, options);
+    it->f.world.fail_at = fail_at;
     fixture_join(&it->f, RANKS);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     spec.optimizer = mn_adagrad(1e-6f);
@@ -85,6 +86,11 @@ static void to_the_cut(struct script *it, const mn_shard_options *options)
     it->waits = reduce(it, 0, CUT + 1, "open");
     assert_false(it->waits->finished);
     commit(it, CUT);
+}
+
+static void to_the_cut(struct script *it, const mn_shard_options *options)
+{
+    to_a_cut(it, options, 0);
 }
 
 /* And on: the reduce is completed, a step is committed, a rank comes back and plays another way. */
@@ -213,6 +219,35 @@ static void it_holds_what_the_cut_held(void **state)
     fixture_deinit(&it.f);
 }
 
+/* Where there is no memory to note what a base will hold, the image is given up, and nothing else:
+ * the cut's Commit has been answered, and a later image stands. */
+static void memory_fails_at_the_cut(void **state)
+{
+    enum { NOTED = 4 }; /* the last of the Commit, reduces and pieces among them */
+    (void)state;
+    static struct script it;
+    static float wanted[VALUES], values[VALUES];
+    const mn_shard_options options = slow();
+    expected(wanted);
+    to_the_cut(&it, &options);
+    const uint64_t all = it.f.world.allocations;
+    assert_true(file_bytes(&it, ".base.new") > 0);
+    from_the_cut(&it);
+    fixture_deinit(&it.f);
+    for (uint64_t n = all - NOTED + 1; n <= all; n++) {
+        to_a_cut(&it, &options, n);
+        assert_int_equal(file_bytes(&it, ".base.new"), 0);
+        it.f.world.fail_at = 0;
+        it.f.world.now_ns += 2000000000; /* when it is tried again */
+        from_the_cut(&it);
+        settle(&it);
+        assert_int_equal(fixture_come_back(&it.f, &options, NULL), MN_OK);
+        read_all(&it, values);
+        assert_memory_equal(values, wanted, sizeof values);
+        fixture_deinit(&it.f);
+    }
+}
+
 /* Where there is no memory to keep a reduce, the image is given up, and nothing else: a later one
  * stands. */
 static void memory_fails(void **state)
@@ -251,6 +286,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_go_on_meanwhile),
         cmocka_unit_test(it_holds_what_the_cut_held),
+        cmocka_unit_test(memory_fails_at_the_cut),
         cmocka_unit_test(memory_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
