@@ -264,7 +264,7 @@ static void folders_are_listed(void **state)
 
 /* ---- Streams: what they hold at any sync, against the bytes that were appended */
 
-enum { STREAM_BYTES = 6 << 20, STREAMS = 70 }; /* more files than there are blocks of memory */
+enum { STREAM_BYTES = 6 << 20, STREAMS = 100 }; /* more files than there are blocks of memory */
 
 static uint8_t stream_byte(uint64_t at, uint64_t file)
 {

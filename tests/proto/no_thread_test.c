@@ -1,0 +1,104 @@
+/* Streams in a process that gets no thread: what is appended is refused when no memory is left, and
+ * a sync at once; nothing waits for a thread that never comes. uv_thread_create is this program's
+ * own. */
+#include "proto_test.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <uv.h>
+
+enum { STREAMS = 200 }; /* more than there are blocks of memory, of logs or of other files */
+
+static char root[64];
+static mn_storage *storage;
+static bool no_threads = true;
+
+int uv_thread_create(uv_thread_t *thread, uv_thread_cb entry, void *argument)
+{
+    int (*create)(uv_thread_t *, uv_thread_cb, void *);
+    if (no_threads)
+        return UV_EAGAIN;
+    *(void **)&create = dlsym(RTLD_NEXT, "uv_thread_create");
+    return create(thread, entry, argument);
+}
+
+static int begin(void **state)
+{
+    (void)state;
+    strcpy(root, "/tmp/mneme-storage-XXXXXX");
+    if (!mkdtemp(root))
+        return -1;
+    return mn_storage_uv_create(root, &storage, NULL);
+}
+
+static int end(void **state)
+{
+    (void)state;
+    char command[100];
+    mn_storage_uv_destroy(storage);
+    (void)snprintf(command, sizeof command, "rm -rf %s", root);
+    return system(command);
+}
+
+static mn_file *stream(uint32_t number, bool urgent)
+{
+    mn_file *file = NULL;
+    char path[16];
+    (void)snprintf(path, sizeof path, "%s%u", urgent ? "log" : "bulk", number);
+    assert_int_equal(storage->create_stream(storage, path, urgent, &file, NULL), MN_OK);
+    return file;
+}
+
+/* Each begins a block that nobody writes. */
+static void blocks_end(bool urgent)
+{
+    mn_file *files[STREAMS];
+    uint32_t count = 0;
+    mn_error error = {0};
+    enum mn_status status = MN_OK;
+    while (!status && count < STREAMS) {
+        files[count] = stream(count, urgent);
+        status = storage->append(files[count++], "x", 1, &error);
+    }
+    assert_int_equal(status, MN_STORAGE);
+    assert_string_equal(error.field, "path");
+    assert_non_null(strstr(error.message, urgent ? "log" : "bulk"));
+    assert_int_equal(storage->append(files[count - 1], "x", 1, &error), MN_STORAGE); /* again */
+    while (count)
+        storage->close(files[--count]);
+}
+
+static void blocks_end_in_a_refusal(void **state)
+{
+    (void)state;
+    blocks_end(false);
+    blocks_end(true);
+}
+
+static void syncs_are_refused_and_made_later(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = stream(STREAMS, true), *other = NULL;
+    assert_int_equal(storage->sync(file, &error), MN_STORAGE);
+    assert_int_equal(storage->create(storage, "plain", &other, &error), MN_OK);
+    (void)storage->sync_start(other);
+    enum mn_status status = MN_OK;
+    assert_true(storage->sync_ended(other, &status, &error));
+    assert_int_equal(status, MN_STORAGE);
+    no_threads = false;
+    assert_int_equal(storage->sync(file, &error), MN_OK);
+    no_threads = true;
+    storage->close(file);
+    storage->close(other);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_end_in_a_refusal),
+        cmocka_unit_test(syncs_are_refused_and_made_later),
+    };
+    return cmocka_run_group_tests(tests, begin, end);
+}
