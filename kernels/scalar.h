@@ -1,5 +1,5 @@
-/* The scalar arithmetic that CPU and CUDA share, so that both have the same bits: conversions and
- * the making of initial values. Whoever includes it says what a function is (SCALAR) and which
+/* The scalar arithmetic that CPU and CUDA share, so that both have the same bits: conversions, e^x,
+ * and the making of initial values. Whoever includes it says what a function is (SCALAR) and which
  * square root rounds to nearest (SCALAR_SQRT). */
 #ifndef MN_KERNELS_SCALAR_H
 #define MN_KERNELS_SCALAR_H
@@ -73,6 +73,27 @@ SCALAR float logarithm(float x)
     series = series * t + 1.0f / 3;
     series = series * t + 1.0f;
     return e * 0.693147181f + 2.0f * s * series;
+}
+
+/* e^x for x <= 0, to 1e-7 of the value; below the smallest normal number: 0. x = n ln 2 + r with
+ * |r| <= ln 2 / 2, where seven terms of the Taylor series suffice. */
+SCALAR float exponential(float x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float clamped = x > -87.0f ? x : -87.0f;
+    float n = clamped * 1.44269504f + magic;
+    float whole = n - magic;
+    float r = clamped - whole * 0.693359375f;
+    r = r + whole * 2.12194440e-4f;
+    float series = r * (1.0f / 5040) + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    series = series * r + 1.0f;
+    float scale = float_of((bits_of(n) + 127) << 23);
+    return x < -87.0f ? 0.0f : series * scale;
 }
 
 /* Box-Muller: two words give two normal values. The angle 2 pi word / 2^32 is taken to within pi/4

@@ -2,6 +2,8 @@
  * optimizer. Formulas and their sources: mn_kernels.h §3. */
 #include "tile.h"
 
+#include "step.h"
+
 #include <assert.h>
 
 enum {
@@ -228,58 +230,20 @@ INLINE void close_columns(const row_update *u, char *to, uint32_t column, uint32
         out[c] = bf16_stochastic(buffer[c], noise[c]);
 }
 
-/* x^n by repeated squaring. */
-static double power(double x, uint64_t n)
+static void sgd_columns(const mn_update *update, uint32_t count, const float *restrict merged,
+                        float *restrict row)
 {
-    double result = 1;
-    for (; n; n >>= 1, x *= x)
-        if (n & 1)
-            result *= x;
-    return result;
+    const mn_update u = *update; /* the compiler cannot see that no row lies in it */
+    for (uint32_t c = 0; c < count; c++)
+        step_sgd(&u, merged[c], &row[c]);
 }
 
-static void step_sgd(const mn_update *update, uint32_t count, const float *restrict merged,
-                     float *restrict row)
+static void adagrad_columns(const mn_update *update, float eps, uint32_t count,
+                            const float *restrict merged, float *restrict row, float *restrict sum)
 {
-    const float lr = update->learning_rate, wd = update->weight_decay, factor = update->factor;
-    for (uint32_t c = 0; c < count; c++) {
-        float g = factor * merged[c] + wd * row[c];
-        row[c] = row[c] - lr * g;
-    }
-}
-
-static void step_adagrad(const mn_update *update, float eps, uint32_t count,
-                         const float *restrict merged, float *restrict row, float *restrict sum)
-{
-    const float lr = update->learning_rate, wd = update->weight_decay, factor = update->factor;
-    for (uint32_t c = 0; c < count; c++) {
-        float g = factor * merged[c] + wd * row[c];
-        sum[c] = sum[c] + g * g;
-        row[c] = row[c] - lr * g / (__builtin_sqrtf(sum[c]) + eps);
-    }
-}
-
-/* Constants of one Adam or AdamW step of a row; of step t = the group's, or the row's own. */
-typedef struct adam_step {
-    uint64_t t;
-    float keep, decay, factor, beta1_rest, beta2_rest, rate, unroot, eps;
-} adam_step;
-
-static adam_step adam_step_of(const mn_optimizer *o, const mn_update *u, uint64_t t)
-{
-    double rest1 = 1 - power(o->beta1, t), root2 = __builtin_sqrt(1 - power(o->beta2, t));
-    bool decoupled = o->kind == MN_OPTIMIZER_ADAMW;
-    return (adam_step){
-        .t = t,
-        .keep = decoupled ? 1 - u->learning_rate * u->weight_decay : 1,
-        .decay = decoupled ? 0 : u->weight_decay,
-        .factor = u->factor,
-        .beta1_rest = 1 - o->beta1,
-        .beta2_rest = 1 - o->beta2,
-        .rate = (float)(decoupled ? u->learning_rate / rest1 : u->learning_rate * root2 / rest1),
-        .unroot = decoupled ? (float)(1 / root2) : 1,
-        .eps = o->eps,
-    };
+    const mn_update u = *update; /* as in sgd_columns */
+    for (uint32_t c = 0; c < count; c++)
+        step_adagrad(&u, eps, merged[c], &row[c], &sum[c]);
 }
 
 /* Where the columns worked on lie in a row to come: its value and both moments. */
@@ -288,21 +252,16 @@ typedef struct adam_ahead {
     uint32_t row_width, state_width; /* bytes of an element */
 } adam_ahead;
 
-INLINE void adam_columns(const adam_step s, uint32_t count, const float *restrict merged,
-                         float *restrict row, float *restrict m, float *restrict v)
+INLINE void adam_line(const adam_step s, uint32_t count, const float *restrict merged,
+                      float *restrict row, float *restrict m, float *restrict v)
 {
-    for (uint32_t c = 0; c < count; c++) {
-        float value = s.keep * row[c];
-        float g = s.factor * merged[c] + s.decay * value;
-        m[c] = m[c] + s.beta1_rest * (g - m[c]);
-        v[c] = v[c] + s.beta2_rest * (g * g - v[c]);
-        row[c] = value - s.rate * m[c] / (__builtin_sqrtf(v[c]) * s.unroot + s.eps);
-    }
+    for (uint32_t c = 0; c < count; c++)
+        step_adam(&s, merged[c], &row[c], &m[c], &v[c]);
 }
 
 /* Asks for the row to come line by line, beside the divisions: at once, it would hold them up. */
-static void step_adam(const adam_step *step, const adam_ahead *ahead, uint32_t count,
-                      const float *merged, float *row, float *m, float *v)
+static void adam_columns(const adam_step *step, const adam_ahead *ahead, uint32_t count,
+                         const float *merged, float *row, float *m, float *v)
 {
     enum { COLUMNS = LINE / sizeof(float) };
     uint32_t c = 0;
@@ -312,24 +271,25 @@ static void step_adam(const adam_step *step, const adam_ahead *ahead, uint32_t c
         __builtin_prefetch(ahead->v + (size_t)c * ahead->state_width, 0, INTO_L2);
         if (count - c < COLUMNS)
             break;
-        adam_columns(*step, COLUMNS, merged + c, row + c, m + c, v + c);
+        adam_line(*step, COLUMNS, merged + c, row + c, m + c, v + c);
     }
     if (c < count)
-        adam_columns(*step, count - c, merged + c, row + c, m + c, v + c);
+        adam_line(*step, count - c, merged + c, row + c, m + c, v + c);
 }
 
 /* Row-wise Adagrad: g replaces `merged`, and one sum serves the row. */
 static void apply_rowwise(const row_update *u, enum mn_dtype dtype)
 {
     const uint32_t columns = u->tile->columns;
-    const float eps = u->tile->optimizer.eps, lr = u->update->learning_rate;
+    const float eps = u->tile->optimizer.eps;
+    const mn_update update = *u->update; /* as in sgd_columns */
     _Alignas(LINE) float buffer[CHUNK], lanes[4][SIXTEEN] = {{0}};
     for (uint32_t c = 0; c < columns; c += CHUNK) {
         uint32_t count = least(CHUNK, columns - c);
         const float *row = open_columns(u->values, c, count, dtype, buffer);
         float *g = u->merged + c;
         for (uint32_t i = 0; i < count; i++)
-            g[i] = u->update->factor * g[i] + u->update->weight_decay * row[i];
+            g[i] = decayed_gradient(&update, g[i], row[i]);
         dot_rows(g, (const void *[]){g}, 1, count, MN_F32, lanes);
     }
     float sum = *(float *)u->state + lanes_tree(lanes[0]) / (float)columns;
@@ -339,7 +299,7 @@ static void apply_rowwise(const row_update *u, enum mn_dtype dtype)
         uint32_t count = least(CHUNK, columns - c);
         float *row = open_columns(u->values, c, count, dtype, buffer);
         for (uint32_t i = 0; i < count; i++)
-            row[i] = row[i] - lr * u->merged[c + i] / denominator;
+            row[i] = row[i] - update.learning_rate * u->merged[c + i] / denominator;
         close_columns(u, u->values, c, count, dtype, MN_PURPOSE_ROUND_VALUE, row);
     }
 }
@@ -356,15 +316,15 @@ static void apply_columns(const row_update *u, const adam_step *adam, const adam
     if (adam) {
         float *m = open_columns(u->state, c, count, state_dtype, first_buffer);
         float *v = open_columns(second_state, c, count, state_dtype, second_buffer);
-        step_adam(adam, ahead, count, merged, row, m, v);
+        adam_columns(adam, ahead, count, merged, row, m, v);
         close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, m);
         close_columns(u, second_state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE2, v);
     } else if (optimizer->kind == MN_OPTIMIZER_ADAGRAD) {
         float *sum = open_columns(u->state, c, count, state_dtype, first_buffer);
-        step_adagrad(u->update, optimizer->eps, count, merged, row, sum);
+        adagrad_columns(u->update, optimizer->eps, count, merged, row, sum);
         close_columns(u, u->state, c, count, state_dtype, MN_PURPOSE_ROUND_STATE, sum);
     } else {
-        step_sgd(u->update, count, merged, row);
+        sgd_columns(u->update, count, merged, row);
     }
     close_columns(u, u->values, c, count, dtype, MN_PURPOSE_ROUND_VALUE, row);
 }

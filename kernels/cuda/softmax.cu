@@ -4,26 +4,6 @@
 
 static const uint64_t GROUP_BLOCKS = 1u << 20;
 
-/* e^x for x <= 0; below the smallest normal number: 0 (kernels/cpu/softmax.c). */
-DEVICE float exponential(float x)
-{
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    const float clamped = x > -87.0f ? x : -87.0f;
-    const float n = clamped * 1.44269504f + magic;
-    const float whole = n - magic;
-    float r = clamped - whole * 0.693359375f;
-    r = r + whole * 2.12194440e-4f;
-    float series = r * (1.0f / 5040) + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
-    const float scale = float_of((bits_of(n) + 127) << 23);
-    return x < -87.0f ? 0.0f : series * scale;
-}
-
 /* sum + the first `count` of the warp's values, lane 0's first. */
 DEVICE float add_lanes(float sum, float value, uint32_t count)
 {

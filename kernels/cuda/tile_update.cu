@@ -112,17 +112,17 @@ static __global__ void __launch_bounds__(THREADS, V == 8 ? 2 : 3)
             state_columns<S, V>(u, 0, second, v);
         fold_run<G, V>(plan, sources, r, c, merged);
         const adam_step adam = step.optimizer.row_correction && !sgd && !adagrad
-                                   ? adam_step_of(step.optimizer, step.update, u.count)
+                                   ? adam_step_of(&step.optimizer, &step.update, u.count)
                                    : step.adam;
 #pragma unroll
         for (int e = 0; e < V; e++) {
             row[e] = column_of(before, e);
             if (sgd)
-                step_sgd(step.update, merged[e], &row[e]);
+                step_sgd(&step.update, merged[e], &row[e]);
             else if (adagrad)
-                step_adagrad(step.update, step.optimizer.eps, merged[e], &row[e], &m[e]);
+                step_adagrad(&step.update, step.optimizer.eps, merged[e], &row[e], &m[e]);
             else
-                step_adam(adam, merged[e], &row[e], &m[e], &v[e]);
+                step_adam(&adam, merged[e], &row[e], &m[e], &v[e]);
         }
         if (!sgd)
             put_rounded<V>(tile, u, MN_PURPOSE_ROUND_STATE, c, m, first);
@@ -154,7 +154,7 @@ static __global__ void __launch_bounds__(THREADS)
             fold_run<G, V>(plan, sources, r, c, g);
 #pragma unroll
             for (int e = 0; e < V; e++) {
-                g[e] = decayed_gradient(step.update, g[e], column_of(row, e));
+                g[e] = decayed_gradient(&step.update, g[e], column_of(row, e));
                 lanes[e] = lanes[e] + g[e] * g[e];
             }
         }
@@ -172,7 +172,7 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int e = 0; e < V; e++) {
                 const float row = column_of(before, e);
-                g[e] = decayed_gradient(step.update, g[e], row);
+                g[e] = decayed_gradient(&step.update, g[e], row);
                 g[e] = row - step.update.learning_rate * g[e] / denominator;
             }
             put_rounded<V>(tile, u, MN_PURPOSE_ROUND_VALUE, c, g, values + c);
@@ -245,7 +245,7 @@ extern "C" enum mn_status mn_cuda_merge_apply(const mn_tile *tile, const mn_cuda
         return mn_fail(error, MN_INVALID, "tile", "it has no optimizer, or not the plan's rows");
     tile_step step = {};
     step.optimizer = tile->optimizer, step.update = *update;
-    step.adam = adam_step_of(tile->optimizer, *update, update->step);
+    step.adam = adam_step_of(&tile->optimizer, update, update->step);
     cudaLaunchConfig_t config = runs_config(plan, sources, tile->columns / V, V, stream);
     apply_kernel *kernel = apply_for(bf16, tile->optimizer.state_dtype == MN_BF16, narrow, V);
     if (rowwise) {
