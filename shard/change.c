@@ -46,6 +46,13 @@ static uint64_t contribution_charge(const mn_shard *shard, enum piece_kind kind,
     return layout->reads * 2 * sizeof(mn_contribution) + count * sizeof(void *);
 }
 
+static void append(struct table_stage *stage, struct piece *piece)
+{
+    piece->next_in_table = NULL;
+    *(stage->last ? &stage->last->next_in_table : &stage->first) = piece;
+    stage->last = piece;
+}
+
 static void insert(struct group *group, struct step *step, struct table_stage *stage,
                    struct piece *piece)
 {
@@ -53,12 +60,7 @@ static void insert(struct group *group, struct step *step, struct table_stage *s
         bucket_of(step, piece->table, piece->part, piece->rank, piece->position);
     piece->next_in_bucket = *bucket;
     *bucket = piece;
-    piece->next_in_table = NULL;
-    if (stage->last)
-        stage->last->next_in_table = piece;
-    else
-        stage->first = piece;
-    stage->last = piece;
+    append(stage, piece);
     if (piece->kind != PIECE_STORE) {
         stage->value_dtype = piece->value_dtype;
         stage->reads += piece->layout.reads;
@@ -111,12 +113,7 @@ static bool drop_pieces(mn_shard *shard, struct group *group, struct step *step,
                 drop_piece(shard, group, step, stage, piece);
                 any = true;
             } else {
-                piece->next_in_table = NULL;
-                if (stage->last)
-                    stage->last->next_in_table = piece;
-                else
-                    stage->first = piece;
-                stage->last = piece;
+                append(stage, piece);
             }
             piece = next;
         }
@@ -297,16 +294,17 @@ static enum mn_status answer_bag_grad(mn_shard *shard, mn_call *call, const stru
     uint32_t element = mn_dtype_bytes(request->value_dtype);
     if (shard->recovery)
         return MN_OK; /* nobody waits for it */
-    float *out = (float *)call->reserve(call, bytes);
-    if (!out)
-        return mn_fail(error, MN_BUSY, "reply_bytes_max",
-                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    uint8_t *out;
+    enum mn_status status = mn_shard_reserve(call, bytes, &out, error);
+    if (status)
+        return status;
     uint64_t column = 0;
     for (uint32_t i = 0; i < target->plane_count; i++) {
         const mn_tile *plane = &target->table->planes[target->plane_first + i];
         shard->kernels->bag_dot(plane, shard->scratch.offsets, request->count, request->per_query,
                                 request->value_dtype, gradients + column * element,
-                                (uint64_t)target->columns * element, out + i * layout->reads);
+                                (uint64_t)target->columns * element,
+                                (float *)out + i * layout->reads);
         column += plane->columns;
     }
     return MN_OK;

@@ -274,11 +274,9 @@ static enum mn_status open_answer(mn_shard *shard, const mn_request *request, ui
 /* Where an answer of `bytes` belongs; the reply of a direct call says its size alone. */
 static enum mn_status answer_place(mn_call *call, uint64_t bytes, uint8_t **out_to, mn_error *error)
 {
-    const mn_direct *direct = &call->request.direct;
-    *out_to = direct->used ? direct->out : call->reserve(call, bytes);
-    if (!*out_to)
-        return mn_fail(error, MN_BUSY, "reply_bytes_max",
-                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    if (!call->request.direct.used)
+        return mn_shard_reserve(call, bytes, out_to, error);
+    *out_to = call->request.direct.out;
     return MN_OK;
 }
 
@@ -345,11 +343,8 @@ static enum mn_status answer_fetch(mn_shard *shard, mn_call *call, const struct 
     const mn_direct *direct = &request->direct;
     const uint64_t element = mn_dtype_bytes(request->value_dtype);
     const uint64_t stride = target->columns * element, rows = request->count * stride;
-    uint64_t state_stride = 0, column = 0;
-    for (uint32_t i = 0; request->with_state && i < target->plane_count; i++) {
-        const mn_tile *plane = &target->table->planes[target->plane_first + i];
-        state_stride += mn_state_row_bytes(&plane->optimizer, plane->columns);
-    }
+    const uint64_t state_stride = request->with_state ? mn_shard_states_row_bytes(target) : 0;
+    uint64_t column = 0;
     const uint64_t states = request->count * state_stride, states_at = round_up(rows, ALIGNMENT);
     uint8_t *answer = state->answer = mn_cuda_take(&state->queue, states_at + states);
     if (!answer)

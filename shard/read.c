@@ -64,10 +64,14 @@ static enum mn_status begin_read(mn_shard *shard, mn_call *call, struct target *
     return status;
 }
 
-static enum mn_status reply_budget(mn_error *error, uint64_t bytes)
+enum mn_status mn_shard_reserve(mn_call *call, uint64_t bytes, uint8_t **out, mn_error *error)
 {
-    return mn_fail(error, MN_BUSY, "reply_bytes_max", "no room for a reply of %" PRIu64 " bytes",
-                   bytes);
+    uint8_t *room = call->reserve(call, bytes);
+    if (!room)
+        return mn_fail(error, MN_BUSY, "reply_bytes_max",
+                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    *out = room;
+    return MN_OK;
 }
 
 static void gather_states(mn_shard *shard, const struct target *target, uint64_t count,
@@ -84,7 +88,7 @@ static void gather_states(mn_shard *shard, const struct target *target, uint64_t
     }
 }
 
-static uint64_t states_row_bytes(const struct target *target)
+uint64_t mn_shard_states_row_bytes(const struct target *target)
 {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < target->plane_count; i++) {
@@ -103,11 +107,11 @@ enum mn_status mn_shard_fetch(mn_shard *shard, mn_call *call, mn_error *error)
     if (status || done)
         return status;
     uint64_t stride = (uint64_t)target.columns * mn_dtype_bytes(request->value_dtype);
-    uint64_t state_stride = request->with_state ? states_row_bytes(&target) : 0;
-    uint64_t bytes = request->count * (stride + state_stride);
-    uint8_t *out = call->reserve(call, bytes);
-    if (!out)
-        return reply_budget(error, bytes);
+    uint64_t state_stride = request->with_state ? mn_shard_states_row_bytes(&target) : 0;
+    uint8_t *out;
+    status = mn_shard_reserve(call, request->count * (stride + state_stride), &out, error);
+    if (status)
+        return status;
     uint64_t column = 0;
     for (uint32_t i = 0; i < target.plane_count; i++) {
         const mn_tile *plane = &target.table->planes[target.plane_first + i];
@@ -130,10 +134,10 @@ enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error)
         return status;
     uint32_t element = mn_dtype_bytes(request->value_dtype);
     uint64_t stride = (uint64_t)target.columns * element;
-    uint64_t bytes = request->count * stride;
-    uint8_t *out = call->reserve(call, bytes);
-    if (!out)
-        return reply_budget(error, bytes);
+    uint8_t *out;
+    status = mn_shard_reserve(call, request->count * stride, &out, error);
+    if (status)
+        return status;
     uint64_t column = 0;
     for (uint32_t i = 0; i < target.plane_count; i++) {
         const mn_tile *plane = &target.table->planes[target.plane_first + i];

@@ -364,12 +364,11 @@ enum mn_status mn_shard_reduce(mn_shard *shard, mn_call *call, mn_error *error)
         add_up(shard, group, reduce);
     if (!reduce->sum)
         return mn_shard_park(shard, group, call, 0, error);
-    uint8_t *out = call->reserve(call, request->payload.bytes);
-    if (!out)
-        return mn_fail(error, MN_BUSY, "reply_bytes_max",
-                       "no room for a reply of %" PRIu64 " bytes", request->payload.bytes);
-    memcpy(out, reduce->sum, request->payload.bytes);
-    return MN_OK;
+    uint8_t *out;
+    status = mn_shard_reserve(call, request->payload.bytes, &out, error);
+    if (!status)
+        memcpy(out, reduce->sum, request->payload.bytes);
+    return status;
 }
 
 static bool has_not_come(const void *context, uint32_t rank)

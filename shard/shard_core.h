@@ -306,6 +306,10 @@ enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, con
 
 enum mn_status mn_shard_fetch(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_bag(mn_shard *shard, mn_call *call, mn_error *error);
+/* Room for the payload of any verb's answer; MN_BUSY "reply_bytes_max". */
+enum mn_status mn_shard_reserve(mn_call *call, uint64_t bytes, uint8_t **out, mn_error *error);
+/* Of a row's optimizer state, over the target's planes. */
+uint64_t mn_shard_states_row_bytes(const struct target *target);
 /* Whether a read for context.step can be answered from the committed step. */
 bool mn_shard_read_ready(const mn_shard *shard, const struct group *group,
                          const mn_request *request);

@@ -145,10 +145,10 @@ static enum mn_status answer_seal(mn_shard *shard, struct group *group, const st
     if (!step->square_count)
         return MN_OK;
     uint64_t bytes = step->square_count * sizeof(double);
-    uint8_t *out = call->reserve(call, bytes);
-    if (!out)
-        return mn_fail(error, MN_BUSY, "reply_bytes_max",
-                       "no room for a reply of %" PRIu64 " bytes", bytes);
+    uint8_t *out;
+    enum mn_status status = mn_shard_reserve(call, bytes, &out, error);
+    if (status)
+        return status;
     memcpy(out, step->squares, bytes);
     for (uint32_t i = 0; i < step->square_table_count; i++) {
         uint64_t id = step->square_tables[i];

@@ -89,10 +89,9 @@ enum mn_status mn_shard_usage_tell(const struct table *table, mn_call *call, mn_
                        "%" PRIu64 " counters from %" PRIu64 " on, of %" PRIu64 " of table %s here",
                        count, first, rows, table->spec.name);
     uint64_t bytes = count * sizeof *table->counters; /* bounded by what stands in memory */
-    uint8_t *out = call->reserve(call, bytes);
-    if (!out)
-        return mn_fail(error, MN_BUSY, "reply_bytes_max",
-                       "no room for a reply of %" PRIu64 " bytes", bytes);
-    memcpy(out, table->counters + first, bytes);
-    return MN_OK;
+    uint8_t *out;
+    enum mn_status status = mn_shard_reserve(call, bytes, &out, error);
+    if (!status)
+        memcpy(out, table->counters + first, bytes);
+    return status;
 }
