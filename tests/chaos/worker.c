@@ -6,19 +6,17 @@
  * "retry CALL STATUS", "failed CALL STATUS FIELD: MESSAGE", "late CALL MS", "done STEP HASH". */
 #include "support/worker.h"
 
-#include <mneme.h>
-
-#include <stdlib.h>
 #include <string.h>
 
 enum { ROWS = 96, DIM = 64, QUERIES = 4, PER_QUERY = 6, PUSHED = 8, PARTS = 2, STORED = 4 };
 enum { STORE_EVERY = 5 }; /* steps */
-enum { EXIT_CALL_FAILED = 3, EXIT_LATE = 4, LATE_MS = 5000, PATIENCE_MS = 60000 };
+enum { LATE_MS = 5000, PATIENCE_MS = 60000, REST_MS = 20 };
 
 typedef struct worker {
     const char *target, *last_file;
     uint32_t rank, ranks;
-    uint64_t seed, deadline_ms, pause_ms;
+    uint64_t seed, pause_ms;
+    trying trying;
     mn_client *client;
     mn_table *bags, *rows;
 } worker;
@@ -42,39 +40,7 @@ static uint64_t kind_of(uint32_t rank, uint32_t part, uint32_t what)
     return (rank * 8 + part) * 8 + what;
 }
 
-/* ---- Calls */
-
-/* Judges the end of a call that began at `began`: true to make it again. Exits when nothing helps.
- */
-static bool again(const worker *w, const char *call, uint64_t first, uint64_t began,
-                  enum mn_status status, const mn_error *error)
-{
-    uint64_t now = now_ms();
-    if (now - began > w->deadline_ms + LATE_MS) {
-        say("late %s %llu", call, (unsigned long long)(now - began));
-        exit(EXIT_LATE);
-    }
-    if (!status)
-        return false;
-    if (mn_status_retryable(status) && now - first < PATIENCE_MS) {
-        say("retry %s %s", call, mn_status_name(status));
-        rest(20);
-        return true;
-    }
-    say("failed %s %s %s: %s", call, mn_status_name(status), error->field, error->message);
-    exit(EXIT_CALL_FAILED);
-}
-
-#define CALL(name, expression)                                                                     \
-    do {                                                                                           \
-        mn_error call_error = {0};                                                                 \
-        enum mn_status call_status;                                                                \
-        uint64_t call_first = now_ms(), call_began;                                                \
-        do {                                                                                       \
-            call_began = now_ms();                                                                 \
-            call_status = (expression);                                                            \
-        } while (again(w, name, call_first, call_began, call_status, &call_error));                \
-    } while (0)
+/* ---- Tables */
 
 static void open_all(worker *w)
 {
@@ -82,7 +48,7 @@ static void open_all(worker *w)
                                  .group = "chaos",
                                  .rank = w->rank,
                                  .ranks = w->ranks,
-                                 .deadline_ms = w->deadline_ms,
+                                 .deadline_ms = w->trying.deadline_ms,
                                  .log_level = MN_LOG_SILENT};
     mn_table_spec bags = {.name = "bags",
                           .rows = ROWS,
@@ -223,7 +189,10 @@ int main(int count, char **arguments)
                     .ranks = (uint32_t)strtoul(arguments[3], NULL, 10),
                     .seed = strtoull(arguments[4], NULL, 10),
                     .last_file = arguments[5],
-                    .deadline_ms = strtoull(arguments[6], NULL, 10),
+                    .trying = {.deadline_ms = strtoull(arguments[6], NULL, 10),
+                               .late_ms = LATE_MS,
+                               .patience_ms = PATIENCE_MS,
+                               .rest_ms = REST_MS},
                     .pause_ms = strtoull(arguments[7], NULL, 10)};
     worker *w = &state;
     open_all(w);

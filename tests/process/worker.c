@@ -4,18 +4,16 @@
  * "failed CALL STATUS FIELD: MESSAGE", "late CALL MS", "done HASH". */
 #include "support/worker.h"
 
-#include <mneme.h>
-
-#include <stdlib.h>
 #include <string.h>
 
 enum { ROWS = 96, DIM = 128, QUERIES = 8, PER_QUERY = 6, PUSHED = 16, PARTS = 2 };
-enum { EXIT_CALL_FAILED = 3, EXIT_LATE = 4, LATE_MS = 2000 };
+enum { LATE_MS = 2000, REST_MS = 50 };
 
 typedef struct worker {
     const char *target;
     uint32_t rank, ranks;
-    uint64_t steps, deadline_ms, pause_ms, patience_ms, began_ms;
+    uint64_t steps, pause_ms;
+    trying trying;
     mn_client *client;
     mn_table *bags, *rows;
 } worker;
@@ -32,45 +30,13 @@ static float number(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
     return number_of(mix(a, b, c, d));
 }
 
-/* Judges the end of a call that began at `began`: true to make it again. Exits when nothing helps.
- */
-static bool again(const worker *w, const char *call, uint64_t began, enum mn_status status,
-                  const mn_error *error)
-{
-    uint64_t took = now_ms() - began;
-    if (took > w->deadline_ms + LATE_MS) {
-        say("late %s %llu", call, (unsigned long long)took);
-        exit(EXIT_LATE);
-    }
-    if (!status)
-        return false;
-    if (mn_status_retryable(status) && now_ms() - w->began_ms < w->patience_ms) {
-        say("retry %s %s", call, mn_status_name(status));
-        rest(50);
-        return true;
-    }
-    say("failed %s %s %s: %s", call, mn_status_name(status), error->field, error->message);
-    exit(EXIT_CALL_FAILED);
-}
-
-#define CALL(name, expression)                                                                     \
-    do {                                                                                           \
-        mn_error call_error = {0};                                                                 \
-        enum mn_status call_status;                                                                \
-        uint64_t call_began;                                                                       \
-        do {                                                                                       \
-            call_began = now_ms();                                                                 \
-            call_status = (expression);                                                            \
-        } while (again(w, name, call_began, call_status, &call_error));                            \
-    } while (0)
-
 static void open_all(worker *w)
 {
     mn_client_options options = {.target = w->target,
                                  .group = "process",
                                  .rank = w->rank,
                                  .ranks = w->ranks,
-                                 .deadline_ms = w->deadline_ms,
+                                 .deadline_ms = w->trying.deadline_ms,
                                  .log_level = MN_LOG_SILENT};
     mn_table_spec bags = {.name = "bags",
                           .rows = ROWS,
@@ -156,10 +122,12 @@ int main(int count, char **arguments)
                     .rank = (uint32_t)strtoul(arguments[2], NULL, 10),
                     .ranks = (uint32_t)strtoul(arguments[3], NULL, 10),
                     .steps = strtoull(arguments[4], NULL, 10),
-                    .deadline_ms = strtoull(arguments[5], NULL, 10),
-                    .pause_ms = strtoull(arguments[6], NULL, 10),
-                    .patience_ms = strtoull(arguments[7], NULL, 10),
-                    .began_ms = now_ms()};
+                    .trying = {.deadline_ms = strtoull(arguments[5], NULL, 10),
+                               .late_ms = LATE_MS,
+                               .patience_ms = strtoull(arguments[7], NULL, 10),
+                               .patience_from_ms = now_ms(),
+                               .rest_ms = REST_MS},
+                    .pause_ms = strtoull(arguments[6], NULL, 10)};
     worker *w = &state;
     open_all(w);
     while (mn_client_step(w->client) < w->steps) {
