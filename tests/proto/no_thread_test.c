@@ -1,17 +1,13 @@
 /* Streams in a process that gets no thread: what is appended is refused when no memory is left, and
  * a sync at once; nothing waits for a thread that never comes. uv_thread_create is this program's
  * own. */
-#include "proto_test.h"
+#include "storage_folder.h"
 
 #include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <uv.h>
 
 enum { STREAMS = 200 }; /* more than there are blocks of memory, of logs or of other files */
 
-static char root[64];
-static mn_storage *storage;
 static bool no_threads = true;
 
 int uv_thread_create(uv_thread_t *thread, uv_thread_cb entry, void *argument)
@@ -21,24 +17,6 @@ int uv_thread_create(uv_thread_t *thread, uv_thread_cb entry, void *argument)
         return UV_EAGAIN;
     *(void **)&create = dlsym(RTLD_NEXT, "uv_thread_create");
     return create(thread, entry, argument);
-}
-
-static int begin(void **state)
-{
-    (void)state;
-    strcpy(root, "/tmp/mneme-storage-XXXXXX");
-    if (!mkdtemp(root))
-        return -1;
-    return mn_storage_uv_create(root, &storage, NULL);
-}
-
-static int end(void **state)
-{
-    (void)state;
-    char command[100];
-    mn_storage_uv_destroy(storage);
-    (void)snprintf(command, sizeof command, "rm -rf %s", root);
-    return system(command);
 }
 
 static mn_file *stream(uint32_t number, bool urgent)

@@ -1,35 +1,12 @@
 /* Files in a folder of their own, made for the test and removed after it. */
-#include "proto_test.h"
+#include "storage_folder.h"
 
 #include <dirent.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static char root[64];
-static mn_storage *storage;
-
-static int begin(void **state)
-{
-    (void)state;
-    strcpy(root, "/tmp/mneme-storage-XXXXXX");
-    if (!mkdtemp(root))
-        return -1;
-    return mn_storage_uv_create(root, &storage, NULL);
-}
-
-static int end(void **state)
-{
-    (void)state;
-    char command[100];
-    mn_storage_uv_destroy(storage);
-    (void)snprintf(command, sizeof command, "rm -rf %s", root);
-    return system(command);
-}
 
 static void files_round_trip(void **state)
 {
