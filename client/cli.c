@@ -385,7 +385,7 @@ static const struct {
 
 mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_ms)
 {
-    static char bearer[1024];
+    static char bearer[8192]; /* more than a client takes: too long a token is not cut */
     (void)snprintf(bearer, sizeof bearer, "Bearer %s",
                    flags->authorization ? flags->authorization : "");
     return (mn_client_options){

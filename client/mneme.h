@@ -55,7 +55,7 @@ typedef struct mn_client_options {
     uint64_t deadline_ms;   /* of every call; default 60,000 */
     uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
     uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */
-    const char *authorization;   /* sent to the shards' admission function */
+    const char *authorization;   /* sent to the shards' admission function: printable ASCII */
     enum mn_log_level log_level; /* default MN_LOG_WARNING; one line an event, standard error */
 } mn_client_options;
 

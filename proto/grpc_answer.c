@@ -153,8 +153,8 @@ static void correct_status(struct server_call *call)
                     "the answer does not fit a message of %d bytes; ask for less at once",
                     MN_MESSAGE_BYTES_MAX);
     if (reply->status == MN_CANCELLED && call->server->abandoned && !call->gone)
-        reply->status =
-            mn_fail(&reply->error, MN_UNAVAILABLE, "", "the shard is shutting down; try again");
+        reply->status = mn_fail(&reply->error, MN_UNAVAILABLE, "shard",
+                                "the shard is shutting down; try again");
 }
 
 void mn_server_finish(mn_call *base)

@@ -20,7 +20,6 @@
 enum {
     CALLS_MAX = 65536, /* in flight at once; one more is MN_BUSY */
     ADDRESS_BYTES_MAX = 280,
-    AUTHORIZATION_BYTES_MAX = 4096,
     FRAME_BYTES = 5, /* gRPC's own, before each message */
     LATE_POLL_NS = 1000000,
     LATE_MAX_NS = 250000000, /* a call that is over waits so long for its payload */
@@ -75,7 +74,7 @@ typedef struct grpc_transport {
     struct channel *channels; /* [shards] */
     grpc_completion_queue *queue;
     pthread_t thread;
-    char authorization[AUTHORIZATION_BYTES_MAX];
+    char authorization[MN_AUTHORIZATION_BYTES_MAX + 1];
 
     pthread_mutex_t lock; /* guards these, and exchange->transport_data */
     struct client_call *slots, *free;
@@ -692,10 +691,9 @@ static enum mn_status check_options(const mn_grpc_client_options *options, mn_er
             return mn_fail(error, MN_INVALID, "address", "shard %u: \"%.100s\" is not HOST:PORT", i,
                            options->addresses[i]);
     }
-    if (options->authorization && strlen(options->authorization) >= AUTHORIZATION_BYTES_MAX)
-        return mn_fail(error, MN_INVALID, "authorization", "longer than %d bytes",
-                       AUTHORIZATION_BYTES_MAX - 1);
-    return MN_OK;
+    return options->authorization ? mn_authorization_check("authorization", options->authorization,
+                                                           MN_AUTHORIZATION_BYTES_MAX, error)
+                                  : MN_OK;
 }
 
 static enum mn_status acquire(grpc_transport *transport, const mn_grpc_client_options *options,

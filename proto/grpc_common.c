@@ -17,6 +17,20 @@ void mn_grpc_init(void)
     grpc_init();
 }
 
+enum mn_status mn_authorization_check(const char *field, const char *text, uint32_t bytes_max,
+                                      mn_error *error)
+{
+    const size_t length = strlen(text);
+    if (length > bytes_max)
+        return mn_fail(error, MN_INVALID, field, "%zu bytes are more than %u", length, bytes_max);
+    for (size_t i = 0; i < length; i++)
+        if (text[i] < ' ' || text[i] > '~')
+            return mn_fail(error, MN_INVALID, field,
+                           "byte %zu of %zu is 0x%02x: no printable ASCII, which alone is sent",
+                           i + 1, length, (unsigned char)text[i]);
+    return MN_OK;
+}
+
 static void join(grpc_byte_buffer **buffer)
 {
     grpc_byte_buffer_reader reader;

@@ -13,7 +13,6 @@
 enum {
     CALLS_MAX_DEFAULT = 4096,
     POSTED_PER_METHOD = 4,
-    ADMIT_BYTES_MAX = 4096,     /* of an authorization value */
     STOP_GRACE_NS = 1000000000, /* answers may still leave; then gRPC cuts them off */
     STOP_POLL_NS = 100000000,
     WATCH_POLL_NS = 200000000, /* a change of health is told this late at most */
@@ -121,7 +120,7 @@ static void copy_metadata(const grpc_metadata_array *metadata, const char *key, 
 static enum mn_status admit(struct server_call *call, mn_error *error)
 {
     const mn_grpc_server_options *options = &call->server->options;
-    char authorization[ADMIT_BYTES_MAX];
+    char authorization[MN_AUTHORIZATION_BYTES_MAX + 2]; /* a longer one stays longer */
     if (!options->admit)
         return MN_OK;
     copy_metadata(&call->metadata, "authorization", authorization, sizeof authorization);
@@ -174,7 +173,7 @@ static void serve_verb(struct server_call *call)
     enum mn_verb_kind kind = mn_verb_kind_of(call->method->verb);
     enum mn_status status = MN_OK;
     if (server->abandoned)
-        status = mn_fail(&error, MN_UNAVAILABLE, "", "the shard is shutting down; try again");
+        status = mn_fail(&error, MN_UNAVAILABLE, "shard", "the shard is shutting down; try again");
     else if (server->held_by_kind[kind] > server->options.calls_max)
         status = mn_fail(&error, MN_BUSY, "calls_max", "the shard holds %u such calls already",
                          server->held_by_kind[kind] - 1);
@@ -500,8 +499,12 @@ static enum mn_status check_options(const mn_grpc_server_options *options, mn_er
     if (options->reply_bytes_max && options->reply_bytes_max < MN_MESSAGE_BYTES_MAX)
         return mn_fail(error, MN_INVALID, "reply_bytes_max", "%llu is less than a message's %d",
                        (unsigned long long)options->reply_bytes_max, MN_MESSAGE_BYTES_MAX);
-    if (options->message_bytes_max > INT32_MAX || options->calls_max > INT32_MAX / 8)
-        return mn_fail(error, MN_INVALID, "calls_max", "calls_max or message_bytes_max too large");
+    if (options->message_bytes_max > INT32_MAX)
+        return mn_fail(error, MN_INVALID, "message_bytes_max", "%u is more than %d",
+                       options->message_bytes_max, INT32_MAX);
+    if (options->calls_max > INT32_MAX / 8)
+        return mn_fail(error, MN_INVALID, "calls_max", "%u is more than %d", options->calls_max,
+                       INT32_MAX / 8);
     return MN_OK;
 }
 

@@ -83,7 +83,7 @@ void mn_server_watch(struct server_call *call)
     bool known = false;
     enum mn_status status = MN_OK;
     if (server->abandoned)
-        status = mn_fail(&error, MN_UNAVAILABLE, "", "the shard is shutting down; try again");
+        status = mn_fail(&error, MN_UNAVAILABLE, "shard", "the shard is shutting down; try again");
     else if (server->watches >= WATCHES_MAX)
         status = mn_fail(&error, MN_BUSY, "watches", "%d watch this shard already", WATCHES_MAX);
     if (!status)
@@ -120,6 +120,6 @@ void mn_server_watches_tell(mn_grpc_server *server)
 void mn_server_watch_stop(struct server_call *call)
 {
     mn_error error = {0};
-    (void)mn_fail(&error, MN_UNAVAILABLE, "", "the shard is shutting down"); /* fills error */
+    (void)mn_fail(&error, MN_UNAVAILABLE, "shard", "the shard is shutting down"); /* fills error */
     mn_server_refuse(call, &error);
 }

@@ -607,10 +607,17 @@ enum mn_status mn_connections_create(const mn_env *env, int port, uint32_t conne
 uint32_t mn_connections_trim(mn_connections *connections, uint32_t *out_count);
 void mn_connections_destroy(mn_connections *connections); /* NULL is ignored */
 
+/* Whether gRPC carries the text as a value of metadata: up to bytes_max bytes, printable ASCII (RFC
+ * 9110 §5.5 and gRPC's own narrower rule). MN_INVALID `field`, whose message does not quote it: it
+ * is a secret. */
+enum { MN_AUTHORIZATION_BYTES_MAX = 4095 };
+enum mn_status mn_authorization_check(const char *field, const char *text, uint32_t bytes_max,
+                                      mn_error *error);
+
 typedef struct mn_grpc_client_options {
     const char *const *addresses; /* [shards] "host:port", copied */
     uint32_t shards;
-    const char *authorization; /* sent as metadata, or NULL */
+    const char *authorization; /* sent as metadata, or NULL; mn_authorization_check */
     const mn_env *env;
 } mn_grpc_client_options;
 /* One channel a shard and one completion queue, drained by whoever polls, else by a thread of its

@@ -180,6 +180,15 @@ static enum mn_status parse_text(const char *flag, const char *text, const char 
     return MN_OK;
 }
 
+/* One that a call can bring. */
+static enum mn_status parse_token(const char *text, const char **out_token, mn_error *error)
+{
+    static const uint32_t scheme_bytes = sizeof "Bearer " - 1;
+    enum mn_status status =
+        mn_authorization_check("--token", text, MN_AUTHORIZATION_BYTES_MAX - scheme_bytes, error);
+    return status ? status : parse_text("--token", text, out_token, error);
+}
+
 static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_flags *flags,
                                  mn_error *error)
 {
@@ -207,7 +216,7 @@ static enum mn_status parse_flag(enum flag flag, const char *text, mn_server_fla
     case FLAG_IMAGE_RATE:
         return parse_size("--image-rate", text, 1, &flags->image_bytes_a_second, error);
     case FLAG_TOKEN:
-        return parse_text("--token", text, &flags->token, error);
+        return parse_token(text, &flags->token, error);
     case FLAG_READ_BUDGET:
         return parse_size("--read-budget", text, 1, &flags->read_bytes_max, error);
     case FLAG_CHANGE_BUDGET:

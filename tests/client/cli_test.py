@@ -180,6 +180,9 @@ class Command(unittest.TestCase):
                       ["--frob", "status"], ["--deadline", "soon", "status"]):
             self.assertIn("mneme --help", self.run_badly(2, *words), words)
         self.assertIn("INVALID", self.run_badly(1, "--target", "nonsense", "tables"))
+        text = self.run_badly(1, "--token", "t" * 9000, "tables")  # is not cut
+        self.assertRegex(text, "authorization.*bytes are more than 4095")
+        self.assertRegex(self.run_badly(1, "--token", "t\n", "tables"), "authorization.*0x0a")
         text = self.run_well("--help")
         for word in ("status", "tables", "describe", "fetch", "save", "load", "freeze", "--json"):
             self.assertIn(word, text)

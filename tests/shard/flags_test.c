@@ -29,6 +29,23 @@ static enum mn_status parse(const char *flag, const char *value, mn_server_flags
     return status;
 }
 
+/* One that no call could bring would keep all out; and it is a secret. */
+static void tokens_are_what_a_call_can_bring(void **state)
+{
+    (void)state;
+    mn_server_flags flags;
+    mn_error error;
+    char token[4096] = {0};
+    memset(token, 't', 4089);
+    assert_int_equal(parse("--token", token, &flags, &error), MN_INVALID);
+    assert_string_equal(error.message, "4089 bytes are more than 4088");
+    token[4088] = 0;
+    assert_int_equal(parse("--token", token, &flags, &error), MN_OK);
+    assert_int_equal(parse("--token", "secret\n", &flags, &error), MN_INVALID);
+    assert_string_equal(error.field, "--token");
+    assert_null(strstr(error.message, "secret"));
+}
+
 static void values_are_checked(void **state)
 {
     (void)state;
@@ -160,6 +177,7 @@ static void flags_agree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tokens_are_what_a_call_can_bring),
         cmocka_unit_test(values_are_checked),
         cmocka_unit_test(long_values_are_quoted_in_part),
         cmocka_unit_test(flags_that_are_none),

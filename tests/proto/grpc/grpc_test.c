@@ -328,6 +328,15 @@ static void test_second_server_is_refused(void **state)
     options.reply_bytes_max = 4096;
     assert_int_equal(mn_grpc_server_create(&options, &second, &port, &error), MN_INVALID);
     assert_string_equal(error.field, "reply_bytes_max");
+    options.reply_bytes_max = 0;
+    options.message_bytes_max = UINT32_C(1) << 31;
+    assert_int_equal(mn_grpc_server_create(&options, &second, &port, &error), MN_INVALID);
+    assert_string_equal(error.field, "message_bytes_max");
+    options.message_bytes_max = 0;
+    options.calls_max = UINT32_C(1) << 30;
+    assert_int_equal(mn_grpc_server_create(&options, &second, &port, &error), MN_INVALID);
+    assert_string_equal(error.field, "calls_max");
+    assert_non_null(strstr(error.message, "1073741824"));
     rig_stop(&server);
 }
 
@@ -346,6 +355,7 @@ static void test_stop_with_calls_in_flight(void **state)
     assert_true(server.env.now_ns(server.env.context) - began < 5000000000);
     for (int i = 0; i < 5; i++) {
         assert_int_equal(rig_wait(&calls[i]), MN_UNAVAILABLE);
+        assert_string_equal(calls[i].reply.error.field, "shard");
         assert_non_null(strstr(calls[i].reply.error.message, "shutting down"));
         rig_end(&calls[i]);
     }
@@ -396,6 +406,16 @@ static void test_client_options(void **state)
     options.shards = 0;
     assert_int_equal(mn_grpc_client_create(&options, &transport, &error), MN_INVALID);
     assert_string_equal(error.field, "shards");
+    assert_null(transport);
+    static const char *const good[] = {"127.0.0.1:1"};
+    static const char *const tokens[] = {"Bearer new\n", "Bearer t\xc3\xb6ken", "\t", "\x7f"};
+    options = (mn_grpc_client_options){.addresses = good, .shards = 1, .env = &env};
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) { /* HTTP has no such values */
+        options.authorization = tokens[i];
+        assert_int_equal(mn_grpc_client_create(&options, &transport, &error), MN_INVALID);
+        assert_string_equal(error.field, "authorization");
+        assert_null(strstr(error.message, "Bearer")); /* no secret leaves */
+    }
     assert_null(transport);
 }
 
