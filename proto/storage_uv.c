@@ -264,6 +264,20 @@ static enum mn_status storage_make_folder(mn_storage *storage, const char *path,
 
 typedef bool visit_function(void *context, const char *name);
 
+/* Some file systems do not tell with the name (readdir(3): DT_UNKNOWN). */
+static bool is_folder(const char *full, const uv_dirent_t *entry)
+{
+    char path[STORAGE_PATH_BYTES + 256];
+    uv_fs_t call;
+    if (entry->type != UV_DIRENT_UNKNOWN)
+        return entry->type == UV_DIRENT_DIR;
+    (void)snprintf(path, sizeof path, "%s/%s", full, entry->name); /* it fits */
+    (void)uv_fs_lstat(NULL, &call, path, NULL);
+    const bool folder = call.result == 0 && (call.statbuf.st_mode & S_IFMT) == S_IFDIR;
+    (void)mn_storage_finish(&call); /* what has gone meanwhile is none */
+    return folder;
+}
+
 /* Tells the entries of `full` that are folders, or those that are not. */
 static int64_t scan(const char *full, bool folders, visit_function *visit, void *context)
 {
@@ -271,7 +285,7 @@ static int64_t scan(const char *full, bool folders, visit_function *visit, void 
     uv_dirent_t entry;
     (void)uv_fs_scandir(NULL, &call, full, 0, NULL);
     while (call.result >= 0 && uv_fs_scandir_next(&call, &entry) == 0)
-        if ((entry.type == UV_DIRENT_DIR) == folders && !visit(context, entry.name))
+        if (is_folder(full, &entry) == folders && !visit(context, entry.name))
             break;
     return mn_storage_finish(&call);
 }

@@ -1,6 +1,7 @@
-/* Streams in a process that gets no thread: what is appended is refused when no memory is left, and
- * a sync at once; nothing waits for a thread that never comes. uv_thread_create is this program's
- * own. */
+/* What a system seldom answers; two functions of libuv are this program's own. Streams in a process
+ * that gets no thread: what is appended is refused when no memory is left, and a sync at once;
+ * nothing waits for a thread that never comes. Folders on a file system that does not tell their
+ * entries' kinds (readdir(3): DT_UNKNOWN). */
 #include "storage_folder.h"
 
 #include <dlfcn.h>
@@ -17,6 +18,18 @@ int uv_thread_create(uv_thread_t *thread, uv_thread_cb entry, void *argument)
         return UV_EAGAIN;
     *(void **)&create = dlsym(RTLD_NEXT, "uv_thread_create");
     return create(thread, entry, argument);
+}
+
+static bool no_kinds = false;
+
+int uv_fs_scandir_next(uv_fs_t *call, uv_dirent_t *out_entry)
+{
+    int (*next)(uv_fs_t *, uv_dirent_t *);
+    *(void **)&next = dlsym(RTLD_NEXT, "uv_fs_scandir_next");
+    const int result = next(call, out_entry);
+    if (no_kinds && !result)
+        out_entry->type = UV_DIRENT_UNKNOWN;
+    return result;
 }
 
 static mn_file *stream(uint32_t number, bool urgent)
@@ -72,11 +85,40 @@ static void syncs_are_refused_and_made_later(void **state)
     storage->close(other);
 }
 
+static bool note(void *context, const char *name)
+{
+    (void)strcat(strcat(context, name), " "); /* few and short ones */
+    return true;
+}
+
+static void kinds_are_asked_for(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    mn_file *file = NULL;
+    char files[256] = "", folders[256] = "", told_files[256] = "", told_folders[256] = "";
+    assert_int_equal(storage->make_folder(storage, "f/deeper", &error), MN_OK);
+    assert_int_equal(storage->create(storage, "f/plain", &file, &error), MN_OK);
+    storage->close(file);
+    for (int i = 0; i < 2; i++) {
+        no_kinds = i;
+        assert_int_equal(storage->list(storage, "f", note, i ? files : told_files, &error), MN_OK);
+        assert_int_equal(storage->list_folders(storage, note, i ? folders : told_folders, &error),
+                         MN_OK);
+    }
+    no_kinds = false;
+    assert_string_equal(told_files, "plain ");
+    assert_string_equal(files, told_files);
+    assert_string_equal(told_folders, "f ");
+    assert_string_equal(folders, told_folders);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_end_in_a_refusal),
         cmocka_unit_test(syncs_are_refused_and_made_later),
+        cmocka_unit_test(kinds_are_asked_for),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }
