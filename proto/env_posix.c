@@ -146,6 +146,9 @@ static void env_log(void *context, int level, const char *event, const char *key
     if (length < 0)
         return;
     size_t count = (size_t)length < sizeof line - 1 ? (size_t)length : sizeof line - 2;
+    for (size_t i = 0; i < count; i++) /* whoever named what is in it: one line */
+        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
+            line[i] = '?';
     line[count++] = '\n';
     if (write(STDERR_FILENO, line, count) < 0)
         return; /* nowhere left to say so */

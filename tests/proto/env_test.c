@@ -155,6 +155,8 @@ static void log_is_one_line(void **state)
     assert_non_null(strstr(out, "level=debug"));
     assert_non_null(strstr(out, "level=info"));
     assert_int_equal(logged(3, "a=1", out, sizeof out), 0);
+    assert_true(logged(2, "path=a\nts=1 event=join\r\033[2K\x7f", out, sizeof out) > 0);
+    assert_non_null(strstr(out, " path=a?ts=1 event=join??[2K?\n")); /* whoever named it */
     memset(text, 'x', sizeof text - 1);
     assert_int_equal(logged(2, text, out, sizeof out), 2047); /* cut, and still a line */
     assert_int_equal(out[2046], '\n');
