@@ -15,11 +15,13 @@ struct device_scope {
     }
 };
 
+/* Our own error is taken, so that it blames no later call; the thread's, which may be the caller's,
+ * is left to him. */
 static enum mn_status told(cudaError_t result, mn_error *error)
 {
-    (void)cudaGetLastError(); /* taken, so that it blames no later call */
     if (result == cudaSuccess)
         return MN_OK;
+    (void)cudaGetLastError(); /* it is `result` */
     return mn_fail(error, MN_UNAVAILABLE, "device", "CUDA refused: %s", cudaGetErrorString(result));
 }
 
@@ -36,26 +38,29 @@ static void advise_near(cudaError_t (*advise)(const void *, size_t, enum cudaMem
     (void)told(advise(memory, bytes, cudaMemAdviseSetPreferredLocation, place), NULL);
 }
 
+/* 0: the device has it not, or does not say. */
+static int attribute_of(uint32_t device, cudaDeviceAttr attribute)
+{
+    int value = 0;
+    return told(cudaDeviceGetAttribute(&value, attribute, (int)device), NULL) ? 0 : value;
+}
+
 static enum mn_status check_device(uint32_t device, mn_error *error)
 {
-    int count = 0, concurrent = 0, pools = 0, major = 0;
+    int count = 0;
     const enum mn_status status = told(cudaGetDeviceCount(&count), error);
     if (status)
         return status;
     if (device >= (uint32_t)count)
         return mn_fail(error, MN_UNAVAILABLE, "device", "there is no CUDA device %u among %d",
                        device, count);
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, (int)device) !=
-            cudaSuccess ||
-        major < 8)
+    const int major = attribute_of(device, cudaDevAttrComputeCapabilityMajor);
+    if (major < 8)
         return mn_fail(error, MN_UNSUPPORTED, "device",
                        "CUDA device %u is of compute capability %d; 8 (Ampere) is the least",
                        device, major);
-    if (cudaDeviceGetAttribute(&concurrent, cudaDevAttrConcurrentManagedAccess, (int)device) !=
-            cudaSuccess ||
-        cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, (int)device) !=
-            cudaSuccess ||
-        !concurrent || !pools)
+    if (!attribute_of(device, cudaDevAttrConcurrentManagedAccess) ||
+        !attribute_of(device, cudaDevAttrMemoryPoolsSupported))
         return mn_fail(error, MN_UNSUPPORTED, "device",
                        "CUDA device %u has no concurrent managed memory or no memory pools",
                        device);
@@ -108,11 +113,12 @@ static void close_all(const mn_cuda_queue *queue)
 {
     const device_scope scope(queue);
     if (queue->stream)
-        (void)cudaStreamSynchronize((cudaStream_t)queue->stream); /* whatever came of it */
+        (void)told(cudaStreamSynchronize((cudaStream_t)queue->stream),
+                   NULL); /* come of it what may */
     if (queue->stream)
-        (void)cudaStreamDestroy((cudaStream_t)queue->stream); /* nobody is left to be told */
+        (void)told(cudaStreamDestroy((cudaStream_t)queue->stream), NULL);
     if (queue->bad)
-        (void)cudaFreeHost(queue->bad);
+        (void)told(cudaFreeHost(queue->bad), NULL);
 }
 
 extern "C" void mn_cuda_queue_close(mn_cuda_queue *queue)
@@ -149,7 +155,7 @@ extern "C" enum mn_status mn_cuda_mark(const mn_cuda_queue *queue, void *stream,
         return MN_OK;
     }
     if (event)
-        (void)cudaEventDestroy(event); /* nobody knows of it */
+        (void)told(cudaEventDestroy(event), NULL); /* nobody knows of it */
     if (stream_at_fault(result))
         return mn_fail(error, MN_INVALID, "stream",
                        "it is none of CUDA device %u, or a graph is made of it: %s", queue->device,

@@ -224,6 +224,7 @@ void streams_are_refused(void **state)
     service_start(&service, host_arrays, NULL);
     mn_client *client = service_open(&service, "g", 0, 1);
     must(mn_table_open(client, &spec, &table, &error));
+    float out[DIM];
     const uint64_t before = all_of(table, 1);
     uint32_t *row = device_copy((uint32_t[]){5}, sizeof *row);
     cudaStream_t stream = emulator_lazy_stream(), other;
@@ -231,6 +232,10 @@ void streams_are_refused(void **state)
     assert_int_equal(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking), cudaSuccess);
     assert_int_equal(cudaSetDevice(0), cudaSuccess);
     refuse_stream(table, row, other, MN_INVALID, "stream");
+    emulator_leave_error(cudaErrorMemoryAllocation); /* the caller's own, which he has yet to see */
+    const mn_rows good = {1, {row, MN_U32, MN_MEMORY_CUDA, stream}};
+    must_wait(mn_fetch(table, 1, &good, mn_f32(out), NULL));
+    assert_int_equal(cudaGetLastError(), cudaErrorMemoryAllocation);
     emulator_capture(stream, 1);
     refuse_stream(table, row, stream, MN_INVALID, "stream");
     emulator_capture(stream, 0);

@@ -100,6 +100,7 @@ const char *cudaGetErrorString(cudaError_t error);
  * copy, ends with SIGSEGV; and a launch or a copy that is given memory of the other side ends the
  * program. */
 void emulator_guard(void);
+void emulator_leave_error(cudaError_t error); /* as a call of this thread that failed */
 /* Which of the two devices have a context, a bit for each; forgets them. */
 uint32_t emulator_contexts(void);
 /* A stream whose copies and fills run only when something waits for them, as on a GPU that is

@@ -11,6 +11,7 @@
 #include <map>
 #include <set>
 #include <sys/mman.h>
+#include <utility>
 
 struct CUstream_st {
     int device;
@@ -388,7 +389,10 @@ cudaError_t cudaMemset(void *memory, int value, size_t bytes)
 }
 
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+/* Of the thread; what goes wrong here leaves none. */
+static thread_local cudaError_t last_error;
+void emulator_leave_error(cudaError_t error) { last_error = error; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 
 static cudaStream_t stream_new(bool lazy)
 {
