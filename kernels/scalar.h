@@ -75,8 +75,20 @@ SCALAR float logarithm(float x)
     return e * 0.693147181f + 2.0f * s * series;
 }
 
+/* e^r for |r| <= ln 2 / 2: seven terms of the Taylor series suffice. */
+SCALAR float exp_series(float r)
+{
+    float series = r * (1.0f / 5040) + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    return series * r + 1.0f;
+}
+
 /* e^x for x <= 0, to 1e-7 of the value; below the smallest normal number: 0. x = n ln 2 + r with
- * |r| <= ln 2 / 2, where seven terms of the Taylor series suffice. */
+ * |r| <= ln 2 / 2. */
 SCALAR float exponential(float x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
@@ -85,15 +97,8 @@ SCALAR float exponential(float x)
     float whole = n - magic;
     float r = clamped - whole * 0.693359375f;
     r = r + whole * 2.12194440e-4f;
-    float series = r * (1.0f / 5040) + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
     float scale = float_of((bits_of(n) + 127) << 23);
-    return x < -87.0f ? 0.0f : series * scale;
+    return x < -87.0f ? 0.0f : exp_series(r) * scale;
 }
 
 /* Box-Muller: two words give two normal values. The angle 2 pi word / 2^32 is taken to within pi/4

@@ -73,16 +73,8 @@ DEVICE float real_exp(float x)
     x = tiny ? -60.0f : x;
     const float sum = x * 1.44269504f + round_bias, n = sum - round_bias;
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float series = 1.0f / 5040.0f;
-    series = series * r + 1.0f / 720.0f;
-    series = series * r + 1.0f / 120.0f;
-    series = series * r + 1.0f / 24.0f;
-    series = series * r + 1.0f / 6.0f;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
     const float power = float_of((bits_of(sum) << 23) + 0x3f800000u);
-    return tiny ? 0 : series * power;
+    return tiny ? 0 : exp_series(r) * power;
 }
 
 DEVICE float sigmoid(float x) { return 1 / (1 + real_exp(-x)); }
