@@ -19,6 +19,12 @@ enum { MN_PROTOCOL_VERSION = 1, MN_PROTOCOL_VERSION_LEAST = 1 };
  * path under a root. Every function returns MN_OK or MN_STORAGE / MN_NOT_FOUND with the path in
  * error->message. Handles are opaque. */
 typedef struct mn_file mn_file;
+/* Bytes that are not copied; `next` is the storage's. */
+typedef struct mn_lent {
+    struct mn_lent *next;
+    const void *bytes;
+    uint64_t count;
+} mn_lent;
 typedef struct mn_storage {
     enum mn_status (*create)(struct mn_storage *storage, const char *path, mn_file **out_file,
                              mn_error *error);
@@ -26,9 +32,19 @@ typedef struct mn_storage {
      * to buffers of a bounded size, and waits while these are full; they are written beside the
      * caller. A write that fails is told by the next append, sync or sync_ended, and by all after
      * it. What no sync covers may be lost, however the process ends, and by close(). Of one thread.
-     * `urgent`: its writes and syncs wait for none of files that are not. */
-    enum mn_status (*create_stream)(struct mn_storage *storage, const char *path, bool urgent,
-                                    mn_file **out_file, mn_error *error);
+     * `urgent`: a log. Its writes and syncs wait for none of files that are not, and its bytes are
+     * lent: lend() takes the place of append().
+     * `over`: a file that is not needed takes the name, durably with the first sync. What is
+     * appended is written over what it holds, and some of that may stand behind it: blocks that a
+     * disk knows take half the time of new ones. MN_NOT_FOUND: it is not there. NULL: a new one. */
+    enum mn_status (*create_stream)(struct mn_storage *storage, const char *path, const char *over,
+                                    bool urgent, mn_file **out_file, mn_error *error);
+    /* The bytes, and `lent`, stay as they are until a sync begun later has ended, or close(). From
+     * memory that lies in pages of 4,096 bytes as the file does, they are written without a copy.
+     * What fails is told by the next sync. */
+    void (*lend)(mn_file *file, mn_lent *lent);
+    /* Nothing more is appended to a stream: with the next sync the file ends there. */
+    void (*end)(mn_file *file);
     enum mn_status (*open)(struct mn_storage *storage, const char *path, mn_file **out_file,
                            mn_error *error);
     enum mn_status (*append)(mn_file *file, const void *bytes, uint64_t count, mn_error *error);
@@ -54,9 +70,11 @@ typedef struct mn_storage {
      * the process, however it ends. MN_CONFLICT "lock": it is locked; the message says by whom. */
     enum mn_status (*lock)(struct mn_storage *storage, const char *path, mn_file **out_file,
                            mn_error *error);
-    /* Begins to make durable what was appended so far, without waiting; one at a time for a file.
-     * sync_ended is true once it is over, and then tells how, once. close() waits for it. */
-    void (*sync_start)(mn_file *file);
+    /* Begins to make durable what was appended so far, without waiting. While one runs, another can
+     * be asked for, to follow it; false: one that has not begun is to, and takes this along.
+     * sync_ended is true once for each that is over, in their order, and tells how; after one that
+     * failed no other does better. close() waits for what runs. */
+    bool (*sync_start)(mn_file *file);
     bool (*sync_ended)(mn_file *file, enum mn_status *out_status, mn_error *error);
 } mn_storage;
 

@@ -1,9 +1,10 @@
 /* Files written and synced beside their caller. A stream's bytes are copied once, to blocks of
- * memory that stay; a thread writes these past the kernel's cache where the file system has a way:
- * a log or an image is not read again while the process lives, and fresh pages for it can cost more
- * than the writing (0.2 to 1.4 s of a core a gigabyte, this 0.05). A direct write is of whole
- * pages: the broken last one is written through the cache when a sync asks for it, and again with
- * what follows, so that a file's size is at any time that of what was appended. */
+ * memory that stay (a log's are lent: storage_log_uv.c); a thread writes these past the kernel's
+ * cache where the file system has a way: a log or an image is not read again while the process
+ * lives, and fresh pages for it can cost more than the writing (0.2 to 1.4 s of a core a gigabyte,
+ * this 0.05). A direct write is of whole pages: the broken last one is written through the cache
+ * when a sync asks for it, and again with what follows, so that a new file's size is at any time
+ * that of what was appended. Over another file it is written whole. */
 #include "storage_uv.h"
 
 #include <assert.h>
@@ -13,7 +14,7 @@
 
 /* ---- What the threads do */
 
-static int64_t write_all(uv_file handle, uv_buf_t *buffers, uint32_t count, uint64_t offset)
+int64_t mn_stream_write(uv_file handle, uv_buf_t *buffers, uint32_t count, uint64_t offset)
 {
     while (count) {
         uv_fs_t call;
@@ -32,7 +33,7 @@ static int64_t write_all(uv_file handle, uv_buf_t *buffers, uint32_t count, uint
     return 0;
 }
 
-static void close_direct(struct stream *stream)
+void mn_stream_close_direct(struct stream *stream)
 {
     uv_fs_t call;
     if (stream->direct < 0)
@@ -42,17 +43,24 @@ static void close_direct(struct stream *stream)
     stream->direct = -1;
 }
 
-/* Whole pages past the cache, the broken last one through it. */
+/* Whole pages past the cache, the broken last one through it, or, where the file holds what nobody
+ * needs, as a whole one. */
 static int64_t write_direct(mn_file *file, uv_buf_t *buffers, uint32_t count, uint64_t offset,
                             uint64_t bytes)
 {
     uv_buf_t *last = &buffers[count - 1];
     uint64_t broken = bytes % STREAM_PAGE_BYTES;
+    if (broken && offset + bytes - broken + STREAM_PAGE_BYTES <= file->stream->held) {
+        memset(last->base + last->len, 0, STREAM_PAGE_BYTES - broken);
+        last->len += STREAM_PAGE_BYTES - broken;
+        broken = 0;
+    }
     uv_buf_t rest = {last->base + (last->len - broken), broken};
     last->len -= broken;
     int64_t result =
-        write_all(file->stream->direct, buffers, last->len ? count : count - 1, offset);
-    return result ? result : write_all(file->handle, &rest, broken != 0, offset + bytes - broken);
+        mn_stream_write(file->stream->direct, buffers, last->len ? count : count - 1, offset);
+    return result ? result
+                  : mn_stream_write(file->handle, &rest, broken != 0, offset + bytes - broken);
 }
 
 /* Blocks that follow one another in the file, the last one perhaps not full. */
@@ -70,8 +78,9 @@ static int write_run(mn_file *file, const struct stream_block *first, uint32_t c
         result = write_direct(file, buffers[0], count, first->offset, bytes);
     if (result != UV_EINVAL)
         return (int)result;
-    close_direct(file->stream); /* this file system has no such way, or another kind of pages */
-    return (int)write_all(file->handle, buffers[1], count, first->offset);
+    mn_stream_close_direct(
+        file->stream); /* this file system has no such way, or another kind of pages */
+    return (int)mn_stream_write(file->handle, buffers[1], count, first->offset);
 }
 
 static uint32_t run_of(const struct stream_block *first)
@@ -96,16 +105,19 @@ static struct stream_block *give_back(struct lane *lane, struct stream_block *fi
     return first;
 }
 
-/* Writes what the file has now, then syncs it if that was asked before. Under the mutex, but for
- * what takes long. */
-static void serve(storage_uv *storage, mn_file *file)
+static int cut_file(const mn_file *file)
+{
+    uv_fs_t call;
+    (void)uv_fs_ftruncate(NULL, &call, file->handle, (int64_t)file->cut_bytes, NULL);
+    return (int)mn_storage_finish(&call);
+}
+
+/* The file's blocks. Under the mutex, but for what takes long. */
+static int write_blocks(storage_uv *storage, mn_file *file)
 {
     struct stream_block *block = file->first;
-    const bool synced = file->state == SYNC_ASKED;
     int result = file->failure;
     file->first = file->last = NULL;
-    if (synced)
-        file->state = SYNC_RUNS;
     while (block) {
         uint32_t count = run_of(block);
         uv_mutex_unlock(&storage->mutex);
@@ -115,17 +127,37 @@ static void serve(storage_uv *storage, mn_file *file)
         block = give_back(file->lane, block, count);
         uv_cond_broadcast(&storage->changed);
     }
+    return result;
+}
+
+/* After a failure nothing is known to be durable, whatever a later sync says. */
+static void end_sync(mn_file *file, int result)
+{
+    file->sync_failure = file->sync_failure ? file->sync_failure : result;
+    *(file->sync_failure ? &file->failed : &file->ended_well) += 1;
+}
+
+/* Writes what the file has now, then syncs it if that was asked before. Likewise. */
+static void serve(storage_uv *storage, mn_file *file)
+{
+    const bool synced = file->asked;
+    file->asked = false;
+    int result = file->stream && file->stream->lent ? mn_lent_write(file, synced)
+                                                    : write_blocks(storage, file);
     if (!synced)
         return;
+    const bool cut = file->cut;
+    file->cut = false;
     uv_mutex_unlock(&storage->mutex);
+    if (!result && cut)
+        result = cut_file(file);
     if (!result) {
         uv_fs_t call;
         (void)uv_fs_fdatasync(NULL, &call, file->handle, NULL);
         result = (int)mn_storage_finish(&call);
     }
     uv_mutex_lock(&storage->mutex);
-    file->sync_result = result;
-    file->state = SYNC_ENDED;
+    end_sync(file, result);
     if (storage->ended)
         storage->ended(storage->ended_context);
 }
@@ -161,8 +193,7 @@ static void work_bulk(void *argument)
     work(storage, &storage->bulk);
 }
 
-/* The lane's thread looks at the file; false: there is no thread. Under the mutex. */
-static bool queue(mn_file *file)
+bool mn_beside_queue(mn_file *file)
 {
     storage_uv *storage = file->storage;
     struct lane *lane = file->lane;
@@ -218,7 +249,7 @@ static void hand_over(mn_file *file)
     block->next = NULL;
     *(file->last ? &file->last->next : &file->first) = block;
     file->last = block;
-    if (!queue(file))
+    if (!mn_beside_queue(file))
         file->failure = UV_EAGAIN; /* no thread can be had */
 }
 
@@ -283,12 +314,15 @@ static enum mn_status begin_block(mn_file *file, mn_error *error)
 
 /* ---- Streams */
 
-enum mn_status mn_stream_init(mn_file *file, bool log, uv_file direct, mn_error *error)
+enum mn_status mn_stream_init(mn_file *file, bool log, uv_file direct, uint64_t held,
+                              mn_error *error)
 {
     struct stream *stream = calloc(1, sizeof *stream);
     if (!stream)
         return mn_storage_failed(UV_ENOMEM, "create", file->path, error);
     stream->direct = direct;
+    stream->held = held;
+    stream->lent = log;
     file->stream = stream;
     file->lane = log ? &file->storage->log : &file->storage->bulk;
     return MN_OK;
@@ -318,6 +352,17 @@ enum mn_status mn_stream_append(mn_file *file, const void *bytes, uint64_t count
     return MN_OK;
 }
 
+void mn_stream_end(mn_file *file)
+{
+    const struct stream *stream = file->stream;
+    if (!stream || stream->held <= stream->bytes)
+        return;
+    uv_mutex_lock(&file->storage->mutex);
+    file->cut = true;
+    file->cut_bytes = stream->bytes;
+    uv_mutex_unlock(&file->storage->mutex);
+}
+
 void mn_stream_deinit(mn_file *file)
 {
     struct stream *stream = file->stream;
@@ -327,7 +372,7 @@ void mn_stream_deinit(mn_file *file)
         (void)give_back(file->lane, stream->block, 1); /* no other follows */
     }
     uv_mutex_unlock(&file->storage->mutex);
-    close_direct(stream);
+    mn_stream_close_direct(stream);
     free(stream);
     file->stream = NULL;
 }
@@ -343,29 +388,31 @@ void mn_storage_uv_on_sync(mn_storage *base, void (*ended)(void *context), void 
     uv_mutex_unlock(&storage->mutex);
 }
 
-void mn_beside_sync_start(mn_file *file)
+bool mn_beside_sync_start(mn_file *file)
 {
     uv_mutex_lock(&file->storage->mutex);
+    const bool another = !file->asked;
     if (file->stream)
         hand_over(file);
-    file->state = SYNC_ASKED;
-    if (!queue(file)) {
-        file->state = SYNC_ENDED;
-        file->sync_result = UV_EAGAIN; /* no thread can be had: the caller tries again */
+    file->asked = true;
+    if (!mn_beside_queue(file)) {
+        file->asked = false;
+        end_sync(file, UV_EAGAIN); /* no thread can be had */
     }
     uv_mutex_unlock(&file->storage->mutex);
+    return another;
 }
 
 bool mn_beside_sync_ended(mn_file *file, enum mn_status *out_status, mn_error *error)
 {
     uv_mutex_lock(&file->storage->mutex);
-    bool ended = file->state == SYNC_ENDED;
-    int result = file->sync_result;
+    const bool well = file->ended_well > 0, ended = well || file->failed;
+    const int result = file->sync_failure;
     if (ended)
-        file->state = SYNC_NONE;
+        *(well ? &file->ended_well : &file->failed) -= 1;
     uv_mutex_unlock(&file->storage->mutex);
     if (ended)
-        *out_status = result < 0 ? mn_storage_failed(result, "sync", file->path, error) : MN_OK;
+        *out_status = well ? MN_OK : mn_storage_failed(result, "sync", file->path, error);
     return ended;
 }
 
@@ -373,9 +420,9 @@ enum mn_status mn_stream_sync(mn_file *file, mn_error *error)
 {
     storage_uv *storage = file->storage;
     enum mn_status status = MN_OK;
-    mn_beside_sync_start(file);
+    (void)mn_beside_sync_start(file); /* no other runs */
     uv_mutex_lock(&storage->mutex);
-    while (file->state != SYNC_ENDED)
+    while (!file->ended_well && !file->failed)
         uv_cond_wait(&storage->changed, &storage->mutex);
     uv_mutex_unlock(&storage->mutex);
     bool ended = mn_beside_sync_ended(file, &status, error);
@@ -391,6 +438,8 @@ void mn_beside_forget(mn_file *file)
     while (file->first) /* nobody asked for them to be durable */
         file->first = give_back(file->lane, file->first, 1);
     file->last = NULL;
+    file->lent_first = file->lent_last = NULL;
+    file->asked = false;
     while (file->queued || file->working)
         uv_cond_wait(&storage->changed, &storage->mutex);
     uv_mutex_unlock(&storage->mutex);
@@ -406,6 +455,7 @@ static void stop_lane(struct lane *lane)
         free(block->memory);
         free(block);
     }
+    free(lane->pages);
 }
 
 void mn_beside_stop(storage_uv *storage)

@@ -77,6 +77,22 @@ static enum mn_status storage_create(mn_storage *storage, const char *path, mn_f
                      error);
 }
 
+static enum mn_status storage_size(mn_file *file, uint64_t *out_bytes, mn_error *error)
+{
+    uv_fs_t call;
+    if (file->stream) {
+        *out_bytes = file->stream->bytes;
+        return MN_OK;
+    }
+    (void)uv_fs_fstat(NULL, &call, file->handle, NULL);
+    uint64_t bytes = call.statbuf.st_size;
+    int64_t result = mn_storage_finish(&call);
+    if (result < 0)
+        return mn_storage_failed((int)result, "stat", file->path, error);
+    *out_bytes = bytes;
+    return MN_OK;
+}
+
 static void close_handle(uv_file handle)
 {
     uv_fs_t call;
@@ -84,22 +100,43 @@ static void close_handle(uv_file handle)
     (void)mn_storage_finish(&call);
 }
 
+/* The name alone: what syncs the file makes it durable, too. */
+static enum mn_status rename_only(mn_storage *storage, const char *from, const char *to,
+                                  mn_error *error)
+{
+    char full_from[STORAGE_PATH_BYTES], full_to[STORAGE_PATH_BYTES];
+    enum mn_status status = full_path(storage, from, full_from, error);
+    if (!status)
+        status = full_path(storage, to, full_to, error);
+    if (status)
+        return status;
+    uv_fs_t call;
+    (void)uv_fs_rename(NULL, &call, full_from, full_to, NULL);
+    int64_t result = mn_storage_finish(&call);
+    return result < 0 ? mn_storage_failed((int)result, "rename", from, error) : MN_OK;
+}
+
 /* Two handles: one past the kernel's cache, if the file system lets us, one through it. */
-static enum mn_status storage_create_stream(mn_storage *storage, const char *path, bool urgent,
-                                            mn_file **out_file, mn_error *error)
+static enum mn_status storage_create_stream(mn_storage *storage, const char *path, const char *over,
+                                            bool urgent, mn_file **out_file, mn_error *error)
 {
     char full[STORAGE_PATH_BYTES];
     mn_file *file = NULL;
-    enum mn_status status =
-        open_file(storage, path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, &file, error);
+    uint64_t held = 0;
+    enum mn_status status = over ? rename_only(storage, over, path, error) : MN_OK;
+    if (!status)
+        status = open_file(storage, path, O_RDWR | O_CREAT | O_CLOEXEC | (over ? 0 : O_TRUNC),
+                           &file, error);
     if (!status)
         status = full_path(storage, path, full, error);
     if (status)
         return status;
+    if (over)
+        (void)storage_size(file, &held, NULL); /* 0: written as a new one is */
     uv_fs_t call;
     (void)uv_fs_open(NULL, &call, full, O_WRONLY | O_DIRECT | O_CLOEXEC, 0, NULL);
     int64_t direct = mn_storage_finish(&call);
-    status = mn_stream_init(file, urgent, direct < 0 ? -1 : (uv_file)direct, error);
+    status = mn_stream_init(file, urgent, direct < 0 ? -1 : (uv_file)direct, held, error);
     if (!status) {
         *out_file = file;
         return MN_OK;
@@ -156,22 +193,6 @@ static enum mn_status storage_read(mn_file *file, uint64_t offset, void *out_byt
     return MN_OK;
 }
 
-static enum mn_status storage_size(mn_file *file, uint64_t *out_bytes, mn_error *error)
-{
-    uv_fs_t call;
-    if (file->stream) {
-        *out_bytes = file->stream->bytes;
-        return MN_OK;
-    }
-    (void)uv_fs_fstat(NULL, &call, file->handle, NULL);
-    uint64_t bytes = call.statbuf.st_size;
-    int64_t result = mn_storage_finish(&call);
-    if (result < 0)
-        return mn_storage_failed((int)result, "stat", file->path, error);
-    *out_bytes = bytes;
-    return MN_OK;
-}
-
 static enum mn_status storage_sync(mn_file *file, mn_error *error)
 {
     uv_fs_t call;
@@ -214,18 +235,13 @@ static int64_t sync_folder_of(char *full)
 static enum mn_status storage_rename(mn_storage *storage, const char *from, const char *to,
                                      mn_error *error)
 {
-    char full_from[STORAGE_PATH_BYTES], full_to[STORAGE_PATH_BYTES];
-    enum mn_status status = full_path(storage, from, full_from, error);
+    char full[STORAGE_PATH_BYTES];
+    enum mn_status status = rename_only(storage, from, to, error);
     if (!status)
-        status = full_path(storage, to, full_to, error);
+        status = full_path(storage, to, full, error);
     if (status)
         return status;
-    uv_fs_t call;
-    (void)uv_fs_rename(NULL, &call, full_from, full_to, NULL);
-    int64_t result = mn_storage_finish(&call);
-    if (result < 0)
-        return mn_storage_failed((int)result, "rename", from, error);
-    result = sync_folder_of(full_to);
+    int64_t result = sync_folder_of(full);
     return result < 0 ? mn_storage_failed((int)result, "sync the folder of", to, error) : MN_OK;
 }
 
@@ -386,10 +402,11 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                        sizeof storage->root - 1);
     }
     memcpy(storage->root, root, strlen(root) + 1);
-    storage->log.blocks_max = STREAM_LOG_BLOCKS_MAX;
-    storage->bulk.blocks_max = STREAM_BULK_BLOCKS_MAX;
+    storage->bulk.blocks_max = STREAM_BLOCKS_MAX;
     storage->base = (mn_storage){.create = storage_create,
                                  .create_stream = storage_create_stream,
+                                 .lend = mn_stream_lend,
+                                 .end = mn_stream_end,
                                  .open = storage_open,
                                  .append = storage_append,
                                  .read = storage_read,

@@ -12,12 +12,8 @@ enum {
     STREAM_PAGE_BYTES = 4096,     /* direct writes begin and end at a multiple */
     STREAM_BLOCK_BYTES = 1 << 20, /* a multiple of a page */
     STREAM_WRITE_BLOCKS = 4,      /* in one write, at most: others' syncs wait for it in the disk */
-    STREAM_LOG_BLOCKS_MAX = 64,   /* on their way, of all logs */
-    STREAM_BULK_BLOCKS_MAX = 96   /* likewise of all else: more than a table's tiles */
+    STREAM_BLOCKS_MAX = 96        /* on their way: more than a table's tiles */
 };
-
-/* A sync that somebody waits for without standing still. */
-enum sync_state { SYNC_NONE, SYNC_ASKED, SYNC_RUNS, SYNC_ENDED };
 
 struct stream_block {
     struct stream_block *next;
@@ -30,8 +26,11 @@ struct stream_block {
 struct stream {
     uv_file direct; /* the same file past the kernel's cache; -1: there is no such way */
     uint64_t bytes; /* appended */
+    uint64_t held;  /* of an earlier life of the file: in these bytes, whole pages can be written */
     struct stream_block *block; /* being filled, or NULL */
     mn_file *filling_next, *filling_previous;
+    bool lent;     /* what it is given stays where it is: it has no blocks */
+    uint64_t done; /* the thread's, of what was lent: all to here is in the file, but for `tail` */
     uint8_t tail[STREAM_PAGE_BYTES];
 };
 
@@ -45,6 +44,7 @@ struct lane {
     mn_file *first, *last; /* files with something to do */
     struct stream_block *free;
     uint32_t blocks; /* in all, free ones too */
+    uint8_t *pages;  /* the thread's, of what is lent */
 };
 
 typedef struct storage_uv {
@@ -68,9 +68,14 @@ struct mn_file {
     /* Under the storage's mutex: */
     mn_file *next; /* with something to do after this one */
     struct stream_block *first, *last;
+    mn_lent *lent_first, *lent_last;
+    uint64_t lent_bytes;
     bool queued, working;
-    enum sync_state state;
-    int sync_result, failure; /* failure: of a block of a stream, for good */
+    bool cut;                    /* a stream that ends at... */
+    uint64_t cut_bytes;          /* ...and is to be no longer */
+    bool asked;                  /* for a sync that has not begun */
+    uint32_t ended_well, failed; /* syncs that nobody was told of; the well ended ones came first */
+    int sync_failure, failure;   /* for good; failure: of what was to be written of a stream */
 };
 
 enum mn_status mn_storage_failed(int code, const char *verb, const char *path, mn_error *error);
@@ -82,13 +87,26 @@ static inline int64_t mn_storage_finish(uv_fs_t *call)
     return result;
 }
 
-/* The file was opened, for writing at offsets. Takes `direct`, which may be -1. */
-enum mn_status mn_stream_init(mn_file *file, bool log, uv_file direct, mn_error *error);
+/* The file was opened, for writing at offsets, and holds bytes of no worth. Takes `direct`, which
+ * may be -1. */
+enum mn_status mn_stream_init(mn_file *file, bool log, uv_file direct, uint64_t held,
+                              mn_error *error);
 enum mn_status mn_stream_append(mn_file *file, const void *bytes, uint64_t count, mn_error *error);
+void mn_stream_end(mn_file *file);
 void mn_stream_deinit(mn_file *file); /* what is not synced is lost; the handle stays */
 enum mn_status mn_stream_sync(mn_file *file, mn_error *error);
 
-void mn_beside_sync_start(mn_file *file);
+/* storage_log_uv.c: writes what was lent, the broken last page if all is to be synced; the mutex is
+ * held before and after. */
+int mn_lent_write(mn_file *file, bool synced);
+void mn_stream_lend(mn_file *file, mn_lent *lent);
+
+/* 0, or what went wrong: UV_EINVAL where there is no such way past the cache. Changes `buffers`. */
+int64_t mn_stream_write(uv_file handle, uv_buf_t *buffers, uint32_t count, uint64_t offset);
+void mn_stream_close_direct(struct stream *stream);
+/* The lane's thread looks at the file; false: there is no thread. Under the mutex. */
+bool mn_beside_queue(mn_file *file);
+bool mn_beside_sync_start(mn_file *file);
 bool mn_beside_sync_ended(mn_file *file, enum mn_status *out_status, mn_error *error);
 /* No thread is at the file from now on. */
 void mn_beside_forget(mn_file *file);

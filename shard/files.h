@@ -137,9 +137,9 @@ enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *pa
 /* Syncs, closes, and gives the file its name; finish puts an end record before. */
 enum mn_status mn_shard_writer_rename(struct file_writer *writer, const char *path,
                                       mn_error *error);
-/* Begins the file under the very path. */
+/* Begins the file under the very path; over another one, if that is there (NULL: none is). */
 enum mn_status mn_shard_writer_open_at(struct file_writer *writer, mn_storage *storage,
-                                       const char *path, mn_error *error);
+                                       const char *path, const char *over, mn_error *error);
 /* Appends the end: the file is whole, but not durable. */
 enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);

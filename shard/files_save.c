@@ -21,14 +21,16 @@ enum mn_status mn_shard_writer_open(struct file_writer *writer, mn_storage *stor
 {
     char temporary[TEMPORARY_BYTES];
     temporary_of(path, temporary);
-    return mn_shard_writer_open_at(writer, storage, temporary, error);
+    return mn_shard_writer_open_at(writer, storage, temporary, NULL, error);
 }
 
 enum mn_status mn_shard_writer_open_at(struct file_writer *writer, mn_storage *storage,
-                                       const char *path, mn_error *error)
+                                       const char *path, const char *over, mn_error *error)
 {
     *writer = (struct file_writer){.storage = storage};
-    return storage->create_stream(storage, path, false, &writer->file, error);
+    if (over && !storage->create_stream(storage, path, over, false, &writer->file, NULL))
+        return MN_OK;
+    return storage->create_stream(storage, path, NULL, false, &writer->file, error);
 }
 
 enum mn_status mn_shard_writer_append(struct file_writer *writer, const void *bytes, uint64_t count,
@@ -52,7 +54,9 @@ enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error)
     uint8_t bytes[FILE_BYTES_end];
     uint64_t chain = 0;
     mn_shard_encode_end(&end, &chain, bytes);
-    return mn_shard_writer_append(writer, bytes, sizeof bytes, error);
+    enum mn_status status = mn_shard_writer_append(writer, bytes, sizeof bytes, error);
+    writer->storage->end(writer->file);
+    return status;
 }
 
 enum mn_status mn_shard_writer_finish(struct file_writer *writer, const char *path, mn_error *error)
@@ -85,17 +89,39 @@ void mn_shard_writer_abort(struct file_writer *writer)
 
 /* ---- Tiles */
 
+/* Of the image of this sequence. */
+static void image_path_of(const struct files_job *job, const struct tile_save *save,
+                          uint64_t sequence, char out_path[FILE_PATH_BYTES])
+{
+    const struct tile_name name = {.table = save->record.table,
+                                   .epoch = job->group->map_epoch,
+                                   .step = sequence,
+                                   .tile = save->record.tile,
+                                   .group = job->group->name};
+    mn_shard_tile_path(job->call->request.path, name, out_path);
+}
+
 static void path_of(const struct files_job *job, const struct tile_save *save,
                     char out_path[FILE_PATH_BYTES])
 {
-    struct tile_name name = mn_shard_record_name(&save->record);
     if (job->sequence)
-        name = (struct tile_name){.table = name.table,
-                                  .epoch = job->group->map_epoch,
-                                  .step = job->sequence,
-                                  .tile = name.tile,
-                                  .group = job->group->name};
-    mn_shard_tile_path(job->call->request.path, name, out_path);
+        image_path_of(job, save, job->sequence, out_path);
+    else
+        mn_shard_tile_path(job->call->request.path, mn_shard_record_name(&save->record), out_path);
+}
+
+/* A tile of an image counts with it alone, and is written over that of an image that went. */
+static enum mn_status open_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
+                                mn_error *error)
+{
+    char path[FILE_PATH_BYTES], spare[FILE_PATH_BYTES];
+    const uint64_t before = job->group->log.image_spare;
+    path_of(job, save, path);
+    if (!job->sequence)
+        return mn_shard_writer_open(&save->writer, shard->env.storage, path, error);
+    image_path_of(job, save, before, spare);
+    return mn_shard_writer_open_at(&save->writer, shard->env.storage, path, before ? spare : NULL,
+                                   error);
 }
 
 /* Appends the rows whose bits are set to the bitmap in the buffer, as a chunk has them; returns the
@@ -147,13 +173,8 @@ enum mn_status mn_shard_save_look(mn_shard *shard, struct files_job *job, struct
 static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct tile_save *save,
                                  const struct tile_transfer *transfer, mn_error *error)
 {
-    char path[FILE_PATH_BYTES];
     uint8_t record[FILE_BYTES_tile_head];
-    path_of(job, save, path);
-    enum mn_status status =
-        job->sequence /* it counts with its image alone */
-            ? mn_shard_writer_open_at(&save->writer, shard->env.storage, path, error)
-            : mn_shard_writer_open(&save->writer, shard->env.storage, path, error);
+    enum mn_status status = open_tile(shard, job, save, error);
     if (status)
         return status;
     mn_shard_encode_tile_head(&transfer->head, &save->writer.chain, record);
@@ -232,7 +253,7 @@ static enum mn_status end_tile(mn_shard *shard, struct files_job *job, struct ti
     job->bytes_due += save->writer.bytes - save->bytes_due;
     job->ending = save;
     job->transfer.active = false;
-    shard->env.storage->sync_start(save->writer.file);
+    (void)shard->env.storage->sync_start(save->writer.file); /* its first */
     return MN_OK;
 }
 

@@ -12,6 +12,7 @@ enum {
     IMAGE_SYNC_BYTES = 16 << 20, /* written between two syncs: each holds up those of the log */
     WINDOW_BYTES = 64 << 20,     /* of open steps: more is held in memory only if it must be */
     LOG_FILES_MAX = 256,         /* of a group: as many are reason for an image too */
+    FILES_BETWEEN = 8,           /* at level sync, of the log between two images */
     REMOVED_A_TICK = 4
 };
 static const uint64_t retry_after_ns = UINT64_C(1000000000);
@@ -80,8 +81,9 @@ static void stands(mn_shard *shard)
     struct group_log *log = &image->job.group->log;
     mn_shard_log(shard, 1, "image", &image->call, "step=%" PRIu64 " tiles=%u bytes=%" PRIu64,
                  image->job.step, image->tile_count, log->image_bytes);
+    log->image_spare = log->level == MN_DURABILITY_SYNC ? log->image : 0;
     log->image = image->job.sequence;
-    log->needed = image->number;
+    mn_shard_log_needless(log, image->number);
     log->bytes -= image->log_bytes;
     log->doubted = 0;
     log->untidy = true;
@@ -94,7 +96,7 @@ static void sync_start(mn_shard *shard, struct image *image, mn_file *file)
 {
     image->syncing = file;
     image->unsynced_bytes = 0;
-    shard->env.storage->sync_start(file);
+    (void)shard->env.storage->sync_start(file); /* no other of it runs */
 }
 
 static struct tile_save *save_of(const struct files_job *job)
@@ -274,7 +276,7 @@ static enum mn_status write_manifest(mn_shard *shard, struct image *image, uint6
     enum mn_status status = storage->rename(storage, from, to, error);
     path_of(shard, image, LOG_IMAGE, true, to);
     if (!status)
-        status = mn_shard_writer_open_at(&image->manifest, storage, to, error);
+        status = mn_shard_writer_open_at(&image->manifest, storage, to, NULL, error);
     if (!status)
         status = put_manifest(shard, image, error);
     if (status)
@@ -307,12 +309,16 @@ static enum mn_status next_piece(mn_shard *shard, struct image *image, uint64_t 
 
 /* ---- Its beginning */
 
+static uint64_t bytes_between(const mn_shard *shard, const struct group *group)
+{
+    const uint64_t most = group->log.image_bytes / 100 * shard->options.log_cut_percent;
+    return most < shard->options.log_cut_bytes ? shard->options.log_cut_bytes : most;
+}
+
 static bool is_due(const mn_shard *shard, const struct group *group)
 {
     const struct group_log *log = &group->log;
-    uint64_t most = log->image_bytes / 100 * shard->options.log_cut_percent;
-    if (most < shard->options.log_cut_bytes)
-        most = shard->options.log_cut_bytes;
+    const uint64_t most = bytes_between(shard, group);
     bool due = log->bytes > most || log->number - log->needed > LOG_FILES_MAX;
     bool calm = group->change_bytes + group->kept_bytes < WINDOW_BYTES || log->bytes > 2 * most;
     return due && calm && log->level > MN_DURABILITY_NONE && !shard->recovery && !shard->image &&
@@ -346,7 +352,7 @@ static enum mn_status begin(mn_shard *shard, struct image *image, struct group *
         return status;
     if (planted(shard, MN_PLANT_IMAGE_EARLY)) {
         group->log.image = job->sequence;
-        group->log.needed = image->number;
+        mn_shard_log_needless(&group->log, image->number);
         group->log.untidy = true;
     }
     return MN_OK;
@@ -355,8 +361,10 @@ static enum mn_status begin(mn_shard *shard, struct image *image, struct group *
 void mn_shard_image_cut(mn_shard *shard, struct group *group)
 {
     mn_error error = {0};
-    if (!is_due(shard, group))
+    if (!is_due(shard, group)) {
+        mn_shard_log_turn(shard, group, bytes_between(shard, group) / FILES_BETWEEN);
         return;
+    }
     struct image *image = shard->env.allocate(shard->env.context, sizeof *image);
     if (!image)
         return; /* the next commit tries again */
@@ -390,9 +398,11 @@ static bool is_needed(const mn_shard *shard, const struct group *group, const st
     if (name->epoch != group->map_epoch)
         return name->epoch > group->map_epoch || planted(shard, MN_PLANT_OLD_EPOCH);
     if (name->kind == LOG_RECORDS)
-        return !name->temporary && name->number >= log->needed;
+        return !name->temporary && name->number >= log->spare;
     if (image && image->job.group == group && image->job.sequence == name->number)
         return true;
+    if (name->kind == LOG_TILE && name->number == log->image_spare)
+        return true; /* the next image's are written over them */
     return (name->number == log->image && !name->temporary) ||
            (log->doubted && name->number >= log->doubted);
 }

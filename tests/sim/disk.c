@@ -14,6 +14,7 @@
 enum {
     BLOCK_BYTES = 64,
     STARTS_KEPT = 8,
+    SYNCS_MAX = 4,
     KEPT_BYTES = 512 /* of a group's first log file when it ages: its head, and what makes it */
 };
 
@@ -29,8 +30,11 @@ typedef struct stored {
     char path[MN_PATH_BYTES];
     uint8_t *bytes;
     uint64_t count, capacity, synced;
-    bool rotten; /* a sync failed: what is not synced never will be */
+    uint8_t *old; /* [old_count] what a file held that this one is written over: it stands where */
+    uint64_t old_count; /* nothing has been written, or what was is lost */
+    bool rotten;        /* a sync failed: what is not synced never will be */
     uint32_t handles;
+    bool ends; /* where it was appended to last, from the next sync on */
     bool gone; /* removed or replaced; freed with its last handle */
     bool stream;
     const sim_disk *writer;
@@ -48,7 +52,8 @@ struct sim_files {
 struct mn_file {
     stored *stored;
     sim_disk *disk;
-    uint64_t sync_ends_ns, sync_count;
+    uint64_t sync_ends_ns[SYNCS_MAX], sync_to[SYNCS_MAX]; /* [syncs] asked for, not told of */
+    uint32_t syncs;
     bool failed; /* a write of the stream, of which the next call tells, and every one after it */
 };
 
@@ -63,6 +68,7 @@ static stored *find(const sim_disk *disk, const char *path)
 static void free_stored(stored *file)
 {
     free(file->bytes);
+    free(file->old);
     free(file);
 }
 
@@ -105,13 +111,38 @@ static bool is_full(sim_disk *disk)
     return disk->faulty && disk->clock->now_ns < disk->full_until_ns;
 }
 
+/* What was there before the bytes were written. */
+static void unwrite(stored *file, uint64_t at, uint64_t count)
+{
+    uint64_t old = at < file->old_count ? file->old_count - at : 0;
+    old = old < count ? old : count;
+    if (old)
+        memcpy(file->bytes + at, file->old + at, old);
+    memset(file->bytes + at + old, 0, count - old);
+}
+
+static uint64_t size_of(const stored *file)
+{
+    return file->count < file->old_count ? file->old_count : file->count;
+}
+
+static void copy_out(const stored *file, uint64_t at, uint8_t *out, uint64_t count)
+{
+    uint64_t written = at < file->count ? file->count - at : 0;
+    written = written < count ? written : count;
+    if (written)
+        memcpy(out, file->bytes + at, written);
+    if (written < count)
+        memcpy(out + written, file->old + at + written, count - written);
+}
+
 static void lose_blocks(sim_disk *disk, stored *file)
 {
     uint64_t kept = file->synced + sim_below(disk->random, file->count - file->synced + 1);
     for (uint64_t at = file->synced; at < kept; at += BLOCK_BYTES) {
         uint64_t left = kept - at;
         if (sim_chance(disk->random, 300))
-            memset(file->bytes + at, 0, left < BLOCK_BYTES ? left : BLOCK_BYTES);
+            unwrite(file, at, left < BLOCK_BYTES ? left : BLOCK_BYTES);
     }
     for (int i = 0; i < HARMS; i++)
         if (file->harms[i].proof_end > file->synced)
@@ -242,7 +273,7 @@ static void stray(sim_disk *disk, stored *file, uint64_t at, uint64_t count)
     uint8_t *bytes = malloc(count);
     assert(bytes);
     memcpy(bytes, file->bytes + at, count);
-    memset(file->bytes + at, 0, count);
+    unwrite(file, at, count);
     note_harm(file, MISSING, at + count);
     stored *other = sim_chance(disk->random, 500) ? file : any_file(disk);
     if (other && sim_chance(disk->random, 800))
@@ -309,15 +340,30 @@ static enum mn_status create_file(mn_storage *storage, const char *path, mn_file
     return MN_OK;
 }
 
-static enum mn_status create_stream(mn_storage *storage, const char *path, bool urgent,
-                                    mn_file **out_file, mn_error *error)
+static enum mn_status create_stream(mn_storage *storage, const char *path, const char *over,
+                                    bool urgent, mn_file **out_file, mn_error *error)
 {
+    sim_disk *disk = (sim_disk *)storage;
+    stored *spare = over ? find(disk, over) : NULL;
     (void)urgent; /* syncs last as long as chance has it */
+    if (over && !spare)
+        return mn_fail(error, MN_NOT_FOUND, "path", "%.200s", over);
     enum mn_status status = create_file(storage, path, out_file, error);
-    if (!status)
-        (*out_file)->stored->stream = true;
-    return status;
+    if (status)
+        return status;
+    stored *file = (*out_file)->stored;
+    file->stream = true;
+    if (spare) {
+        file->old_count = size_of(spare);
+        file->old = malloc(file->old_count + 1);
+        assert(file->old);
+        copy_out(spare, 0, file->old, file->old_count);
+        remove_file(disk->files, over);
+    }
+    return MN_OK;
 }
+
+static void end_stream(mn_file *handle) { handle->stored->ends = true; }
 
 static enum mn_status open_file(mn_storage *storage, const char *path, mn_file **out_file,
                                 mn_error *error)
@@ -371,23 +417,30 @@ static enum mn_status append_file(mn_file *handle, const void *bytes, uint64_t c
     return handle->failed && !disk->dead ? MN_OK : status; /* a stream's is told later */
 }
 
+static void lend_bytes(mn_file *handle, mn_lent *lent)
+{
+    (void)append_file(handle, lent->bytes, lent->count, NULL); /* the next sync tells */
+}
+
 static enum mn_status read_file(mn_file *handle, uint64_t offset, void *out_bytes, uint64_t count,
                                 mn_error *error)
 {
     stored *file = handle->stored;
     enum mn_status status = begin(handle->disk, "read", error);
-    if (!status && (offset > file->count || count > file->count - offset))
+    const uint64_t bytes = size_of(file);
+    if (!status && (offset > bytes || count > bytes - offset))
         status = mn_fail(error, MN_STORAGE, "path", "%.200s ends early", file->path);
     if (!status && count)
-        memcpy(out_bytes, file->bytes + offset, count);
+        copy_out(file, offset, out_bytes, count);
     return status;
 }
 
 static enum mn_status size_file(mn_file *handle, uint64_t *out_bytes, mn_error *error)
 {
     enum mn_status status = begin(handle->disk, "size", error);
+    stored *file = handle->stored;
     if (!status)
-        *out_bytes = handle->stored->count;
+        *out_bytes = file->stream ? file->count : size_of(file); /* what it appended, or all */
     return status;
 }
 
@@ -404,6 +457,8 @@ static enum mn_status sync_to(mn_file *handle, uint64_t count, mn_error *error)
     }
     if (!status && !file->rotten && file->synced < count)
         file->synced = count;
+    if (!status && file->ends)
+        file->old_count = 0;
     return status;
 }
 
@@ -412,18 +467,33 @@ static enum mn_status sync_file(mn_file *handle, mn_error *error)
     return sync_to(handle, handle->stored->count, error);
 }
 
-static void sync_start(mn_file *handle)
+/* Each begins when the one before it is over. */
+static bool sync_start(mn_file *handle)
 {
     sim_disk *disk = handle->disk;
-    handle->sync_count = handle->stored->count;
-    handle->sync_ends_ns = disk->clock->now_ns + 1 + sim_below(disk->random, 8 * SIM_MS);
+    const uint64_t now_ns = disk->clock->now_ns;
+    uint64_t begins_ns = handle->syncs ? handle->sync_ends_ns[handle->syncs - 1] : now_ns;
+    const bool waits = handle->syncs > 1 && now_ns < handle->sync_ends_ns[handle->syncs - 2];
+    const bool another = !waits && handle->syncs < SYNCS_MAX;
+    if (another) {
+        begins_ns = begins_ns > now_ns ? begins_ns : now_ns;
+        handle->sync_ends_ns[handle->syncs++] = begins_ns + 1 + sim_below(disk->random, 8 * SIM_MS);
+    }
+    handle->sync_to[handle->syncs - 1] = handle->stored->count;
+    return another;
 }
 
 static bool sync_ended(mn_file *handle, enum mn_status *out_status, mn_error *error)
 {
-    if (handle->disk->clock->now_ns < handle->sync_ends_ns)
+    assert(handle->syncs);
+    if (handle->disk->clock->now_ns < handle->sync_ends_ns[0])
         return false;
-    *out_status = sync_to(handle, handle->sync_count, error);
+    const uint64_t count = handle->sync_to[0];
+    handle->syncs--;
+    memmove(handle->sync_to, handle->sync_to + 1, handle->syncs * sizeof *handle->sync_to);
+    memmove(handle->sync_ends_ns, handle->sync_ends_ns + 1,
+            handle->syncs * sizeof *handle->sync_ends_ns);
+    *out_status = sync_to(handle, count, error);
     return true;
 }
 
@@ -512,10 +582,10 @@ static enum mn_status remove_one(mn_storage *storage, const char *path, mn_error
 void sim_disk_init(sim_disk *disk, sim_files *files, sim_clock *clock, sim_random *random)
 {
     *disk = (sim_disk){.files = files, .clock = clock, .random = random};
-    disk->base = (mn_storage){create_file, create_stream, open_file,   append_file,
-                              read_file,   size_file,     sync_file,   close_file,
-                              rename_file, make_folder,   list_folder, list_folders,
-                              remove_one,  lock_file,     sync_start,  sync_ended};
+    disk->base =
+        (mn_storage){create_file, create_stream, lend_bytes, end_stream, open_file,   append_file,
+                     read_file,   size_file,     sync_file,  close_file, rename_file, make_folder,
+                     list_folder, list_folders,  remove_one, lock_file,  sync_start,  sync_ended};
 }
 
 sim_files *sim_files_create(void)

@@ -10,6 +10,10 @@ struct node {
     char path[2 * MN_PATH_BYTES];
     uint8_t *bytes;
     uint64_t count, capacity, synced;
+    uint64_t at;  /* the next byte goes there: `count`, but where a file is written over: */
+    uint8_t *old; /* [old_count] what it held */
+    uint64_t old_count;
+    bool ends; /* at `at`, from the next sync on */
     uint32_t handles;
     bool unlinked; /* replaced or removed: freed with its last handle */
 };
@@ -18,6 +22,8 @@ struct mn_file {
     mem_storage *storage;
     struct node *node;
     uint64_t life;
+    bool stream; /* being written */
+    bool failed; /* to take what was lent */
 };
 
 struct mem_storage {
@@ -49,6 +55,7 @@ static struct node *find(const mem_storage *storage, const char *path)
 static void node_free(struct node *node)
 {
     free(node->bytes);
+    free(node->old);
     free(node);
 }
 
@@ -96,13 +103,39 @@ static enum mn_status create(mn_storage *interface, const char *path, mn_file **
     return MN_OK;
 }
 
-/* Written at once, as any file; a crash takes what was not synced of it. */
-static enum mn_status create_stream(mn_storage *base, const char *path, bool urgent,
-                                    mn_file **out_file, mn_error *error)
+/* What the spare file holds, to be written over. */
+static void take_bytes(mem_storage *storage, struct node *spare, struct node *node)
 {
-    (void)urgent; /* nothing waits here */
-    return create(base, path, out_file, error);
+    node->bytes = spare->bytes;
+    node->count = spare->count;
+    node->capacity = spare->capacity;
+    spare->bytes = NULL;
+    node->old = malloc(node->count + 1);
+    assert(node->old);
+    memcpy(node->old, node->bytes, node->count);
+    node->old_count = node->count;
+    unlink_node(storage, spare);
 }
+
+/* Written at once, as any file; a crash takes what was not synced of it. */
+static enum mn_status create_stream(mn_storage *base, const char *path, const char *over,
+                                    bool urgent, mn_file **out_file, mn_error *error)
+{
+    mem_storage *storage = (mem_storage *)base;
+    struct node *spare = over ? find(storage, over) : NULL;
+    (void)urgent; /* nothing waits here */
+    if (over && !spare)
+        return mn_fail(error, MN_NOT_FOUND, "path", "%.150s: no such file", over);
+    enum mn_status status = create(base, path, out_file, error);
+    if (status)
+        return status;
+    (*out_file)->stream = true;
+    if (spare)
+        take_bytes(storage, spare, (*out_file)->node);
+    return MN_OK;
+}
+
+static void end_stream(mn_file *file) { file->node->ends = true; }
 
 static enum mn_status open_file(mn_storage *interface, const char *path, mn_file **out_file,
                                 mn_error *error)
@@ -132,15 +165,22 @@ static enum mn_status append(mn_file *file, const void *bytes, uint64_t count, m
     enum mn_status status = use(file, "append", error);
     if (status)
         return status;
-    if (node->count + count > node->capacity) {
-        node->capacity = (node->count + count) * 2;
+    if (node->at + count > node->capacity) {
+        node->capacity = (node->at + count) * 2;
         node->bytes = realloc(node->bytes, node->capacity);
         assert(node->bytes);
     }
     if (count)
-        memcpy(node->bytes + node->count, bytes, count);
-    node->count += count;
+        memcpy(node->bytes + node->at, bytes, count);
+    node->at += count;
+    node->count = node->at > node->count ? node->at : node->count;
     return MN_OK;
+}
+
+static void lend(mn_file *file, mn_lent *lent)
+{
+    if (append(file, lent->bytes, lent->count, NULL))
+        file->failed = true;
 }
 
 static enum mn_status read_file(mn_file *file, uint64_t offset, void *out_bytes, uint64_t count,
@@ -161,19 +201,27 @@ static enum mn_status size_of(mn_file *file, uint64_t *out_bytes, mn_error *erro
 {
     enum mn_status status = use(file, "size", error);
     if (!status)
-        *out_bytes = file->node->count;
+        *out_bytes = file->stream ? file->node->at : file->node->count;
     return status;
 }
 
 static enum mn_status sync_file(mn_file *file, mn_error *error)
 {
     enum mn_status status = use(file, "sync", error);
+    if (!status && file->failed)
+        status = mn_fail(error, MN_STORAGE, "storage", "%.100s did not take all", file->node->path);
     if (!status)
-        file->node->synced = file->node->count;
+        file->node->synced = file->node->at;
+    if (!status && file->node->ends)
+        file->node->count = file->node->at;
     return status;
 }
 
-static void sync_start(mn_file *file) { (void)file; }
+static bool sync_start(mn_file *file)
+{
+    (void)file;
+    return true;
+}
 
 static bool sync_ended(mn_file *file, enum mn_status *out_status, mn_error *error)
 {
@@ -289,6 +337,8 @@ mem_storage *mem_storage_create(void)
     storage->interface = (mn_storage){
         .create = create,
         .create_stream = create_stream,
+        .lend = lend,
+        .end = end_stream,
         .open = open_file,
         .append = append,
         .read = read_file,
@@ -337,9 +387,14 @@ uint64_t mem_storage_operations(const mem_storage *storage) { return storage->op
 void mem_storage_crash(mem_storage *storage)
 {
     storage->life++;
-    for (struct node *node = storage->first; node; node = node->next)
-        if (node->count > node->synced)
-            node->count = node->synced + (node->count - node->synced) / 2;
+    for (struct node *node = storage->first; node; node = node->next) {
+        if (node->at <= node->synced)
+            continue;
+        node->at = node->synced + (node->at - node->synced) / 2;
+        node->count = node->at > node->old_count ? node->at : node->old_count;
+        if (node->old_count > node->at)
+            memcpy(node->bytes + node->at, node->old + node->at, node->old_count - node->at);
+    }
 }
 
 uint8_t *mem_storage_bytes(mem_storage *storage, const char *path, uint64_t *out_count)
@@ -355,7 +410,7 @@ void mem_storage_truncate(mem_storage *storage, const char *path, uint64_t count
 {
     struct node *node = find(storage, path);
     assert(node && count <= node->count);
-    node->count = count;
+    node->count = node->at = count;
 }
 
 void mem_storage_restore(mem_storage *storage, const char *path, const void *bytes, uint64_t count)
@@ -363,7 +418,7 @@ void mem_storage_restore(mem_storage *storage, const char *path, const void *byt
     struct node *node = find(storage, path);
     assert(node && count <= node->capacity);
     memcpy(node->bytes, bytes, count);
-    node->count = count;
+    node->count = node->at = count;
 }
 
 const char *mem_storage_path(const mem_storage *storage, uint32_t index)
