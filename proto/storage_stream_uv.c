@@ -11,6 +11,12 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+_Static_assert(STREAM_BLOCK_BYTES *STREAM_SLAB_BLOCKS % STREAM_HUGE_BYTES == 0 &&
+                   STREAM_BLOCKS_MAX % STREAM_SLAB_BLOCKS == 0 &&
+                   STREAM_RESTING_MAX < STREAM_BLOCKS_MAX,
+               "slabs are whole huge pages, and not all blocks rest");
 
 /* ---- What the threads do */
 
@@ -203,6 +209,8 @@ bool mn_beside_queue(mn_file *file)
                              storage) == 0;
     if (!lane->has_thread)
         return false;
+    lane->resting -= file->resting;
+    file->resting = 0;
     if (file->queued)
         return true;
     file->queued = true;
@@ -235,10 +243,12 @@ static void filling_add(mn_file *file)
     lane->filling_last = file;
 }
 
-/* The block goes to the thread as it is. Under the mutex. */
+/* The block goes to the thread as it is. That is woken for a write's worth of them: each time it
+ * takes a core from somebody who computes. Under the mutex. */
 static void hand_over(mn_file *file)
 {
     struct stream *stream = file->stream;
+    struct lane *lane = file->lane;
     struct stream_block *block = stream->block;
     if (!block)
         return;
@@ -249,19 +259,34 @@ static void hand_over(mn_file *file)
     block->next = NULL;
     *(file->last ? &file->last->next : &file->first) = block;
     file->last = block;
+    file->resting++;
+    lane->resting++;
+    if (!file->queued && file->resting < STREAM_WRITE_BLOCKS && lane->resting < STREAM_RESTING_MAX)
+        return;
     if (!mn_beside_queue(file))
         file->failure = UV_EAGAIN; /* no thread can be had */
 }
 
-static struct stream_block *new_block(void)
+/* false: no memory. */
+static bool add_slab(struct lane *lane)
 {
-    struct stream_block *block = calloc(1, sizeof *block);
-    if (block)
-        block->memory = aligned_alloc(STREAM_PAGE_BYTES, STREAM_BLOCK_BYTES);
-    if (block && block->memory)
-        return block;
-    free(block);
-    return NULL;
+    const size_t bytes = STREAM_SLAB_BLOCKS * (size_t)STREAM_BLOCK_BYTES;
+    struct stream_slab *slab = calloc(1, sizeof *slab);
+    if (slab)
+        slab->memory = aligned_alloc(STREAM_HUGE_BYTES, bytes);
+    if (!slab || !slab->memory) {
+        free(slab);
+        return false;
+    }
+    (void)madvise(slab->memory, bytes, MADV_HUGEPAGE); /* a wish: small pages serve */
+    for (uint32_t i = STREAM_SLAB_BLOCKS; i-- > 0;) {
+        slab->blocks[i].memory = slab->memory + i * (size_t)STREAM_BLOCK_BYTES;
+        (void)give_back(lane, &slab->blocks[i], 1);
+    }
+    lane->blocks += STREAM_SLAB_BLOCKS;
+    slab->next = lane->slabs;
+    lane->slabs = slab;
+    return true;
 }
 
 /* A block that nobody uses; when there are as many as may be, the thread's next one, or that of the
@@ -271,13 +296,16 @@ static struct stream_block *take_block(mn_file *file)
     storage_uv *storage = file->storage;
     struct lane *lane = file->lane;
     while (!lane->free) {
-        if (lane->blocks < lane->blocks_max) {
-            struct stream_block *block = new_block();
-            lane->blocks += block != NULL;
-            return block;
+        if (lane->blocks < STREAM_BLOCKS_MAX) {
+            if (!add_slab(lane))
+                return NULL;
+            continue;
         }
-        if (lane->filling_first)
-            hand_over(lane->filling_first);
+        mn_file *oldest = lane->filling_first;
+        if (oldest)
+            hand_over(oldest);
+        if (oldest && !mn_beside_queue(oldest))
+            oldest->failure = UV_EAGAIN; /* no thread can be had */
         if (!lane->free && !lane->has_thread && !file->failure)
             file->failure = UV_EAGAIN; /* nobody would give one back */
         if (file->failure)
@@ -435,6 +463,8 @@ void mn_beside_forget(mn_file *file)
 {
     storage_uv *storage = file->storage;
     uv_mutex_lock(&storage->mutex);
+    file->lane->resting -= file->resting;
+    file->resting = 0;
     while (file->first) /* nobody asked for them to be durable */
         file->first = give_back(file->lane, file->first, 1);
     file->last = NULL;
@@ -449,11 +479,11 @@ static void stop_lane(struct lane *lane)
 {
     if (lane->has_thread)
         (void)uv_thread_join(&lane->thread); /* a thread of ours, joined once */
-    while (lane->free) {
-        struct stream_block *block = lane->free;
-        lane->free = block->next;
-        free(block->memory);
-        free(block);
+    while (lane->slabs) {
+        struct stream_slab *slab = lane->slabs;
+        lane->slabs = slab->next;
+        free(slab->memory);
+        free(slab);
     }
     free(lane->pages);
 }

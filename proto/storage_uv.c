@@ -402,7 +402,6 @@ enum mn_status mn_storage_uv_create(const char *root, mn_storage **out_storage, 
                        sizeof storage->root - 1);
     }
     memcpy(storage->root, root, strlen(root) + 1);
-    storage->bulk.blocks_max = STREAM_BLOCKS_MAX;
     storage->base = (mn_storage){.create = storage_create,
                                  .create_stream = storage_create_stream,
                                  .lend = mn_stream_lend,

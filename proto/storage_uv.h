@@ -11,14 +11,25 @@ enum {
     STORAGE_PATH_BYTES = 4096,
     STREAM_PAGE_BYTES = 4096,     /* direct writes begin and end at a multiple */
     STREAM_BLOCK_BYTES = 1 << 20, /* a multiple of a page */
-    STREAM_WRITE_BLOCKS = 4,      /* in one write, at most: others' syncs wait for it in the disk */
-    STREAM_BLOCKS_MAX = 96        /* on their way: more than a table's tiles */
+    STREAM_HUGE_BYTES = 2 << 20,
+    STREAM_SLAB_BLOCKS = 4,  /* whole huge pages */
+    STREAM_WRITE_BLOCKS = 4, /* in one write, at most: others' syncs wait for it in the disk */
+    STREAM_BLOCKS_MAX = 96,  /* on their way: more than a table's tiles */
+    STREAM_RESTING_MAX = 16  /* of those: full ones that wait for others, to go as one write */
 };
 
 struct stream_block {
     struct stream_block *next;
     uint64_t offset, bytes; /* where it goes, a multiple of a page; how much of it */
     uint8_t *memory;        /* [STREAM_BLOCK_BYTES], at a multiple of a page */
+};
+
+/* Blocks come several at a time, of huge pages if there are some: a write of small ones, which lie
+ * anywhere, costs the kernel a look at each, and the disk ten requests in place of one. */
+struct stream_slab {
+    struct stream_slab *next;
+    struct stream_block blocks[STREAM_SLAB_BLOCKS];
+    uint8_t *memory;
 };
 
 /* What is appended goes to the block being filled; full ones go to the lane's thread. When one goes
@@ -38,13 +49,14 @@ struct stream {
 struct lane {
     uv_thread_t thread; /* from the first time it is asked for anything */
     bool has_thread;
-    uint32_t blocks_max;
     mn_file *filling_first, *filling_last; /* files with a block being filled, the oldest first */
     /* Under the mutex: */
     mn_file *first, *last; /* files with something to do */
     struct stream_block *free;
-    uint32_t blocks; /* in all, free ones too */
-    uint8_t *pages;  /* the thread's, of what is lent */
+    struct stream_slab *slabs; /* all blocks, free or not */
+    uint32_t blocks;           /* in them */
+    uint32_t resting;          /* with files that the thread is not told of yet */
+    uint8_t *pages;            /* the thread's, of what is lent */
 };
 
 typedef struct storage_uv {
@@ -68,6 +80,7 @@ struct mn_file {
     /* Under the storage's mutex: */
     mn_file *next; /* with something to do after this one */
     struct stream_block *first, *last;
+    uint32_t resting; /* how many these are, as long as the thread is not told of them */
     mn_lent *lent_first, *lent_last;
     uint64_t lent_bytes;
     bool queued, working;

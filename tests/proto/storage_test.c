@@ -241,7 +241,12 @@ static void folders_are_listed(void **state)
 
 /* ---- Streams: what they hold at any sync, against the bytes that were appended */
 
-enum { PAGE = 4096, STREAM_BYTES = 6 << 20, STREAMS = 110 }; /* more files than blocks of memory */
+enum {
+    PAGE = 4096,
+    STREAM_BYTES = 6 << 20,
+    STREAMS = 110, /* more files than there are blocks of memory */
+    RESTING = 34   /* files that fill as many blocks, without a write's worth in any of them */
+};
 
 static uint8_t stream_byte(uint64_t at, uint64_t file)
 {
@@ -456,6 +461,28 @@ static void streams_share_their_memory(void **state)
     }
 }
 
+/* Full blocks wait for others of their file, but not while another wants the memory. */
+static void streams_wait_for_a_write(void **state)
+{
+    (void)state;
+    mn_file *files[RESTING];
+    uint64_t at[RESTING] = {0};
+    char path[16];
+    for (uint32_t i = 0; i < RESTING; i++) {
+        (void)snprintf(path, sizeof path, "r%u", i);
+        assert_int_equal(storage->create_stream(storage, path, NULL, false, &files[i], NULL),
+                         MN_OK);
+        append_more(files[i], false, &at[i], 3 << 20, i);
+    }
+    for (uint32_t i = 0; i < RESTING; i++) {
+        (void)snprintf(path, sizeof path, "r%u", i);
+        assert_int_equal(storage->sync(files[i], NULL), MN_OK);
+        storage->close(files[i]);
+        check_file(path, at[i], i);
+        assert_int_equal(storage->remove(storage, path, NULL), MN_OK);
+    }
+}
+
 /* In a process of its own: its files end at 2 MiB. */
 static void streams_tell_what_failed(void **state)
 {
@@ -519,6 +546,7 @@ int main(void)
         cmocka_unit_test(streams_are_written_over_files),
         cmocka_unit_test(syncs_follow_one_another),
         cmocka_unit_test(streams_share_their_memory),
+        cmocka_unit_test(streams_wait_for_a_write),
         cmocka_unit_test(checksums),
         cmocka_unit_test(files_are_listed_and_removed),
     };
