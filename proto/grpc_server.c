@@ -302,10 +302,13 @@ static void on_event(mn_grpc_server *server, const grpc_event *event)
     }
 }
 
+/* gRPC rounds up to whole milliseconds: of all times, only one that is long past does not wait. */
 static grpc_event next_event(mn_grpc_server *server, uint64_t wait_ns)
 {
     gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
-    if (wait_ns < INT64_MAX)
+    if (!wait_ns)
+        until = gpr_inf_past(GPR_CLOCK_MONOTONIC);
+    else if (wait_ns < INT64_MAX)
         until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                              gpr_time_from_nanos((int64_t)wait_ns, GPR_TIMESPAN));
     return grpc_completion_queue_next(server->queue, until, NULL);
