@@ -4,6 +4,12 @@
 
 #include <stdio.h>
 
+enum {
+    BODY_SPANS = 4,
+    SAVE_CHUNK_BYTES = 1 << 17, /* of rows, and one: a core's cache holds it until it is copied */
+    SAVE_PIECE_BYTES = 1 << 20, /* of one tick, without a rate */
+    SAVE_PIECES_A_SECOND = 2048 /* with one: the core is never long away from its calls */
+};
 static const uint64_t SAVE_WAIT_NS = 2000000000; /* for the step to come */
 static const uint64_t SAVE_LOOK_NS = 1000000; /* for that, and for a sync, it is looked so often */
 
@@ -182,31 +188,55 @@ static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct 
     return mn_shard_writer_append(&save->writer, record, sizeof record, error);
 }
 
+/* The body of a chunk: packed, or, where all rows that it spans are in it, from where they stand.
+ */
+static uint32_t body_of(const struct tile_transfer *transfer, uint64_t first, uint32_t rows,
+                        bool whole, mn_span out_spans[BODY_SPANS])
+{
+    const mn_tile *plane = transfer->plane;
+    const struct file_tile_head *head = &transfer->head;
+    const uint64_t base = transfer->row_first + first;
+    if (!whole) {
+        out_spans[0] = (mn_span){transfer->buffer, pack_rows(transfer, first, rows)};
+        return 1;
+    }
+    out_spans[0] = (mn_span){transfer->buffer, (rows + 7) / 8};
+    out_spans[1] = (mn_span){(const uint8_t *)(plane->updates + base), rows * sizeof(uint32_t)};
+    out_spans[2] = (mn_span){(const uint8_t *)plane->values + base * head->value_bytes,
+                             (uint64_t)rows * head->value_bytes};
+    if (head->state_bytes)
+        out_spans[3] = (mn_span){(const uint8_t *)plane->state + base * head->state_bytes,
+                                 (uint64_t)rows * head->state_bytes};
+    return head->state_bytes ? BODY_SPANS : BODY_SPANS - 1;
+}
+
 enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struct tile_save *save,
                                    const struct tile_transfer *transfer, uint64_t first,
                                    uint32_t rows, uint32_t written, mn_error *error)
 {
     struct file_writer *writer = &save->writer;
+    mn_span spans[BODY_SPANS];
     enum mn_status status = MN_OK;
     if (!writer->file)
         status = begin_tile(shard, job, save, transfer, error);
     if (status)
         return status;
-    uint64_t bytes = pack_rows(transfer, first, rows);
+    const uint32_t count = body_of(transfer, first, rows, written == rows, spans);
+    const uint64_t bytes_before = writer->bytes;
     struct file_chunk_head head = {
         .first = first,
         .rows = rows,
         .written = written,
-        .body_checksum = mn_checksum(transfer->buffer, bytes, 0),
+        .body_checksum = mn_checksum_spans(spans, count, 0),
     };
     uint8_t record[FILE_BYTES_chunk_head];
     mn_shard_encode_chunk_head(&head, &writer->chain, record);
     writer->records++;
     writer->rows_written += written;
-    job->bytes += sizeof record + bytes;
     status = mn_shard_writer_append(writer, record, sizeof record, error);
-    if (!status)
-        status = mn_shard_writer_append(writer, transfer->buffer, bytes, error);
+    for (uint32_t i = 0; i < count && !status; i++)
+        status = mn_shard_writer_append(writer, spans[i].bytes, spans[i].count, error);
+    job->bytes += writer->bytes - bytes_before;
     return status;
 }
 
@@ -215,16 +245,19 @@ enum mn_status mn_shard_save_next(mn_shard *shard, struct files_job *job, struct
                                   mn_error *error)
 {
     const struct tile_transfer *transfer = &job->transfer;
+    const struct file_tile_head *head = &transfer->head;
     uint64_t first = save->next_row, left = transfer->rows - first;
-    uint32_t max = transfer->head.chunk_rows_max, rows = left < max ? (uint32_t)left : max;
+    uint32_t max = left < head->chunk_rows_max ? (uint32_t)left : head->chunk_rows_max;
+    const uint64_t row_bytes = mn_shard_chunk_bytes(head, 0, 1);
     const uint32_t *updates = transfer->plane->updates + transfer->row_first + first;
     uint8_t *bitmap = transfer->buffer;
-    uint32_t written = 0;
-    memset(bitmap, 0, (rows + 7) / 8);
-    for (uint32_t i = 0; i < rows; i++) {
-        bool kept = save->kept && save->kept[(first + i) / 8] >> (first + i) % 8 & 1;
-        bool due = updates[i] && !kept;
-        bitmap[i / 8] |= (uint8_t)(due << i % 8);
+    uint32_t written = 0, rows = 0;
+    memset(bitmap, 0, (max + 7) / 8);
+    for (; rows < max && written * row_bytes < SAVE_CHUNK_BYTES; rows++) {
+        const uint64_t row = first + rows;
+        bool kept = save->kept && save->kept[row / 8] >> row % 8 & 1;
+        bool due = updates[rows] && !kept;
+        bitmap[rows / 8] |= (uint8_t)(due << rows % 8);
         written += due;
     }
     save->next_row += rows;
@@ -335,7 +368,9 @@ static enum mn_status save_piece(mn_shard *shard, struct files_job *job, bool *o
 {
     struct tile_transfer *transfer = &job->transfer;
     uint64_t bytes_before = job->bytes, rows = 0, rate = job->call->request.rate;
-    uint64_t most = rate && rate / 64 < JOB_PIECE_BYTES ? rate / 64 : JOB_PIECE_BYTES;
+    uint64_t most = SAVE_PIECE_BYTES;
+    if (rate && rate / SAVE_PIECES_A_SECOND < most)
+        most = rate / SAVE_PIECES_A_SECOND;
     enum mn_status status = finish_tile(shard, job, out_wait, error);
     *out_wait = false; /* there is something to do beside it */
     while (!status && !*out_wait && rows < JOB_PIECE_ROWS && job->bytes - bytes_before <= most) {
