@@ -16,6 +16,11 @@ static const mn_record_field table_fields[] = {
     {.number = 5, MN_SHAPE_U64, AT(rows_written)},
     {.number = 6, MN_SHAPE_U64, AT(resident_bytes)},
     {.number = 7, MN_SHAPE_U64, AT(counters)},
+    {.number = 8, MN_SHAPE_U64, AT(moved)},
+    {.number = 9, MN_SHAPE_U64, AT(move)},
+    {.number = 10, MN_SHAPE_U32, AT(move_from)},
+    {.number = 11, MN_SHAPE_U32, AT(move_to)},
+    {.number = 12, MN_SHAPE_BOOL, AT(move_overdue)},
 };
 static const mn_record record_table = MN_RECORD(mn_table_info, table_fields);
 #undef OF
@@ -67,6 +72,12 @@ static const mn_record_field reply_fields[] = {
     {.number = 13, MN_SHAPE_LENT, AT(tables), MN_INFO_MAX, AT(table_count), &record_table},
     {.number = 14, MN_SHAPE_LENT, AT(groups), MN_INFO_MAX, AT(group_count), &record_group},
     {.number = 16, MN_SHAPE_LENT, AT(files), MN_FILES_MAX, AT(files_count), &record_files},
+    {.number = 17, MN_SHAPE_U64, AT(move)},
+    {.number = 18, MN_SHAPE_U64, AT(move_last)},
+    {.number = 19, MN_SHAPE_U64, AT(move_step)},
+    {.number = 20, MN_SHAPE_BOOL, AT(move_taken)},
+    {.number = 21, MN_SHAPE_U64, AT(move_position)},
+    {.number = 22, MN_SHAPE_U64, AT(move_rows)},
 };
 static const mn_record record_reply = MN_RECORD(mn_reply, reply_fields);
 

@@ -112,6 +112,11 @@ static const mn_record_field request_fields[] = {
     {.number = 30, MN_SHAPE_U64, AT(acknowledged)},
     {.number = 31, MN_SHAPE_U64, AT(saved_step)},
     {.number = 32, MN_SHAPE_U64, AT(save)},
+    {.number = 33, MN_SHAPE_ENUM, AT(move_phase), MN_MOVE_CANCEL + 1},
+    {.number = 34, MN_SHAPE_U64, AT(move)},
+    {.number = 35, MN_SHAPE_U32, AT(move_from)},
+    {.number = 36, MN_SHAPE_U32, AT(move_to)},
+    {.number = 37, MN_SHAPE_U64, AT(moved)},
 };
 static const mn_record record_request = MN_RECORD(mn_request, request_fields);
 #undef OF

@@ -82,6 +82,7 @@ static const grpc_status_code codes[MN_STATUS_COUNT] = {
     [MN_UNSUPPORTED] = GRPC_STATUS_UNIMPLEMENTED,
     [MN_DENIED] = GRPC_STATUS_PERMISSION_DENIED,
     [MN_DISCARDED] = GRPC_STATUS_FAILED_PRECONDITION,
+    [MN_MOVED] = GRPC_STATUS_ABORTED,
 };
 
 grpc_status_code mn_grpc_code(enum mn_status status)

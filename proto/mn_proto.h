@@ -310,6 +310,17 @@ enum mn_files_phase {
     MN_FILES_LOAD = 3
 };
 
+/* STEPS.md "Move"; mneme.proto says what each does, and where. */
+enum mn_move_phase {
+    MN_MOVE_HOLD = 0,
+    MN_MOVE_READ = 1,
+    MN_MOVE_WRITE = 2,
+    MN_MOVE_TAKE = 3,
+    MN_MOVE_RELEASE = 4,
+    MN_MOVE_DONE = 5,
+    MN_MOVE_CANCEL = 6
+};
+
 /* A caller in the shard's own process (`local:` with a device) lends its arrays: the payload's
  * spans lie in any memory, and the answer goes to `out` (rows, bags, or weight gradients summed
  * over the tiles) and `out_state`, of which the reply tells the size alone. Never on the wire. */
@@ -339,6 +350,8 @@ typedef struct mn_direct {
  *                norms
  *   Commit       proposal, factors[set] (the final multiplier per set), incarnation_sum
  *   Reduce       name; payload = f64 vector
+ *   Move         move, move_phase, move_from, move_to, table, tiles; position (READ, WRITE), count
+ *                (TAKE); payload (WRITE): a chunk of rows, as READ answered
  * Payload arrays follow one another without padding. `position` numbers this rank's pieces of
  * (table, part) on this shard from 0 without gaps; the piece key (table, part, rank, position)
  * makes a repeat recognisable. */
@@ -374,6 +387,10 @@ typedef struct mn_request {
     uint64_t saved_step; /* Restore: of the snapshot wanted; 0: whichever is there */
     uint64_t save;       /* Snapshot: which one, a number of its caller's; 0: not told */
     uint64_t rate;       /* Snapshot WRITE: bytes a second at most; 0: no limit */
+    enum mn_move_phase move_phase;
+    uint64_t move;               /* Move: which one */
+    uint32_t move_from, move_to; /* Move: shards */
+    uint64_t moved;              /* changes: the table's last move that the caller knows of */
     mn_payload payload;
     mn_direct direct;
 } mn_request;
@@ -388,6 +405,10 @@ typedef struct mn_table_info {
     uint64_t rows_written;
     uint64_t resident_bytes;
     uint64_t counters; /* rows whose reads are counted here: all, a fixed sample, or none */
+    uint64_t moved;    /* the last move of its tiles; 0: they lie where mn_map_tiles has them */
+    uint64_t move;     /* the move of them that stands here; 0: none. Its shards: */
+    uint32_t move_from, move_to;
+    bool move_overdue; /* nobody has gone on with it for a while */
 } mn_table_info;
 
 typedef struct mn_group_info {
@@ -436,6 +457,11 @@ typedef struct mn_reply {
     uint32_t shards, shard; /* Map, Status: size of the map and who answers */
     uint64_t bytes;         /* Snapshot, Restore: written or read */
     uint64_t table;
+    /* Move: the one that stands here (0: none), the highest that has ended here, the step from
+     * which changes wait, and (CANCEL) whether the tiles have been taken. */
+    uint64_t move, move_last, move_step;
+    bool move_taken;
+    uint64_t move_position, move_rows; /* READ, WRITE: rows up to where the payload ends; in all */
     /* Describe (1), List, Seal (of the payload; no more than ids and tiles): lent until the call
      * ends. */
     mn_table_info *tables;

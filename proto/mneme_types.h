@@ -36,7 +36,8 @@ extern "C" {
     X(STORAGE, 18, 1, "a storage operation failed")                                                \
     X(UNSUPPORTED, 19, 0, "this version does not know the verb, dtype or encoding")                \
     X(DENIED, 20, 0, "the admission function refused the peer")                                    \
-    X(DISCARDED, 21, 0, "a rank voted to discard this step: it is committed without a change")
+    X(DISCARDED, 21, 0, "a rank voted to discard this step: it is committed without a change")     \
+    X(MOVED, 22, 1, "the table's tiles are elsewhere now, or a move of them was left unfinished")
 
 enum mn_status {
 #define MN_STATUS_ENUM(name, number, retryable, sentence) MN_##name = number,
@@ -44,7 +45,7 @@ enum mn_status {
 #undef MN_STATUS_ENUM
 };
 
-#define MN_STATUS_COUNT 22
+#define MN_STATUS_COUNT 23
 
 /* "INVALID"; "an argument or a field is not valid"; never NULL, also for an unknown number. */
 const char *mn_status_name(enum mn_status status);

@@ -190,7 +190,7 @@ static void names(void **state)
 static void statuses(void **state)
 {
     (void)state;
-    assert_string_equal(mn_status_name(MN_DISCARDED), "DISCARDED");
+    assert_string_equal(mn_status_name(MN_MOVED), "MOVED");
     assert_string_equal(mn_status_name((enum mn_status)MN_STATUS_COUNT), "UNKNOWN");
     assert_non_null(mn_status_sentence((enum mn_status) - 1));
     assert_true(mn_status_retryable(MN_BUSY) && !mn_status_retryable(MN_INVALID));
