@@ -1,6 +1,6 @@
 /* Push, BagGrad and Store: pieces staged for an open step (STEPS.md "Changes"). A piece keeps what
  * arrived; it is expanded only when its step is merged. */
-#include "shard_core.h"
+#include "move.h"
 #include "shard_device.h"
 
 struct step *mn_shard_step_at(mn_shard *shard, struct group *group, uint64_t number)
@@ -386,6 +386,9 @@ static enum mn_status check_change(mn_shard *shard, mn_call *call, struct target
         return mn_fail(error, MN_STEP, "step",
                        "%" PRIu64 " is not open: %" PRIu64 " to %" PRIu64 " are", step, first,
                        first + shard->options.open_steps_max - 1);
+    status = mn_shard_move_waits(shard, group, request->table, step, error);
+    if (status)
+        return status;
     if (request->verb != MN_VERB_STORE &&
         out_target->table->spec.optimizer.kind == MN_OPTIMIZER_NONE)
         return mn_fail(error, MN_INVALID, "optimizer", "table %s has none: it takes Store only",

@@ -1,6 +1,6 @@
 /* Checks of a request, in the order of STEPS.md "Checks". Each message names the field and its
  * value; a request that fails one has changed nothing. */
-#include "shard_core.h"
+#include "move.h"
 
 enum mn_status mn_shard_check_request(mn_shard *shard, const mn_call *call, mn_error *error)
 {
@@ -118,25 +118,39 @@ enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
     return status;
 }
 
-static enum mn_status check_tiles(const mn_request *request, const struct table *table,
-                                  mn_error *error)
+/* Where tiles have moved, who names others than those held may have an older map. */
+static enum mn_status check_tiles(const struct group *group, const mn_request *request,
+                                  const struct table *table, mn_error *error)
 {
+    const bool moved = mn_shard_move_known(group);
     uint64_t end = (uint64_t)request->tile_first + request->tile_count;
     if (request->tile_count == 0 || end > table->geometry.tiles)
         return mn_fail(error, MN_INVALID, "tile_count", "tiles [%u, %" PRIu64 ") of a table of %u",
                        request->tile_first, end, table->geometry.tiles);
     if (request->tile_first < table->tile_first || end > table->tile_first + table->tile_count)
-        return mn_fail(error, MN_LOST, "tile_first",
+        return mn_fail(error, moved ? MN_MOVED : MN_LOST, "tile_first",
                        "tiles [%u, %" PRIu64 ") are not all here: this shard holds [%u, %u)",
                        request->tile_first, end, table->tile_first,
                        table->tile_first + table->tile_count);
     bool change = mn_verb_kind_of(request->verb) == MN_KIND_CHANGE;
     if (change && request->tile_count != table->tile_count)
-        return mn_fail(error, MN_INVALID, "tile_count",
+        return mn_fail(error, moved ? MN_MOVED : MN_INVALID, "tile_count",
                        "a change names all %u tiles of this "
                        "shard, not %u",
                        table->tile_count, request->tile_count);
     return MN_OK;
+}
+
+/* No two changes of a step are cut for different maps. */
+static enum mn_status check_moved(const mn_shard *shard, const mn_request *request,
+                                  const struct table *table, mn_error *error)
+{
+    if (mn_verb_kind_of(request->verb) != MN_KIND_CHANGE || request->moved == table->moved ||
+        shard->recovery || planted(shard, MN_PLANT_MOVE_NO_VERSION))
+        return MN_OK;
+    return mn_fail(error, MN_MOVED, "moved",
+                   "%" PRIu64 ", but the last move of table %s is %" PRIu64 " here", request->moved,
+                   table->spec.name, table->moved);
 }
 
 static void aim(const mn_request *request, struct table *table, struct target *target)
@@ -173,7 +187,9 @@ enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone
     if (!table)
         return mn_shard_table_missing(shard, target.group, &request->context, request->table,
                                       "table", error);
-    status = check_tiles(request, table, error);
+    status = check_tiles(target.group, request, table, error);
+    if (!status)
+        status = check_moved(shard, request, table, error);
     if (status)
         return status;
     aim(request, table, &target);

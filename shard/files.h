@@ -111,6 +111,17 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
                                        const char *group, struct table *table, uint32_t tile,
                                        uint64_t step, mn_error *error);
 void mn_shard_transfer_deinit(mn_shard *shard, struct tile_transfer *transfer);
+/* Puts rows [first, first + rows) of the tile whose bits are set in the buffer behind these bits,
+ * as a chunk has them; returns the body's bytes (files_save.c). */
+uint64_t mn_shard_chunk_pack(const struct tile_transfer *transfer, uint64_t first, uint32_t rows);
+/* Whether the tile has such a chunk; whether the body in the buffer is the chunk's; the body's rows
+ * put where they belong: false if an update count is zero, or a row has come before
+ * (files_load.c). */
+bool mn_shard_chunk_fits(const struct tile_transfer *transfer, const struct file_chunk_head *chunk);
+bool mn_shard_chunk_whole(const struct tile_transfer *transfer,
+                          const struct file_chunk_head *chunk);
+bool mn_shard_chunk_unpack(const struct tile_transfer *transfer,
+                           const struct file_chunk_head *chunk);
 /* A name says which state it holds: no save writes under it anything else. */
 struct tile_name {
     uint64_t table, epoch, step, life; /* struct tile_state; images: step is the log's sequence */

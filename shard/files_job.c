@@ -1,7 +1,7 @@
 /* Snapshot and Restore as a job of the shard's tick: at most one, bound to its call. When the call
  * ends early (its deadline, its caller gone), so does the job; what it wrote so far has a temporary
  * name or is in no manifest. */
-#include "files.h"
+#include "move.h"
 #include "shard_device.h"
 
 #include <stdio.h>
@@ -263,6 +263,8 @@ enum mn_status mn_shard_snapshot(mn_shard *shard, mn_call *call, mn_error *error
         return mn_fail(error, MN_INVALID, "files", "MANIFEST goes to the home shard (0), not to %u",
                        shard->options.shard);
     status = check_save_step(shard, group, request, error);
+    if (!status && !manifest)
+        status = mn_shard_move_stands(shard, group, error);
     if (status)
         return status;
     if (group->log.level > MN_DURABILITY_NONE && !group->log.image &&

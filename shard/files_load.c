@@ -43,9 +43,24 @@ static uint32_t bits_of(const uint8_t *bitmap, uint32_t rows)
     return count;
 }
 
-/* Puts a verified chunk's rows where they belong; false if an update count is zero, or a row has
- * come before. */
-static bool unpack_chunk(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
+bool mn_shard_chunk_fits(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
+{
+    return chunk->first < transfer->rows && chunk->rows &&
+           chunk->rows <= transfer->head.chunk_rows_max &&
+           chunk->rows <= transfer->rows - chunk->first && chunk->written &&
+           chunk->written <= chunk->rows;
+}
+
+bool mn_shard_chunk_whole(const struct tile_transfer *transfer, const struct file_chunk_head *chunk)
+{
+    const uint64_t body = mn_shard_chunk_bytes(&transfer->head, chunk->rows, chunk->written);
+    return (mn_checksum(transfer->buffer, body, 0) == chunk->body_checksum ||
+            transfer->unchecked) &&
+           bits_of(transfer->buffer, chunk->rows) == chunk->written;
+}
+
+bool mn_shard_chunk_unpack(const struct tile_transfer *transfer,
+                           const struct file_chunk_head *chunk)
 {
     mn_tile *plane = transfer->plane;
     const struct file_tile_head *head = &transfer->head;
@@ -121,9 +136,7 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     if (status)
         return status;
     if (!mn_shard_decode_chunk_head(bytes, &reader->chain, &chunk) ||
-        chunk.first >= transfer->rows || !chunk.rows ||
-        chunk.rows > transfer->head.chunk_rows_max || chunk.rows > transfer->rows - chunk.first ||
-        !chunk.written || chunk.written > chunk.rows)
+        !mn_shard_chunk_fits(transfer, &chunk))
         return mn_shard_damaged(reader->path, "chunk_head", error);
     reader->records++;
     if (chunk.written == chunk.rows)
@@ -133,8 +146,7 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     status = mn_shard_reader_take(reader, transfer->buffer, body, error);
     if (status)
         return status;
-    if ((mn_checksum(transfer->buffer, body, 0) != chunk.body_checksum && !transfer->unchecked) ||
-        bits_of(transfer->buffer, chunk.rows) != chunk.written || !unpack_chunk(transfer, &chunk))
+    if (!mn_shard_chunk_whole(transfer, &chunk) || !mn_shard_chunk_unpack(transfer, &chunk))
         return mn_shard_damaged(reader->path, "chunk body", error);
     return MN_OK;
 }

@@ -130,9 +130,7 @@ static enum mn_status open_tile(mn_shard *shard, struct files_job *job, struct t
                                    error);
 }
 
-/* Appends the rows whose bits are set to the bitmap in the buffer, as a chunk has them; returns the
- * body's bytes. */
-static uint64_t pack_rows(const struct tile_transfer *transfer, uint64_t first, uint32_t rows)
+uint64_t mn_shard_chunk_pack(const struct tile_transfer *transfer, uint64_t first, uint32_t rows)
 {
     const mn_tile *plane = transfer->plane;
     const uint64_t base = transfer->row_first + first;
@@ -197,7 +195,7 @@ static uint32_t body_of(const struct tile_transfer *transfer, uint64_t first, ui
     const struct file_tile_head *head = &transfer->head;
     const uint64_t base = transfer->row_first + first;
     if (!whole) {
-        out_spans[0] = (mn_span){transfer->buffer, pack_rows(transfer, first, rows)};
+        out_spans[0] = (mn_span){transfer->buffer, mn_shard_chunk_pack(transfer, first, rows)};
         return 1;
     }
     out_spans[0] = (mn_span){transfer->buffer, (rows + 7) / 8};

@@ -1,5 +1,5 @@
 /* Groups: ranks, incarnations, open steps; Join. */
-#include "shard_core.h"
+#include "move.h"
 
 struct group *mn_shard_group_find(mn_shard *shard, const char *name)
 {
@@ -60,6 +60,7 @@ void mn_shard_group_deinit(mn_shard *shard, struct group *group)
     assert(!group->parked_first);
     mn_shard_image_abort(shard, group);
     mn_shard_log_close(shard, group);
+    mn_shard_move_release(shard, group);
     for (uint32_t i = 0; i < shard->options.open_steps_max; i++)
         mn_shard_step_drop(shard, group, &group->steps[i]);
     mn_shard_reduce_drop(shard, group, UINT64_MAX);

@@ -3,7 +3,7 @@
  * a piece a tick, while commits keep for them what they change (files_keep.c, image_base.c). The
  * image stands when its manifest does; then what is older goes. Trouble ends the image, never the
  * log. */
-#include "files.h"
+#include "move.h"
 
 #include <stdio.h>
 
@@ -321,7 +321,8 @@ static bool is_due(const mn_shard *shard, const struct group *group)
     const uint64_t most = bytes_between(shard, group);
     bool due = log->bytes > most || log->number - log->needed > LOG_FILES_MAX;
     bool calm = group->change_bytes + group->kept_bytes < WINDOW_BYTES || log->bytes > 2 * most;
-    return due && calm && log->level > MN_DURABILITY_NONE && !shard->recovery && !shard->image &&
+    return due && calm && !mn_shard_move_open(group) && log->level > MN_DURABILITY_NONE &&
+           !shard->recovery && !shard->image &&
            shard->env.now_ns(shard->env.context) >= log->image_retry_ns;
 }
 

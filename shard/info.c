@@ -1,8 +1,10 @@
 /* What an operator asks: Describe, List, Map, Status. */
-#include "files.h"
+#include "move.h"
 
-static void fill_table(const struct table *table, mn_table_info *out_info)
+static void fill_table(const mn_shard *shard, const struct group *group, const struct table *table,
+                       mn_table_info *out_info)
 {
+    const struct move *move = group->move;
     const mn_tile *plane = table->plane_count ? &table->planes[0] : NULL;
     uint64_t row_bytes = 0;
     for (uint32_t i = 0; i < table->plane_count; i++)
@@ -17,7 +19,14 @@ static void fill_table(const struct table *table, mn_table_info *out_info)
         .rows_written = plane ? plane->rows_written : 0,
         .resident_bytes = plane ? plane->rows_written * row_bytes : 0,
         .counters = table->counter_rows,
+        .moved = table->moved,
     };
+    if (!move || move->table != table->id)
+        return;
+    out_info->move = move->number;
+    out_info->move_from = move->from;
+    out_info->move_to = move->to;
+    out_info->move_overdue = mn_shard_move_overdue(shard, move);
 }
 
 enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error)
@@ -34,7 +43,7 @@ enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error
     status = mn_shard_usage_tell(table, call, error);
     if (status)
         return status;
-    fill_table(table, &shard->table_infos[0]);
+    fill_table(shard, group, table, &shard->table_infos[0]);
     call->reply.table = table->id;
     call->reply.tables = shard->table_infos;
     call->reply.table_count = 1;
@@ -50,7 +59,7 @@ enum mn_status mn_shard_list(mn_shard *shard, mn_call *call, mn_error *error)
     uint32_t count = 0;
     for (uint32_t i = 0; i < shard->options.tables_max && count < MN_INFO_MAX; i++)
         if (group->tables[i].id)
-            fill_table(&group->tables[i], &shard->table_infos[count++]);
+            fill_table(shard, group, &group->tables[i], &shard->table_infos[count++]);
     call->reply.tables = shard->table_infos;
     call->reply.table_count = count;
     return MN_OK;

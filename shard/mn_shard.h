@@ -67,6 +67,7 @@ enum mn_plant {
     MN_PLANT_OLD_EPOCH = 1 << 11,       /* recovery replays the group's first epoch, which stays */
     MN_PLANT_LOG_NO_JOIN = 1 << 12,     /* Joins are not logged */
     MN_PLANT_LOG_NO_SEAL = 1 << 13,     /* Seals are not logged */
+    MN_PLANT_MOVE_NO_HOLD = 1 << 14,    /* changes and seals do not wait while a move stands */
     MN_PLANT_LOG_LATE = 1 << 15,        /* a change is acknowledged though its log write failed */
     MN_PLANT_NO_KEEP = 1 << 16,         /* a snapshot does not keep what commits change meanwhile */
     MN_PLANT_IMAGE_NO_KEEP = 1 << 17,   /* nor does an image */
@@ -80,8 +81,12 @@ enum mn_plant {
     MN_PLANT_ANY_CHUNK = 1 << 25,       /* a tile's rows are taken without their checksum */
     MN_PLANT_NO_TOLD = 1 << 26,         /* what a shard told of a table is forgotten with it */
     MN_PLANT_ABSOLUTE = 1 << 27,        /* remaining_ms is taken for a time of the shard's clock */
-    MN_PLANT_STALE_TILE = 1 << 28       /* a save takes a tile's older file though it changed */
+    MN_PLANT_STALE_TILE = 1 << 28,      /* a save takes a tile's older file though it changed */
+    MN_PLANT_MOVE_NO_VERSION = 1 << 29, /* a change may be cut for tiles of before a move */
+    MN_PLANT_MOVE_ANY_NUMBER = 1 << 30  /* a move that has ended may stand again */
 };
+/* TAKE and RELEASE of a move are not logged. No enumerator holds this bit. */
+#define MN_PLANT_LOG_NO_MOVE UINT32_C(0x80000000)
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer
  * MN_STORAGE). MN_INVALID names the option; MN_NO_MEMORY; MN_CONFLICT: another process has the

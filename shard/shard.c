@@ -1,6 +1,5 @@
 /* The shard: its life, the way of a call through it, and its clock. */
-#include "files.h"
-#include "shard_core.h"
+#include "move.h"
 #include "shard_device.h"
 
 #include <stdarg.h>
@@ -352,16 +351,10 @@ uint64_t mn_shard_tick(mn_shard *shard, uint64_t now_ns)
     next_ns = log_ns < next_ns ? log_ns : next_ns;
     uint64_t image_ns = mn_shard_image_work(shard, now_ns);
     next_ns = image_ns < next_ns ? image_ns : next_ns;
+    uint64_t move_ns = mn_shard_move_work(shard, now_ns);
+    next_ns = move_ns < next_ns ? move_ns : next_ns;
     shard->running = false;
     return next_ns;
-}
-
-static enum mn_status move(mn_shard *shard, mn_call *call, mn_error *error)
-{
-    (void)shard;
-    (void)call; /* one signature for all verbs */
-    return mn_fail(error, MN_UNSUPPORTED, "verb",
-                   "Move is not served by this version: Snapshot and Restore onto the new map");
 }
 
 static const verb_function verbs[MN_VERB_COUNT] = {
@@ -380,7 +373,7 @@ static const verb_function verbs[MN_VERB_COUNT] = {
     [MN_VERB_REDUCE] = mn_shard_reduce,
     [MN_VERB_SNAPSHOT] = mn_shard_snapshot,
     [MN_VERB_RESTORE] = mn_shard_restore,
-    [MN_VERB_MOVE] = move,
+    [MN_VERB_MOVE] = mn_shard_move,
     [MN_VERB_MAP] = mn_shard_map,
     [MN_VERB_STATUS] = mn_shard_service_status,
 };

@@ -62,6 +62,7 @@ struct table {
     uint32_t plane_count;
     struct tile_state *states; /* [tile_count] for saves that write what has changed */
     bool promoted;
+    uint64_t moved; /* the last move of its tiles; 0: they lie where mn_map_tiles has them */
     uint64_t reserved_bytes;
     struct read_counter *counters; /* [counter_rows], or NULL (usage.c) */
     uint64_t counter_rows;
@@ -92,8 +93,8 @@ struct piece {
     bool rows_finite;
     uint64_t charged_bytes;
     uint64_t block_bytes;
-    bool wanted; /* by an image's base, which has not come to it: */
-    bool left;   /* its step is gone, and the base gives it back */
+    bool wanted;           /* by an image's base, which has not come to it: */
+    bool left;             /* its step is gone, and the base gives it back */
     uint8_t *device_block; /* the arrays lie there (shard_device.h); NULL: behind this header */
     uint64_t device_bytes;
     const uint8_t *indices, *weights, *rows, *states;
@@ -161,6 +162,8 @@ struct group {
     uint64_t loaded_digest;       /* of the path that made this map epoch */
     uint64_t dropped[DROPS_KEPT]; /* ids, the newest in place of the oldest; 0: none yet */
     uint32_t drop_count;
+    struct move *move;  /* that stands here, or NULL (move.h) */
+    uint64_t move_last; /* the highest that has ended here */
     struct group_log log;
     void *memory; /* incarnations, tables, steps and what they point at */
     uint64_t memory_bytes;
@@ -215,7 +218,7 @@ struct mn_shard {
     bool running;             /* inside handle, abandon or tick: finish() must not come back */
 };
 
-static inline bool planted(const mn_shard *shard, enum mn_plant plant)
+static inline bool planted(const mn_shard *shard, uint32_t plant)
 {
     return (shard->options.plants & plant) != 0;
 }
@@ -254,6 +257,23 @@ enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
                                    struct table *out_table, mn_error *error);
 void mn_shard_table_deinit(mn_shard *shard, struct table *table);
+/* Likewise of these tiles, which lie elsewhere than the map has them, without counters. */
+struct tile_range {
+    uint32_t first, count;
+};
+enum mn_status mn_shard_table_init_at(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                      struct tile_range tiles, struct table *out_table,
+                                      mn_error *error);
+/* What the table is with other tiles, which it or `aside` holds; of a rows table, `aside` holds all
+ * of them. The states of those that it did not hold: `state`. Nothing changes yet: `become` makes
+ * it so, and takes what `aside` holds; or `give` gives it back. */
+enum mn_status mn_shard_table_next(mn_shard *shard, const struct table *table,
+                                   const struct table *aside, struct tile_range tiles,
+                                   struct tile_state state, struct table *out_next,
+                                   mn_error *error);
+void mn_shard_table_give(mn_shard *shard, struct table *next);
+void mn_shard_table_become(mn_shard *shard, struct table *table, struct table *aside,
+                           const struct table *next);
 struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t id,
                                   const char *name);
 /* By the request's table, or by spec.name when that is 0; MN_NOT_FOUND. */
@@ -404,6 +424,7 @@ enum mn_status mn_shard_change_room(const mn_shard *shard, const struct group *g
 
 enum mn_status mn_shard_describe(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_list(mn_shard *shard, mn_call *call, mn_error *error);
+enum mn_status mn_shard_move(mn_shard *shard, mn_call *call, mn_error *error); /* move.c */
 enum mn_status mn_shard_map(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_service_status(mn_shard *shard, mn_call *call, mn_error *error);
 

@@ -1,5 +1,5 @@
 /* Seal and Commit: the two phases of a step (STEPS.md). */
-#include "files.h"
+#include "move.h"
 
 /* One vote to discard is enough; the outcome then has no sets, so that it is the same at all shards
  * in whatever order the seals came. */
@@ -176,6 +176,9 @@ enum mn_status mn_shard_seal(mn_shard *shard, mn_call *call, mn_error *error)
         return mn_fail(error, MN_STEP, "step",
                        "%" PRIu64 " cannot be sealed before %" PRIu64 " is committed", number,
                        group->committed + 1);
+    status = mn_shard_move_waits(shard, group, 0, number, error);
+    if (status)
+        return status;
     struct step *step = mn_shard_step_at(shard, group, number);
     status = check_seal(shard, group, step, request, error);
     if (!status && !step->seals[request->context.rank].sealed)

@@ -1,5 +1,5 @@
 /* Tables: planes in reserved address space, CreateTable, Drop. */
-#include "shard_core.h"
+#include "move.h"
 #include "shard_device.h"
 
 /* Bytes of a plane's arrays; one at least, as the last blocks of a table may hold no row. */
@@ -82,11 +82,11 @@ static uint64_t plane_bytes(const mn_tile *plane)
     return value_bytes(plane) + state_bytes(plane) + update_bytes(plane);
 }
 
-static void place(mn_shard *shard, struct table *table)
+static void place(struct table *table, struct tile_range tiles)
 {
     const mn_geometry *geometry = &table->geometry;
-    mn_map_tiles(geometry->tiles, shard->options.shards, shard->options.shard, &table->tile_first,
-                 &table->tile_count);
+    table->tile_first = tiles.first;
+    table->tile_count = tiles.count;
     table->position_first = 0;
     table->plane_count = table->tile_count;
     if (geometry->split == MN_ROWS) {
@@ -101,13 +101,14 @@ static uint64_t states_bytes(const struct table *table)
     return (table->tile_count + UINT64_C(1)) * sizeof *table->states; /* none is no failure */
 }
 
-enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
-                                   struct table *out_table, mn_error *error)
+enum mn_status mn_shard_table_init_at(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                      struct tile_range tiles, struct table *out_table,
+                                      mn_error *error)
 {
     struct table table = {.spec = *checked};
     enum mn_status status = MN_NO_MEMORY;
     mn_geometry_init(checked, &table.geometry);
-    place(shard, &table);
+    place(&table, tiles);
     if (table.plane_count) {
         table.planes =
             shard->env.allocate(shard->env.context, table.plane_count * sizeof *table.planes);
@@ -129,7 +130,7 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
             goto fail;
     }
     table.states = shard->env.allocate(shard->env.context, states_bytes(&table));
-    if (!table.states || mn_shard_usage_init(shard, &table))
+    if (!table.states)
         goto fail;
     table.id = id;
     *out_table = table;
@@ -149,6 +150,23 @@ fail:
     return mn_fail(error, MN_NO_MEMORY, "table", "no memory for table %s", checked->name);
 }
 
+enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                   struct table *out_table, mn_error *error)
+{
+    struct table table = {0};
+    struct tile_range tiles;
+    mn_map_tiles(checked->tiles, shard->options.shards, shard->options.shard, &tiles.first,
+                 &tiles.count);
+    enum mn_status status = mn_shard_table_init_at(shard, id, checked, tiles, &table, error);
+    if (!status && mn_shard_usage_init(shard, &table)) {
+        mn_shard_table_deinit(shard, &table);
+        status = mn_fail(error, MN_NO_MEMORY, "table", "no memory for table %s", checked->name);
+    }
+    if (!status)
+        *out_table = table;
+    return status;
+}
+
 void mn_shard_table_deinit(mn_shard *shard, struct table *table)
 {
     if (!table->id)
@@ -162,6 +180,88 @@ void mn_shard_table_deinit(mn_shard *shard, struct table *table)
     shard->table_bytes -= table->reserved_bytes;
     memset(table, 0, sizeof *table);
 }
+
+/* ---- Other tiles */
+
+static bool holds(const struct table *table, uint32_t tile)
+{
+    return table->id && tile >= table->tile_first && tile - table->tile_first < table->tile_count;
+}
+
+static void next_planes(const struct table *table, const struct table *aside, struct table *next)
+{
+    next->columns = 0;
+    next->reserved_bytes = 0;
+    for (uint32_t i = 0; i < next->plane_count; i++) {
+        const uint32_t tile = next->tile_first + i;
+        if (table->geometry.split == MN_ROWS)
+            next->planes[i] = aside->planes[i];
+        else if (holds(table, tile))
+            next->planes[i] = table->planes[tile - table->tile_first];
+        else
+            next->planes[i] = aside->planes[tile - aside->tile_first];
+        next->columns += next->planes[i].columns;
+        next->reserved_bytes += plane_bytes(&next->planes[i]);
+    }
+}
+
+enum mn_status mn_shard_table_next(mn_shard *shard, const struct table *table,
+                                   const struct table *aside, struct tile_range tiles,
+                                   struct tile_state state, struct table *out_next, mn_error *error)
+{
+    const mn_env *env = &shard->env;
+    struct table next = *table;
+    assert(tiles.count);
+    place(&next, tiles);
+    next.planes = env->allocate(env->context, next.plane_count * sizeof *next.planes);
+    next.states = env->allocate(env->context, states_bytes(&next));
+    if (!next.planes || !next.states) {
+        mn_shard_table_give(shard, &next);
+        return mn_fail(error, MN_NO_MEMORY, "table", "no memory for %u tiles of table %s",
+                       tiles.count, table->spec.name);
+    }
+    next_planes(table, aside, &next);
+    for (uint32_t i = 0; i < tiles.count; i++) {
+        const uint32_t tile = tiles.first + i;
+        next.states[i] = holds(table, tile) ? table->states[tile - table->tile_first] : state;
+    }
+    *out_next = next;
+    return MN_OK;
+}
+
+void mn_shard_table_give(mn_shard *shard, struct table *next)
+{
+    const mn_env *env = &shard->env;
+    env->release(env->context, next->planes, next->plane_count * sizeof *next->planes);
+    env->release(env->context, next->states, states_bytes(next));
+}
+
+void mn_shard_table_become(mn_shard *shard, struct table *table, struct table *aside,
+                           const struct table *next)
+{
+    const bool rows = table->geometry.split == MN_ROWS;
+    if (aside->id && table->promoted)
+        mn_shard_table_promote_now(shard, aside);
+    for (uint32_t i = 0; i < table->plane_count; i++)
+        if (rows || !holds(next, table->tile_first + i))
+            plane_release(shard, &table->planes[i]);
+    if (rows)
+        mn_shard_usage_deinit(shard, table);
+    shard->table_bytes += next->reserved_bytes - table->reserved_bytes - aside->reserved_bytes;
+    mn_shard_table_give(shard, table);
+    if (aside->id)
+        mn_shard_table_give(shard, aside);
+    *aside = (struct table){0};
+    *table = *next;
+    if (rows) {
+        table->counters = NULL;
+        table->counter_rows = 0;
+        (void)mn_shard_usage_init(shard, table); /* without memory its reads are not counted */
+    }
+    mn_shard_table_promote(shard, table);
+}
+
+/* ---- By id or name */
 
 struct table *mn_shard_table_find(mn_shard *shard, struct group *group, uint64_t id,
                                   const char *name)
@@ -400,6 +500,7 @@ enum mn_status mn_shard_drop(mn_shard *shard, mn_call *call, mn_error *error)
     call->reply.table = table->id;
     mn_shard_log(shard, 1, "drop", call, "table=%" PRIu64 " name=%s", table->id, table->spec.name);
     mn_shard_image_abort(shard, group);
+    mn_shard_move_dropped(shard, group, table->id);
     mn_shard_table_deinit(shard, table);
     return MN_OK;
 }

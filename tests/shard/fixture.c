@@ -224,6 +224,21 @@ struct fixture_table fixture_table(struct fixture *fixture, const mn_table_spec 
     return table;
 }
 
+void fixture_look(struct fixture *fixture, struct fixture_table *table)
+{
+    for (uint32_t shard = 0; shard < fixture->count; shard++) {
+        mn_request request = fixture_request(fixture, MN_VERB_DESCRIBE, 0, 0);
+        request.table = table->id;
+        struct answer *answer = fixture_send(fixture, shard, &request, NULL, 0);
+        assert_true(answer->finished && !answer->call.reply.status);
+        table->tile_first[shard] = answer->tables[0].tile_first;
+        table->tile_count[shard] = answer->tables[0].tile_count;
+        if (table->moved < answer->tables[0].moved)
+            table->moved = answer->tables[0].moved;
+        fixture_free(answer);
+    }
+}
+
 mn_proposal fixture_proposal(float learning_rate)
 {
     mn_proposal proposal = {.set_count = 1};
@@ -247,6 +262,10 @@ static bool part_of(const struct fixture *fixture, const struct fixture_table *t
     const mn_geometry *geometry = &table->geometry;
     struct part_of_shard part = {0};
     mn_map_tiles(geometry->tiles, fixture->count, shard, &part.tile_first, &part.tile_count);
+    if (table->moved) {
+        part.tile_first = table->tile_first[shard];
+        part.tile_count = table->tile_count[shard];
+    }
     if (!part.tile_count)
         return false;
     part.places = malloc((count + 1) * sizeof *part.places);
@@ -304,6 +323,7 @@ static mn_request table_request(struct fixture *fixture, const struct fixture_ta
     request.tile_first = part->tile_first;
     request.tile_count = part->tile_count;
     request.index_encoding = MN_INDEX_PACKED;
+    request.moved = table->moved;
     return request;
 }
 

@@ -78,8 +78,13 @@ struct fixture_table {
     uint64_t id;
     mn_table_spec spec; /* checked */
     mn_geometry geometry;
+    uint64_t moved; /* the last move that the routing knows of; 0: as the map has the tiles, else */
+    uint32_t tile_first[FIXTURE_SHARDS_MAX], tile_count[FIXTURE_SHARDS_MAX];
 };
 struct fixture_table fixture_table(struct fixture *fixture, const mn_table_spec *spec);
+
+/* Learns from all shards what they hold, and the last move. */
+void fixture_look(struct fixture *fixture, struct fixture_table *table);
 
 struct fixture_queries {
     uint64_t count;
