@@ -5,9 +5,9 @@
  *   tile file   tile_head, { chunk_head, body }*, end
  *   manifest    manifest_head, table_record [tables], tile_record [tiles], end
  *   part        part_head, tile_record [tiles], end: what one shard has of a manifest to come
- *   base        base_head, base_rank [ranks], base_commit [commits], base_drop [drops],
- *               table_record [tables], { base_reduce, body } [reduces],
- *               { base_request, body } [requests], end
+ *   base        base_head, base_move, base_rank [ranks], base_commit [commits],
+ *               base_drop [drops], { table_record, base_place } [tables],
+ *               { base_reduce, body } [reduces], { base_request, body } [requests], end
  *   image       image_head, tile_record [tiles], end
  *
  * A chunk's body holds written rows among `rows` rows from `first` on: a bitmap [rows / 8, rounded
@@ -23,7 +23,9 @@ enum {
     FILE_READER_LEAST = 1,
     MANIFEST_VERSION = 3, /* of parts too, and their least reader: files are named by states */
     IMAGE_VERSION = 2,    /* likewise: it tells its tiles' states */
-    FILE_READER_VERSION = 3,
+    BASE_VERSION = 2,     /* it tells where the tiles lie, and the moves of them */
+    BASE_READER_LEAST = 4,
+    FILE_READER_VERSION = 4,
     FILE_ENDIANNESS = 0x01020304
 };
 #define TILE_MAGIC     UINT64_C(0x0a656c69744d4e4d) /* "MNMtile\n" */
@@ -154,6 +156,25 @@ enum {
     X(U64, reduces)                                                                                \
     X(U64, requests)
 
+/* Since version 2. `number`: of a move that has been taken here and is not over; 0: there is none,
+ * and the fields after it are 0. */
+#define BASE_MOVE_FIELDS(X)                                                                        \
+    X(U64, last) /* the highest that has ended here */                                             \
+    X(U64, number)                                                                                 \
+    X(U64, table)                                                                                  \
+    X(U32, tile_first)                                                                             \
+    X(U32, tile_count)                                                                             \
+    X(U32, from)                                                                                   \
+    X(U32, to)                                                                                     \
+    X(U64, step)                                                                                   \
+    X(U64, position)
+
+/* Since version 2: of the table before it, the tiles held here and the last move of its tiles. */
+#define BASE_PLACE_FIELDS(X)                                                                       \
+    X(U32, tile_first)                                                                             \
+    X(U32, tile_count)                                                                             \
+    X(U64, moved)
+
 #define BASE_RANK_FIELDS(X)                                                                        \
     X(U64, known) /* incarnation */                                                                \
     X(U64, assigned)
@@ -207,7 +228,9 @@ enum {
     X(log_head, LOG_HEAD_FIELDS)                                                                   \
     X(log_record, LOG_RECORD_FIELDS)                                                               \
     X(base_head, BASE_HEAD_FIELDS)                                                                 \
+    X(base_move, BASE_MOVE_FIELDS)                                                                 \
     X(base_rank, BASE_RANK_FIELDS)                                                                 \
+    X(base_place, BASE_PLACE_FIELDS)                                                               \
     X(base_commit, BASE_COMMIT_FIELDS)                                                             \
     X(base_drop, BASE_DROP_FIELDS)                                                                 \
     X(base_reduce, BASE_REDUCE_FIELDS)                                                             \

@@ -216,6 +216,7 @@ static enum mn_status begin(mn_shard *shard, struct files_job *job, mn_error *er
     job->fresh.loaded_digest = mn_shard_path_digest(request->path);
     for (uint32_t i = 0; !status && i < manifest->head.tables; i++)
         status = mn_shard_table_init(shard, manifest->ids[i], &manifest->specs[i],
+                                     mn_shard_tiles_mapped(shard, &manifest->specs[i]),
                                      &job->fresh.tables[i], error);
     for (uint32_t i = 0; !status && i < manifest->head.tables; i++) {
         const struct table *table = &job->fresh.tables[i];

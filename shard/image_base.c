@@ -2,7 +2,7 @@
  * open steps hold is written as the requests that brought it, so that the functions which served
  * them take it in again (recover_image.c); of that there may be much, so it is noted at once and
  * written a part at a time, while the steps go on. */
-#include "files.h"
+#include "move.h"
 
 static enum mn_status put(struct base *base, const void *bytes, uint64_t count, mn_error *error)
 {
@@ -25,8 +25,8 @@ static struct file_base_head head_of(const mn_shard *shard, const struct base *b
     const struct group *group = base->group;
     struct file_base_head head = {
         .magic = BASE_MAGIC,
-        .format_version = FILE_FORMAT_VERSION,
-        .least_reader = FILE_READER_LEAST,
+        .format_version = BASE_VERSION,
+        .least_reader = BASE_READER_LEAST,
         .endianness = FILE_ENDIANNESS,
         .map_epoch = group->map_epoch,
         .sequence = group->log.written,
@@ -53,8 +53,16 @@ static enum mn_status put_head(struct base *base, const struct file_base_head *h
 {
     uint8_t bytes[FILE_BYTES_base_head];
     mn_shard_encode_base_head(head, &base->writer.chain, bytes);
-    base->writer.records = (uint64_t)head->ranks + head->commits + head->drops + head->tables +
-                           head->reduces + head->requests;
+    base->writer.records = 1 + (uint64_t)head->ranks + head->commits + head->drops +
+                           2 * (uint64_t)head->tables + head->reduces + head->requests;
+    return put(base, bytes, sizeof bytes, error);
+}
+
+static enum mn_status put_move(struct base *base, mn_error *error)
+{
+    const struct file_base_move record = mn_shard_move_record(base->group);
+    uint8_t bytes[FILE_BYTES_base_move];
+    mn_shard_encode_base_move(&record, &base->writer.chain, bytes);
     return put(base, bytes, sizeof bytes, error);
 }
 
@@ -102,11 +110,14 @@ static enum mn_status put_tables(const mn_shard *shard, struct base *base, mn_er
 {
     enum mn_status status = MN_OK;
     for (uint32_t i = 0; !status && i < shard->options.tables_max; i++) {
-        uint8_t bytes[FILE_BYTES_table_record];
-        if (!base->group->tables[i].id)
+        const struct table *table = &base->group->tables[i];
+        uint8_t bytes[FILE_BYTES_table_record + FILE_BYTES_base_place];
+        if (!table->id)
             continue;
-        const struct file_table_record record = mn_shard_table_record(&base->group->tables[i]);
+        const struct file_table_record record = mn_shard_table_record(table);
+        const struct file_base_place at = {table->tile_first, table->tile_count, table->moved};
         mn_shard_encode_table_record(&record, &base->writer.chain, bytes);
+        mn_shard_encode_base_place(&at, &base->writer.chain, bytes + FILE_BYTES_table_record);
         status = put(base, bytes, sizeof bytes, error);
     }
     return status;
@@ -303,6 +314,8 @@ enum mn_status mn_shard_base_begin(mn_shard *shard, struct group *group, const c
         status = mn_shard_writer_open_at(&base->writer, shard->env.storage, path, NULL, error);
     if (!status)
         status = put_head(base, &head, error);
+    if (!status)
+        status = put_move(base, error);
     if (!status)
         status = put_ranks(base, error);
     if (!status)

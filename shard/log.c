@@ -386,8 +386,11 @@ static void count_record(struct group_log *log, const struct file_log_record *he
     log->history = mn_checksum(&head->body_checksum, sizeof head->body_checksum, log->history);
 }
 
-static bool reads_depend(enum mn_verb verb)
+static bool reads_depend(const mn_request *request)
 {
+    const enum mn_verb verb = request->verb;
+    if (verb == MN_VERB_MOVE)
+        return request->move_phase == MN_MOVE_TAKE || request->move_phase == MN_MOVE_RELEASE;
     return mn_verb_kind_of(verb) != MN_KIND_CHANGE && verb != MN_VERB_SEAL &&
            verb != MN_VERB_REDUCE;
 }
@@ -435,7 +438,7 @@ enum mn_status mn_shard_log_append(mn_shard *shard, struct group *group, const m
     }
     log->written++;
     count_record(log, &record->head);
-    if (reads_depend(request->verb))
+    if (reads_depend(request))
         log->state = log->written;
     if (log->level == MN_DURABILITY_PROCESS) {
         log->promised = log->written;

@@ -1,6 +1,8 @@
 /* Move: the phases of a move at one shard, and what waits while it stands (STEPS.md "Move"). */
 #include "move.h"
 
+/* Numbers count up: one far ahead would use up all before it. */
+static const uint64_t NUMBERS_AHEAD = UINT64_C(1) << 32;
 /* Nobody went on with it for so long: who waits is told to finish it. A hint, no more. */
 static const uint64_t OVERDUE_NS = UINT64_C(10000000000);
 
@@ -437,39 +439,106 @@ static void tell(const struct group *group, mn_reply *reply)
     reply->move_taken = move->taken;
 }
 
-enum mn_status mn_shard_move(mn_shard *shard, mn_call *call, mn_error *error)
+static enum mn_status check_number(const struct group *group, uint64_t number, mn_error *error)
+{
+    const uint64_t standing = group->move ? group->move->number : 0;
+    const uint64_t last = group->move_last > standing ? group->move_last : standing;
+    if (!number)
+        return mn_fail(error, MN_INVALID, "move", "0: moves count from 1");
+    if (number > last && number - last > NUMBERS_AHEAD)
+        return mn_fail(error, MN_INVALID, "move",
+                       "%" PRIu64 " is far above the last one here, %" PRIu64, number, last);
+    return MN_OK;
+}
+
+static enum mn_status serve(mn_shard *shard, struct group *group, mn_call *call, mn_error *error)
 {
     const mn_request *request = &call->request;
     const enum mn_move_phase phase = request->move_phase;
+    const bool again = planted(shard, MN_PLANT_MOVE_ANY_NUMBER) && phase < MN_MOVE_RELEASE;
+    enum mn_status status = check_number(group, request->move, error);
+    if (status)
+        return status;
+    if (group->move && group->move->number == request->move) {
+        group->move->asked_ns = shard->env.now_ns(shard->env.context);
+        return go_on(shard, group, call, error);
+    }
+    if (request->move <= group->move_last && !again)
+        return ended(group, request, error);
+    if (phase == MN_MOVE_HOLD)
+        return hold(shard, group, call, error);
+    return phase == MN_MOVE_CANCEL ? cancel(shard, group, call, error) : unknown(request, error);
+}
+
+/* HOLD of no move changes nothing, and tells how things stand. */
+enum mn_status mn_shard_move(mn_shard *shard, mn_call *call, mn_error *error)
+{
+    const mn_request *request = &call->request;
     struct group *group;
     enum mn_status status = mn_shard_check_group(shard, call, true, &group, error);
     if (status)
         return status;
-    if ((unsigned)phase > MN_MOVE_CANCEL)
-        return mn_fail(error, MN_UNSUPPORTED, "move_phase", "%u is unknown", (unsigned)phase);
+    if ((unsigned)request->move_phase > MN_MOVE_CANCEL)
+        return mn_fail(error, MN_UNSUPPORTED, "move_phase", "%u is unknown",
+                       (unsigned)request->move_phase);
     if (shard->device)
         return mn_fail(error, MN_UNSUPPORTED, "device",
                        "tables in a device's memory are not moved");
-    const bool standing = group->move && group->move->number == request->move;
-    const bool probe = phase == MN_MOVE_HOLD && !request->move;
-    if (!request->move && !probe)
-        return mn_fail(error, MN_INVALID, "move", "0: moves count from 1");
-    if (standing)
-        group->move->asked_ns = shard->env.now_ns(shard->env.context);
-    if (standing)
-        status = go_on(shard, group, call, error);
-    else if (!probe && request->move <= group->move_last &&
-             (phase >= MN_MOVE_RELEASE || !planted(shard, MN_PLANT_MOVE_ANY_NUMBER)))
-        status = ended(group, request, error);
-    else if (phase == MN_MOVE_HOLD && !probe)
-        status = hold(shard, group, call, error);
-    else if (phase == MN_MOVE_CANCEL)
-        status = cancel(shard, group, call, error);
-    else if (!probe)
-        status = unknown(request, error);
+    if (request->move || request->move_phase != MN_MOVE_HOLD)
+        status = serve(shard, group, call, error);
     if (!status)
         tell(group, &call->reply);
     return status;
+}
+
+/* ---- In an image's base */
+
+struct file_base_move mn_shard_move_record(const struct group *group)
+{
+    const struct move *move = group->move;
+    struct file_base_move record = {.last = group->move_last};
+    if (!move)
+        return record;
+    assert(move->taken); /* else no image is begun */
+    record.number = move->number;
+    record.table = move->table;
+    record.tile_first = move->tile_first;
+    record.tile_count = move->tile_count;
+    record.from = move->from;
+    record.to = move->to;
+    record.step = move->step;
+    record.position = move->position;
+    return record;
+}
+
+enum mn_status mn_shard_move_recall(mn_shard *shard, struct group *group,
+                                    const struct file_base_move *record, mn_error *error)
+{
+    const mn_env *env = &shard->env;
+    group->move_last = record->last;
+    if (!record->number)
+        return MN_OK;
+    const struct table *table = mn_shard_table_find(shard, group, record->table, NULL);
+    const uint64_t end = (uint64_t)record->tile_first + record->tile_count;
+    if (record->to != shard->options.shard || !table || record->tile_first < table->tile_first ||
+        end > (uint64_t)table->tile_first + table->tile_count)
+        return mn_fail(error, MN_CORRUPT, "base_move", "tiles [%u, %" PRIu64 ") are not here",
+                       record->tile_first, end);
+    struct move *move = env->allocate(env->context, sizeof *move);
+    if (!move)
+        return mn_fail(error, MN_NO_MEMORY, "move", "no memory for a move");
+    *move = (struct move){.number = record->number,
+                          .table = record->table,
+                          .tile_first = record->tile_first,
+                          .tile_count = record->tile_count,
+                          .from = record->from,
+                          .to = record->to,
+                          .step = record->step,
+                          .taken = true,
+                          .asked_ns = env->now_ns(env->context),
+                          .position = record->position};
+    group->move = move;
+    return MN_OK;
 }
 
 /* ---- Rows that stay, copied meanwhile */

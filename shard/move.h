@@ -38,6 +38,11 @@ bool mn_shard_move_open(const struct group *group);
 void mn_shard_move_dropped(mn_shard *shard, struct group *group, uint64_t table);
 /* The group goes. */
 void mn_shard_move_release(mn_shard *shard, struct group *group);
+/* What an image's base tells of moves; and the move that it tells of stands again, once its table
+ * does. MN_CORRUPT: no shard has written this; MN_NO_MEMORY. */
+struct file_base_move mn_shard_move_record(const struct group *group);
+enum mn_status mn_shard_move_recall(mn_shard *shard, struct group *group,
+                                    const struct file_base_move *record, mn_error *error);
 /* The next piece of what is copied meanwhile. Returns when it wants to run again. */
 uint64_t mn_shard_move_work(mn_shard *shard, uint64_t now_ns);
 

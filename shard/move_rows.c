@@ -19,7 +19,7 @@ enum mn_status mn_shard_move_prepare(mn_shard *shard, const struct table *table,
         return MN_OK; /* nothing to make */
     if (is_rows(table))
         tiles = mn_shard_move_range(shard, table, move);
-    status = mn_shard_table_init_at(shard, table->id, &table->spec, tiles, &aside, error);
+    status = mn_shard_table_init_bare(shard, table->id, &table->spec, tiles, &aside, error);
     if (status)
         return status;
     if (table->promoted)

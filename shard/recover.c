@@ -228,7 +228,8 @@ static bool is_logged(enum mn_verb verb)
 {
     return mn_verb_kind_of(verb) == MN_KIND_CHANGE || verb == MN_VERB_CREATE_TABLE ||
            verb == MN_VERB_DROP || verb == MN_VERB_JOIN || verb == MN_VERB_SEAL ||
-           verb == MN_VERB_COMMIT || verb == MN_VERB_REDUCE || verb == MN_VERB_RESTORE;
+           verb == MN_VERB_COMMIT || verb == MN_VERB_REDUCE || verb == MN_VERB_RESTORE ||
+           verb == MN_VERB_MOVE;
 }
 
 static enum mn_status replay(mn_shard *shard, const struct file_log_record *record, mn_error *error)

@@ -20,6 +20,7 @@ struct image_file {
     struct file_tile_record *tiles; /* [head.tiles] */
     struct file_reader base;
     struct file_base_head base_head;
+    struct file_base_move move; /* of an older base: as if nothing ever moved */
     struct group *group; /* NULL: none is loaded */
     struct files_job job;
     uint32_t tile;                /* the next one */

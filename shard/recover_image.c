@@ -1,5 +1,6 @@
 /* Loading an image: its manifest, then of its base the group and its tables, the tiles, and the
  * rest of the base. Whatever stands in a file is doubted: each number is bounded before use. */
+#include "move.h"
 #include "recover.h"
 
 static void path_of(const mn_shard *shard, const struct log_name *image, enum log_kind kind,
@@ -169,7 +170,10 @@ static enum mn_status take_head(mn_shard *shard, const struct log_name *name, mn
                  head->ranks <= MN_RANKS_MAX && head->commits == COMMITS_KEPT &&
                  head->drops <= DROPS_KEPT && head->requests &&
                  image->base.bytes == image->head.base_bytes;
-    return valid ? MN_OK : mn_shard_damaged(path, "base_head", error);
+    if (!valid)
+        return mn_shard_damaged(path, "base_head", error);
+    return head->format_version < BASE_VERSION ? MN_OK
+                                               : TAKE(shard, base_move, &image->move, error);
 }
 
 /* ---- The group and its tables */
@@ -225,32 +229,64 @@ static enum mn_status take_numbers(mn_shard *shard, mn_error *error)
     return status;
 }
 
+/* Where the table's tiles lie here: before moves were known, where the map has them. */
+static enum mn_status take_place(mn_shard *shard, const mn_table_spec *checked,
+                                 struct file_base_place *out_place, mn_error *error)
+{
+    const struct image_file *image = &shard->recovery->image;
+    if (image->base_head.format_version < BASE_VERSION) {
+        const struct tile_range tiles = mn_shard_tiles_mapped(shard, checked);
+        *out_place = (struct file_base_place){tiles.first, tiles.count, 0};
+        return MN_OK;
+    }
+    enum mn_status status = TAKE(shard, base_place, out_place, error);
+    if (!status && (uint64_t)out_place->tile_first + out_place->tile_count > checked->tiles)
+        status = mn_shard_damaged(image->base.path, "base_place", error);
+    return status;
+}
+
+static enum mn_status take_table(mn_shard *shard, struct table *out_table, mn_error *error)
+{
+    struct image_file *image = &shard->recovery->image;
+    struct group *group = image->group;
+    struct file_table_record record;
+    struct file_base_place at;
+    mn_table_spec checked;
+    const char *field;
+    enum mn_status status = TAKE(shard, table_record, &record, error);
+    if (status)
+        return status;
+    const mn_table_spec spec = mn_shard_spec_of(&record);
+    if (!record.table || record.table >= image->base_head.next_table ||
+        mn_spec_check(&spec, &checked, NULL) || !mn_spec_equal(&spec, &checked, &field) ||
+        mn_shard_table_find(shard, group, record.table, NULL) ||
+        mn_shard_table_find(shard, group, 0, spec.name))
+        return mn_shard_damaged(image->base.path, "table_record", error);
+    status = take_place(shard, &checked, &at, error);
+    if (!status)
+        status = mn_shard_table_init(shard, record.table, &checked,
+                                     (struct tile_range){at.tile_first, at.tile_count}, out_table,
+                                     error);
+    if (!status)
+        out_table->moved = at.moved;
+    return status;
+}
+
 static enum mn_status take_tables(mn_shard *shard, mn_error *error)
 {
     struct image_file *image = &shard->recovery->image;
     struct group *group = image->group;
     uint32_t tiles = 0;
     for (uint32_t i = 0; i < image->base_head.tables; i++) {
-        struct file_table_record record;
-        mn_table_spec checked;
-        const char *field;
-        enum mn_status status = TAKE(shard, table_record, &record, error);
-        if (status)
-            return status;
-        const mn_table_spec spec = mn_shard_spec_of(&record);
-        if (!record.table || record.table >= image->base_head.next_table ||
-            mn_spec_check(&spec, &checked, NULL) || !mn_spec_equal(&spec, &checked, &field) ||
-            mn_shard_table_find(shard, group, record.table, NULL) ||
-            mn_shard_table_find(shard, group, 0, spec.name))
-            return mn_shard_damaged(image->base.path, "table_record", error);
-        status = mn_shard_table_init(shard, record.table, &checked, &group->tables[i], error);
+        enum mn_status status = take_table(shard, &group->tables[i], error);
         if (status)
             return status;
         tiles += group->tables[i].tile_count;
     }
     if (tiles != image->head.tiles)
         return mn_shard_damaged(image->base.path, "tables", error);
-    return MN_OK;
+    enum mn_status status = mn_shard_move_recall(shard, group, &image->move, error);
+    return status == MN_CORRUPT ? mn_shard_damaged(image->base.path, "base_move", error) : status;
 }
 
 enum mn_status mn_shard_recover_image_begin(mn_shard *shard, const struct log_name *name,

@@ -254,16 +254,19 @@ enum mn_status mn_shard_join(mn_shard *shard, mn_call *call, mn_error *error);
 
 /* ---- Tables (table.c) */
 
-enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
-                                   struct table *out_table, mn_error *error);
-void mn_shard_table_deinit(mn_shard *shard, struct table *table);
-/* Likewise of these tiles, which lie elsewhere than the map has them, without counters. */
+/* Which tiles the map gives this shard: a table's when it is made or loaded. */
 struct tile_range {
     uint32_t first, count;
 };
-enum mn_status mn_shard_table_init_at(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
-                                      struct tile_range tiles, struct table *out_table,
-                                      mn_error *error);
+struct tile_range mn_shard_tiles_mapped(const mn_shard *shard, const mn_table_spec *checked);
+enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                   struct tile_range tiles, struct table *out_table,
+                                   mn_error *error);
+/* Likewise, but its reads are not counted. */
+enum mn_status mn_shard_table_init_bare(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                        struct tile_range tiles, struct table *out_table,
+                                        mn_error *error);
+void mn_shard_table_deinit(mn_shard *shard, struct table *table);
 /* What the table is with other tiles, which it or `aside` holds; of a rows table, `aside` holds all
  * of them. The states of those that it did not hold: `state`. Nothing changes yet: `become` makes
  * it so, and takes what `aside` holds; or `give` gives it back. */

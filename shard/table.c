@@ -101,9 +101,9 @@ static uint64_t states_bytes(const struct table *table)
     return (table->tile_count + UINT64_C(1)) * sizeof *table->states; /* none is no failure */
 }
 
-enum mn_status mn_shard_table_init_at(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
-                                      struct tile_range tiles, struct table *out_table,
-                                      mn_error *error)
+enum mn_status mn_shard_table_init_bare(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
+                                        struct tile_range tiles, struct table *out_table,
+                                        mn_error *error)
 {
     struct table table = {.spec = *checked};
     enum mn_status status = MN_NO_MEMORY;
@@ -151,13 +151,11 @@ fail:
 }
 
 enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_spec *checked,
-                                   struct table *out_table, mn_error *error)
+                                   struct tile_range tiles, struct table *out_table,
+                                   mn_error *error)
 {
     struct table table = {0};
-    struct tile_range tiles;
-    mn_map_tiles(checked->tiles, shard->options.shards, shard->options.shard, &tiles.first,
-                 &tiles.count);
-    enum mn_status status = mn_shard_table_init_at(shard, id, checked, tiles, &table, error);
+    enum mn_status status = mn_shard_table_init_bare(shard, id, checked, tiles, &table, error);
     if (!status && mn_shard_usage_init(shard, &table)) {
         mn_shard_table_deinit(shard, &table);
         status = mn_fail(error, MN_NO_MEMORY, "table", "no memory for table %s", checked->name);
@@ -165,6 +163,14 @@ enum mn_status mn_shard_table_init(mn_shard *shard, uint64_t id, const mn_table_
     if (!status)
         *out_table = table;
     return status;
+}
+
+struct tile_range mn_shard_tiles_mapped(const mn_shard *shard, const mn_table_spec *checked)
+{
+    struct tile_range tiles;
+    mn_map_tiles(checked->tiles, shard->options.shards, shard->options.shard, &tiles.first,
+                 &tiles.count);
+    return tiles;
 }
 
 void mn_shard_table_deinit(mn_shard *shard, struct table *table)
@@ -424,7 +430,8 @@ static enum mn_status create(mn_shard *shard, struct group *group, const mn_requ
     if (!free_place)
         return mn_fail(error, MN_BUSY, "tables_max", "group %s holds %u tables already",
                        group->name, shard->options.tables_max);
-    status = mn_shard_table_init(shard, id, checked, free_place, error);
+    status = mn_shard_table_init(shard, id, checked, mn_shard_tiles_mapped(shard, checked),
+                                 free_place, error);
     if (status)
         return status;
     status = log_create(shard, group, request, id, error);

@@ -180,10 +180,10 @@ static void another_images_files_are_refused(void **state)
     image_case_end(&other);
 }
 
-/* ---- Format version 2, as it was first written */
+/* ---- The format, as each version was first written */
 
 enum {
-    GOLDEN_VERSION = 2,
+    GOLDEN_VERSION = 3,
     GOLDEN_FILES_MAX = 16,
     NAME_BYTES = 96,
     FOLDER_BYTES = 8 /* "@0-of-1/" */
@@ -266,7 +266,7 @@ static void golden_loads(int version)
     image_case_end(&empty);
 }
 
-/* Version 1: an image did not tell its tiles' states. */
+/* Version 1: an image did not tell its tiles' states; 2: nor its base where they lie. */
 static void the_golden_image_is_loaded(void **state)
 {
     (void)state;
