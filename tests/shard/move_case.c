@@ -79,6 +79,10 @@ void move_case_play(struct move_case *it, uint64_t step)
     for (uint32_t table = 0; table < MOVE_TABLES; table++)
         assert_int_equal(move_case_push(it, table, step, pieces), MN_OK);
     move_case_commit(it, step, pieces);
+    for (int tick = 0; tick < 20; tick++) {
+        it->f.world.now_ns += UINT64_C(10000000);
+        fixture_tick(&it->f);
+    }
 }
 
 static void read_table(struct move_case *it, uint32_t table, uint64_t step, float *out_rows)
@@ -90,23 +94,36 @@ static void read_table(struct move_case *it, uint32_t table, uint64_t step, floa
         fixture_fetch(&it->f, &it->tables[table], step + 1, indices, MOVE_ROWS, out_rows), MN_OK);
 }
 
-/* The twin, in which nothing moves, is played on as far as it is asked for. */
+/* What the tables hold after so many steps where nothing moves. */
+static const float *due_of(uint32_t table, uint64_t step)
+{
+    enum { STEPS_MAX = 12, VALUES = MOVE_ROWS * MOVE_DIM_MAX };
+    static float due[STEPS_MAX][MOVE_TABLES][VALUES];
+    static bool known[STEPS_MAX];
+    assert_true(step < STEPS_MAX);
+    if (!known[step]) {
+        struct move_case *twin = malloc(sizeof *twin);
+        assert_non_null(twin);
+        move_case_start(twin, NULL);
+        for (uint64_t played = 1; played <= step; played++)
+            move_case_play(twin, played);
+        for (uint32_t i = 0; i < MOVE_TABLES; i++)
+            read_table(twin, i, step, due[step][i]);
+        move_case_end(twin);
+        free(twin);
+    }
+    known[step] = true;
+    return due[step][table];
+}
+
 void move_case_expect(struct move_case *it, uint64_t step)
 {
-    static float rows[MOVE_ROWS * MOVE_DIM_MAX], due[MOVE_ROWS * MOVE_DIM_MAX];
-    struct move_case *twin = malloc(sizeof *twin);
-    assert_non_null(twin);
-    move_case_start(twin, NULL);
-    for (uint64_t played = 1; played <= step; played++)
-        move_case_play(twin, played);
+    static float rows[MOVE_ROWS * MOVE_DIM_MAX];
     for (uint32_t table = 0; table < MOVE_TABLES; table++) {
-        const uint64_t bytes = MOVE_ROWS * it->tables[table].spec.dim * sizeof(float);
         read_table(it, table, step, rows);
-        read_table(twin, table, step, due);
-        assert_memory_equal(rows, due, bytes);
+        assert_memory_equal(rows, due_of(table, step),
+                            MOVE_ROWS * it->tables[table].spec.dim * sizeof(float));
     }
-    move_case_end(twin);
-    free(twin);
 }
 
 /* ---- The move's client */
@@ -114,6 +131,8 @@ void move_case_expect(struct move_case *it, uint64_t step)
 static enum mn_status ask(struct move_case *it, uint32_t shard, const mn_request *request,
                           const void *payload, uint64_t bytes, struct move_answer *out)
 {
+    if (++it->requests == it->die_at)
+        move_case_come_back(it);
     struct answer *answer = fixture_send(&it->f, shard, request, payload, bytes);
     assert_true(answer->finished);
     const mn_reply *reply = &answer->call.reply;

@@ -11,13 +11,14 @@ enum {
     MOVE_TILES = 16,
     MOVE_TABLES = 4,
     MOVE_DIM_MAX = 256,
-    MOVE_PAYLOAD_MAX = 1 << 17
+    MOVE_PAYLOAD_MAX = 140000
 };
 
 struct move_case {
     struct fixture f;
     mn_shard_options options;
     struct fixture_table tables[MOVE_TABLES];
+    uint64_t requests, die_at; /* all shards come back before that request of a move; 0: never */
 };
 
 /* A move, as its client has it. */
@@ -47,7 +48,7 @@ void move_case_come_back(struct move_case *it);
  * it. */
 enum mn_status move_case_push(struct move_case *it, uint32_t table, uint64_t step,
                               uint64_t pieces[FIXTURE_SHARDS_MAX]);
-/* Plays the step: pushes, Seal, Commit. */
+/* Plays the step: pushes, Seal, Commit; then the shards have a while to write images. */
 void move_case_play(struct move_case *it, uint64_t step);
 void move_case_commit(struct move_case *it, uint64_t step, uint64_t pieces[FIXTURE_SHARDS_MAX]);
 /* All tables must be as if nothing had ever moved, `step` steps after the beginning. */

@@ -66,11 +66,356 @@ static void short_messages_do(void **state)
     move_case_end(&it);
 }
 
+/* ---- What waits */
+
+static struct move_answer answer;
+
+static void refused(enum mn_status got, const mn_error *error, enum mn_status due,
+                    const char *field)
+{
+    if (got != due || (due && strcmp(error->field, field) != 0))
+        fail_msg("got %s %s \"%s\", due %s %s", mn_status_name(got), error->field, error->message,
+                 mn_status_name(due), field);
+}
+
+/* Any request of a move; what it answered stays in `answer`. */
+static void expect(struct move_case *it, const struct move_plan *plan, uint32_t shard,
+                   enum mn_move_phase phase, uint64_t number, enum mn_status due, const char *field)
+{
+    refused(move_case_ask(it, plan, shard, phase, number, &answer), &answer.error, due, field);
+}
+
+static enum mn_status seal(struct move_case *it, uint32_t shard, uint64_t step, mn_error *error)
+{
+    mn_request request = fixture_request(&it->f, MN_VERB_SEAL, 0, step);
+    request.proposal = fixture_proposal(0.125f);
+    return fixture_ask(&it->f, shard, &request, NULL, 0, error);
+}
+
+static void hold_keeps_what_follows_waiting(void **state)
+{
+    (void)state;
+    struct move_case it;
+    mn_error error = {0};
+    uint64_t second[FIXTURE_SHARDS_MAX] = {0}, third[FIXTURE_SHARDS_MAX] = {0}, none[8] = {0};
+    move_case_start(&it, NULL);
+    const struct move_plan plan = plan_of(0, 0, 1);
+    move_case_play(&it, 1);
+    for (uint32_t table = 0; table < MOVE_TABLES; table++)
+        assert_int_equal(move_case_push(&it, table, 2, second), MN_OK);
+    assert_int_equal(move_case_push(&it, 0, 3, third), MN_OK);
+    expect(&it, &plan, 0, MN_MOVE_HOLD, 0, MN_OK, "");
+    assert_true(answer.hold == 4 && answer.step == 1 && answer.last == 0);
+    expect(&it, &plan, 0, MN_MOVE_HOLD, 3, MN_OK, ""); /* never lower */
+    assert_true(answer.hold == 4);
+    assert_true(move_case_hold(&it, &plan) == 4);
+    assert_int_equal(move_case_push(&it, 0, 4, none), MN_BUSY);
+    assert_int_equal(move_case_push(&it, 1, 4, none), MN_OK); /* another table */
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_BUSY, "step");
+    expect(&it, &plan, 1, MN_MOVE_TAKE, 0, MN_BUSY, "step");
+    move_case_commit(&it, 2, second);
+    for (uint32_t table = 1; table < MOVE_TABLES; table++)
+        assert_int_equal(move_case_push(&it, table, 3, third), MN_OK);
+    move_case_commit(&it, 3, third);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    refused(seal(&it, 2, 4, &error), &error, MN_BUSY, "move");
+    move_case_expect(&it, 3); /* reads go on */
+    it.f.world.now_ns += UINT64_C(11000000000);
+    refused(seal(&it, 2, 4, &error), &error, MN_MOVED, "move");
+    assert_int_equal(move_case_push(&it, 0, 4, none), MN_MOVED);
+    expect(&it, &plan, 2, MN_MOVE_HOLD, 0, MN_OK, ""); /* somebody goes on */
+    refused(seal(&it, 2, 4, &error), &error, MN_BUSY, "move");
+    for (uint32_t shard = MOVE_SHARDS; shard-- > 0;)
+        expect(&it, &plan, shard, MN_MOVE_CANCEL, 0, MN_OK, "");
+    memset(none, 0, sizeof none);
+    for (uint32_t table = 0; table < MOVE_TABLES; table++)
+        assert_int_equal(move_case_push(&it, table, 4, none), MN_OK);
+    move_case_commit(&it, 4, none);
+    move_case_expect(&it, 4);
+    move_case_end(&it);
+}
+
+/* A shard that cannot hold from the same step raises it: what was carried is carried again. */
+static void a_raised_hold_begins_again(void **state)
+{
+    (void)state;
+    for (uint32_t table = 0; table < MOVE_TABLES; table++) {
+        struct move_case it;
+        move_case_start(&it, NULL);
+        struct move_plan plan = plan_of(table, 0, 1);
+        move_case_play(&it, 1);
+        assert_true(move_case_hold(&it, &plan) == 2);
+        move_case_carry(&it, &plan);
+        move_case_settle(&it);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            expect(&it, &plan, shard, MN_MOVE_HOLD, 3, MN_OK, "");
+        expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_INCOMPLETE, "count");
+        move_case_play(&it, 2);
+        plan.position = 0;
+        move_case_move(&it, &plan);
+        move_case_play(&it, 3);
+        move_case_expect(&it, 3);
+        move_case_end(&it);
+    }
+}
+
+/* ---- Older maps */
+
+/* A fetch of row 5 at the shard, by the table's routing as it was. */
+static struct answer *fetch(struct move_case *it, const struct fixture_table *table, uint32_t shard,
+                            uint32_t tile_first, uint32_t tile_count, uint64_t step)
+{
+    const uint32_t index = 5;
+    mn_request request = fixture_request(&it->f, MN_VERB_FETCH, 0, step);
+    request.table = table->id;
+    request.tile_first = tile_first;
+    request.tile_count = tile_count;
+    request.count = 1;
+    return fixture_send(&it->f, shard, &request, &index, sizeof index);
+}
+
+static void told(struct answer *read, enum mn_status due, const char *field)
+{
+    assert_true(read->finished);
+    refused(read->call.reply.status, &read->call.reply.error, due, field);
+    fixture_free(read);
+}
+
+static void older_maps_are_told(void **state)
+{
+    (void)state;
+    struct move_case it;
+    uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
+    move_case_start(&it, NULL);
+    const struct fixture_table before = it.tables[0];
+    struct move_plan plan = plan_of(0, 1, 1); /* [5, 8) from 1 to 0 is not possible: */
+    plan.tile_first = 6;
+    plan.tile_count = 2;
+    move_case_play(&it, 1);
+    struct answer *gone = fetch(&it, &before, 1, 6, 5, 3);
+    struct answer *stays = fetch(&it, &before, 1, 8, 3, 3);
+    assert_false(gone->finished || stays->finished);
+    told(fetch(&it, &before, 1, 5, 2, 2), MN_LOST, "tile_first"); /* nothing has moved yet */
+    (void)move_case_hold(&it, &plan);
+    move_case_carry(&it, &plan);
+    told(fetch(&it, &before, 0, 6, 2, 2), MN_LOST, "tile_first");
+    expect(&it, &plan, 0, MN_MOVE_TAKE, plan.position, MN_OK, "");
+    told(fetch(&it, &before, 0, 6, 2, 2), MN_OK, ""); /* both have them */
+    told(fetch(&it, &before, 1, 6, 2, 2), MN_OK, "");
+    told(fetch(&it, &before, 0, 6, 3, 2), MN_MOVED, "tile_first");
+    assert_int_equal(move_case_push(&it, 0, 2, pieces), MN_MOVED); /* at shard 0, by the old map */
+    assert_false(gone->finished);
+    move_case_finish(&it, &plan);
+    assert_false(stays->finished);
+    told(gone, MN_MOVED, "tile_first");
+    told(fetch(&it, &before, 1, 6, 2, 2), MN_MOVED, "tile_first");
+    told(fetch(&it, &before, 2, 6, 2, 2), MN_MOVED, "tile_first");
+    assert_int_equal(move_case_push(&it, 0, 2, pieces), MN_MOVED);
+    struct fixture_table now = it.tables[0];
+    fixture_look(&it.f, &now);
+    assert_true(now.moved == 1 && now.tile_count[0] == 8 && now.tile_first[1] == 8);
+    it.tables[0] = now;
+    it.tables[0].moved = 3; /* the tiles are right, the move is not the last one */
+    assert_int_equal(move_case_push(&it, 0, 2, pieces), MN_MOVED);
+    it.tables[0] = now;
+    move_case_play(&it, 2);
+    told(stays, MN_OK, "");
+    move_case_expect(&it, 2);
+    move_case_end(&it);
+}
+
+/* Between TAKE and DONE the new shard takes changes that know of the move; the others none. */
+static void the_new_shard_goes_on_first(void **state)
+{
+    (void)state;
+    struct move_case it;
+    mn_error error = {0};
+    uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
+    move_case_start(&it, NULL);
+    struct move_plan plan = plan_of(2, 3, 4); /* rows, from 2 to 1 */
+    move_case_play(&it, 1);
+    (void)move_case_hold(&it, &plan);
+    move_case_carry(&it, &plan);
+    move_case_settle(&it);
+    expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_OK, "");
+    refused(seal(&it, 1, 2, &error), &error, MN_OK, ""); /* of no piece: another test's */
+    refused(seal(&it, 0, 2, &error), &error, MN_BUSY, "move");
+    expect(&it, &plan, 2, MN_MOVE_RELEASE, 0, MN_OK, "");
+    fixture_look(&it.f, &it.tables[2]);
+    assert_int_equal(it.tables[2].moved, 4);
+    assert_int_equal(move_case_push(&it, 2, 3, pieces), MN_MOVED); /* shard 0 stands before it */
+    expect(&it, &plan, 0, MN_MOVE_DONE, 0, MN_OK, "");
+    assert_int_equal(move_case_push(&it, 2, 3, pieces), MN_OK);
+    move_case_end(&it);
+}
+
+/* ---- Again, late, never */
+
+static void repeats_are_acknowledged(void **state)
+{
+    (void)state;
+    static struct move_answer chunk, second;
+    const mn_shard_options options = {.message_bytes_max = 20000};
+    struct move_case it;
+    move_case_start(&it, &options);
+    struct move_plan plan = plan_of(3, 0, 9), again;
+    move_case_play(&it, 1);
+    (void)move_case_hold(&it, &plan);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    chunk = answer;
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    assert_memory_equal(&chunk, &answer, sizeof chunk);
+    move_case_carry(&it, &plan);
+    again = plan;
+    again.position = 0;
+    assert_int_equal(move_case_write(&it, &again, &chunk, &second), MN_OK);
+    assert_true(again.position == plan.position); /* all of it is here */
+    for (int times = 0; times < 2; times++)
+        expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_OK, "");
+    assert_true(answer.taken && answer.move == 9);
+    assert_int_equal(move_case_write(&it, &again, &chunk, &second), MN_OK);
+    expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, ""); /* too late, and it says so */
+    assert_true(answer.taken && answer.move == 9 && answer.last == 0);
+    const struct move_plan others = {9, 3, 0, 0, 0, 1, 0}; /* of who has only heard of it */
+    for (int times = 0; times < 2; times++)
+        expect(&it, &others, 0, MN_MOVE_RELEASE, 0, MN_OK, "");
+    for (int times = 0; times < 2; times++)
+        for (uint32_t shard = MOVE_SHARDS; shard-- > 0;)
+            expect(&it, &others, shard, MN_MOVE_DONE, 0, MN_OK, "");
+    assert_true(!answer.taken && !answer.move && answer.last == 9);
+    expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, "");
+    expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_CONFLICT, "move");
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_CONFLICT, "move");
+    expect(&it, &plan, 2, MN_MOVE_HOLD, 0, MN_CONFLICT, "move");
+    fixture_look(&it.f, &it.tables[3]);
+    move_case_play(&it, 2);
+    move_case_expect(&it, 2);
+    move_case_end(&it);
+}
+
+static void nothing_of_a_cancelled_move_comes_late(void **state)
+{
+    (void)state;
+    static struct move_answer chunk, second;
+    struct move_case it;
+    move_case_start(&it, NULL);
+    struct move_plan plan = plan_of(1, 0, 5);
+    move_case_play(&it, 1);
+    (void)move_case_hold(&it, &plan);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    chunk = answer;
+    move_case_carry(&it, &plan);
+    expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, "");
+    assert_true(!answer.taken && !answer.move && answer.last == 5);
+    expect(&it, &plan, 1, MN_MOVE_HOLD, 0, MN_CONFLICT, "move");
+    expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_CONFLICT, "move");
+    refused(move_case_write(&it, &plan, &chunk, &second), &second.error, MN_CONFLICT, "move");
+    expect(&it, &plan, 0, MN_MOVE_CANCEL, 0, MN_OK, "");
+    struct move_plan unknown = plan_of(1, 0, 6); /* shard 2 never hears of it but so: */
+    expect(&it, &plan, 2, MN_MOVE_CANCEL, 0, MN_OK, "");
+    expect(&it, &unknown, 2, MN_MOVE_CANCEL, 0, MN_OK, "");
+    assert_true(answer.last == 6);
+    expect(&it, &unknown, 2, MN_MOVE_HOLD, 0, MN_CONFLICT, "move");
+    move_case_play(&it, 2);
+    struct move_plan next = plan_of(1, 0, 7);
+    move_case_move(&it, &next);
+    move_case_play(&it, 3);
+    move_case_expect(&it, 3);
+    move_case_end(&it);
+}
+
+/* HOLD of no move changes nothing. */
+static void a_look_changes_nothing(void **state)
+{
+    (void)state;
+    struct move_case it;
+    move_case_start(&it, NULL);
+    const struct move_plan plan = plan_of(0, 0, 3), look = {0};
+    expect(&it, &look, 0, MN_MOVE_HOLD, 0, MN_OK, "");
+    assert_true(!answer.move && !answer.last && !answer.hold);
+    (void)move_case_hold(&it, &plan);
+    expect(&it, &look, 0, MN_MOVE_HOLD, 9, MN_OK, "");
+    assert_true(answer.move == 3 && answer.hold == 1);
+    expect(&it, &plan, 0, MN_MOVE_CANCEL, 0, MN_OK, "");
+    expect(&it, &look, 0, MN_MOVE_HOLD, 0, MN_OK, "");
+    assert_true(!answer.move && answer.last == 3);
+    move_case_end(&it);
+}
+
+/* ---- A rows table of many rows */
+
+enum { MANY = 8192, MANY_DIM = 128, PARTS = 32 };
+
+static void store_all(struct move_case *it, const struct fixture_table *table)
+{
+    static uint64_t indices[MANY / PARTS];
+    static float rows[MANY / PARTS * MANY_DIM];
+    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+    for (uint32_t part = 0; part < PARTS; part++) {
+        const struct fixture_piece piece = {.part = part, .step = 1};
+        for (uint64_t i = 0; i < MANY / PARTS; i++)
+            indices[i] = i * PARTS + part;
+        for (uint32_t i = 0; i < MANY / PARTS * MANY_DIM; i++)
+            rows[i] = (float)(part * 1000 + i % 977);
+        assert_int_equal(
+            fixture_store(&it->f, table, &piece, indices, MANY / PARTS, rows, pieces[0]), MN_OK);
+    }
+    const mn_proposal proposal = fixture_proposal(1);
+    fixture_commit(&it->f, 1, &proposal, 1, pieces);
+}
+
+/* Its plane is made anew beside the old one, a piece a tick. */
+static void many_rows_are_copied_piece_by_piece(void **state)
+{
+    (void)state;
+    static float before[MANY * MANY_DIM], after[MANY * MANY_DIM];
+    static uint64_t all[MANY];
+    const mn_shard_options options = {.message_bytes_max = MOVE_PAYLOAD_MAX};
+    struct move_case it;
+    move_case_start(&it, &options);
+    mn_table_spec spec = fixture_spec("many", MANY, MANY_DIM);
+    spec.split = MN_ROWS;
+    spec.tiles = 16;
+    spec.optimizer = mn_adam(0.9f, 0.99f, 1e-8f);
+    it.tables[2] = fixture_table(&it.f, &spec);
+    store_all(&it, &it.tables[2]);
+    for (uint64_t i = 0; i < MANY; i++)
+        all[i] = i;
+    assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 2, all, MANY, before), MN_OK);
+    struct move_plan plan = {1, 2, 6, 4, 1, 0, 0};
+    (void)move_case_hold(&it, &plan);
+    static struct move_answer chunk;
+    for (uint64_t position = 0; position < 4 * MANY / 16; position = chunk.position) {
+        assert_int_equal(move_case_ask(&it, &plan, 1, MN_MOVE_READ, position, &chunk), MN_OK);
+        assert_int_equal(move_case_write(&it, &plan, &chunk, &answer), MN_OK);
+    }
+    uint32_t ticks = 0;
+    while (move_case_ask(&it, &plan, 0, MN_MOVE_TAKE, plan.position, &answer)) {
+        refused(answer.status, &answer.error, MN_BUSY, "move");
+        (void)mn_shard_tick(it.f.shards[0], it.f.world.now_ns);
+        ticks++;
+    }
+    assert_true(ticks > 0 && ticks < 10);
+    move_case_finish(&it, &plan);
+    fixture_look(&it.f, &it.tables[2]);
+    assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 2, all, MANY, after), MN_OK);
+    assert_memory_equal(before, after, sizeof before);
+    move_case_end(&it);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_bit_changes),
         cmocka_unit_test(short_messages_do),
+        cmocka_unit_test(hold_keeps_what_follows_waiting),
+        cmocka_unit_test(a_raised_hold_begins_again),
+        cmocka_unit_test(older_maps_are_told),
+        cmocka_unit_test(the_new_shard_goes_on_first),
+        cmocka_unit_test(repeats_are_acknowledged),
+        cmocka_unit_test(nothing_of_a_cancelled_move_comes_late),
+        cmocka_unit_test(a_look_changes_nothing),
+        cmocka_unit_test(many_rows_are_copied_piece_by_piece),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
