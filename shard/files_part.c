@@ -203,8 +203,9 @@ enum mn_status mn_shard_part_tile(mn_shard *shard, struct files_job *job, const 
     struct file_tile_record *told = record_at(shard, job, table->id, tile), found;
     struct file_tile_head due = {.table = table->id, .tile = tile, .step = told->step};
     char path[FILE_PATH_BYTES];
-    if (!told->table)
-        return mn_fail(error, MN_NOT_FOUND, "path", "no part of %.150s holds tile %u of table %s",
+    if (!told->table) /* it moved, to a shard that had written its part before */
+        return mn_fail(error, MN_STEP, "save",
+                       "no part of %.100s holds tile %u of table %s: begin again with WRITE",
                        job->call->request.path, tile, table->spec.name);
     memcpy(due.group, job->group->name, sizeof due.group);
     mn_shard_tile_path(job->call->request.path, mn_shard_record_name(told), path);

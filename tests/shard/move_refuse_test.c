@@ -1,0 +1,478 @@
+/* Moves: every refusal and the field it names, damaged payloads, memory that fails, and what ends a
+ * move: a Drop, a Restore. Nothing is changed by what is refused. */
+#include "move_case.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static struct move_answer answer, chunk;
+
+static void refused(enum mn_status got, const mn_error *error, enum mn_status due,
+                    const char *field)
+{
+    if (got != due || (due && strcmp(error->field, field) != 0))
+        fail_msg("got %s %s \"%s\", due %s %s", mn_status_name(got), error->field, error->message,
+                 mn_status_name(due), field);
+    if (due)
+        assert_true(strlen(error->message) > 5);
+}
+
+static void expect(struct move_case *it, const struct move_plan *plan, uint32_t shard,
+                   enum mn_move_phase phase, uint64_t number, enum mn_status due, const char *field)
+{
+    refused(move_case_ask(it, plan, shard, phase, number, &answer), &answer.error, due, field);
+}
+
+/* The last tile of shard 0's [0, 6) goes to shard 1, which has [6, 11). */
+static const struct move_plan right = {1, 0, 5, 1, 0, 1, 0};
+
+#define WRONG(change, phase, shard, due_status, due_field)                                         \
+    do {                                                                                           \
+        struct move_plan wrong = right;                                                            \
+        change;                                                                                    \
+        expect(&it, &wrong, shard, phase, 0, due_status, due_field);                               \
+    } while (0)
+
+static void holds_are_checked(void **state)
+{
+    (void)state;
+    struct move_case it;
+    move_case_start(&it, NULL);
+    struct fixture_table unknown = it.tables[0];
+    unknown.id = 99;
+    WRONG(wrong.from = 3, MN_MOVE_HOLD, 0, MN_INVALID, "move_from");
+    WRONG(wrong.from = UINT32_MAX, MN_MOVE_HOLD, 0, MN_INVALID, "move_from");
+    WRONG(wrong.to = 2, MN_MOVE_HOLD, 0, MN_INVALID, "move_to");
+    WRONG(wrong.to = 0, MN_MOVE_HOLD, 0, MN_INVALID, "move_to");
+    WRONG((wrong.from = 2, wrong.to = 3), MN_MOVE_HOLD, 0, MN_INVALID, "move_to");
+    WRONG(wrong.tile_count = 0, MN_MOVE_HOLD, 0, MN_INVALID, "tile_count");
+    WRONG(wrong.tile_count = UINT32_MAX, MN_MOVE_HOLD, 0, MN_INVALID, "tile_count");
+    WRONG((wrong.tile_first = 15, wrong.tile_count = 2), MN_MOVE_HOLD, 0, MN_INVALID, "tile_count");
+    WRONG(wrong.tile_first = 4, MN_MOVE_HOLD, 0, MN_INVALID, "tile_first"); /* not the last one */
+    WRONG(wrong.tile_first = 4, MN_MOVE_HOLD, 1, MN_INVALID, "tile_first");
+    WRONG(wrong.tile_first = 11, MN_MOVE_HOLD, 2, MN_INVALID, "tile_first"); /* of a third */
+    WRONG((wrong.tile_first = 0, wrong.tile_count = 6), MN_MOVE_HOLD, 0, MN_INVALID, "tile_first");
+    WRONG((wrong.from = 1, wrong.to = 0), MN_MOVE_HOLD, 0, MN_INVALID, "tile_first");
+    WRONG((wrong.from = 1, wrong.to = 0, wrong.tile_first = 7), MN_MOVE_HOLD, 1, MN_INVALID,
+          "tile_first");
+    WRONG((wrong.from = 1, wrong.to = 2), MN_MOVE_HOLD, 1, MN_INVALID, "tile_first");
+    WRONG(wrong.number = 0, MN_MOVE_TAKE, 1, MN_INVALID, "move");
+    WRONG(wrong.number = UINT64_MAX, MN_MOVE_HOLD, 1, MN_INVALID, "move");
+    WRONG(wrong.number = UINT64_MAX, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
+    WRONG(wrong.number = (UINT64_C(1) << 32) + 1, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
+    WRONG((void)wrong, (enum mn_move_phase)7, 1, MN_UNSUPPORTED, "move_phase");
+    const struct fixture_table known = it.tables[0];
+    it.tables[0] = unknown;
+    WRONG((void)wrong, MN_MOVE_HOLD, 0, MN_NOT_FOUND, "table");
+    it.tables[0] = known;
+    it.f.epoch++;
+    WRONG((void)wrong, MN_MOVE_HOLD, 0, MN_EPOCH, "map_epoch");
+    it.f.epoch = 0;
+    WRONG((void)wrong, MN_MOVE_HOLD, 0, MN_EPOCH, "map_epoch");
+    it.f.epoch = 1;
+    for (int phase = MN_MOVE_READ; phase <= MN_MOVE_DONE; phase++)
+        WRONG((void)wrong, (enum mn_move_phase)phase, 0,
+              phase < MN_MOVE_RELEASE ? MN_CONFLICT : MN_LOST, "move");
+    move_case_play(&it, 1); /* none of them keeps anything waiting */
+    move_case_expect(&it, 1);
+    move_case_end(&it);
+}
+
+/* Tables of fewer tiles than shards: one each, which has to stay. */
+static void the_last_tile_stays(void **state)
+{
+    (void)state;
+    struct move_case it;
+    move_case_start(&it, NULL);
+    mn_table_spec spec = fixture_spec("two", MOVE_ROWS, 32);
+    spec.tiles = 2;
+    it.tables[0] = fixture_table(&it.f, &spec);
+    WRONG((wrong.tile_first = 0), MN_MOVE_HOLD, 0, MN_INVALID, "tile_first");
+    WRONG((wrong.tile_first = 1, wrong.from = 1, wrong.to = 2), MN_MOVE_HOLD, 2, MN_INVALID,
+          "tile_first"); /* which never had one */
+    move_case_end(&it);
+}
+
+static void phases_are_checked(void **state)
+{
+    (void)state;
+    struct move_case it;
+    move_case_start(&it, NULL);
+    move_case_play(&it, 1);
+    struct move_plan plan = right, other = right;
+    (void)move_case_hold(&it, &plan);
+    other.number = 2;
+    expect(&it, &other, 0, MN_MOVE_HOLD, 0, MN_BUSY, "move");
+    it.f.world.now_ns += UINT64_C(11000000000);
+    expect(&it, &other, 0, MN_MOVE_HOLD, 0, MN_MOVED, "move");
+    WRONG(wrong.table = 1, MN_MOVE_HOLD, 0, MN_CONFLICT, "table");
+    WRONG(wrong.from = 2, MN_MOVE_READ, 0, MN_CONFLICT, "move_from");
+    WRONG(wrong.to = 2, MN_MOVE_RELEASE, 0, MN_CONFLICT, "move_to");
+    WRONG(wrong.tile_first = 4, MN_MOVE_READ, 0, MN_CONFLICT, "tile_first");
+    WRONG(wrong.tile_count = 2, MN_MOVE_DONE, 2, MN_CONFLICT, "tile_count");
+    WRONG(wrong.tile_count = 0, MN_MOVE_READ, 0, MN_CONFLICT, "tile_count");
+    expect(&it, &plan, 1, MN_MOVE_READ, 0, MN_INVALID, "move_from");
+    expect(&it, &plan, 0, MN_MOVE_READ, MOVE_ROWS + 1, MN_INVALID, "position");
+    expect(&it, &plan, 0, MN_MOVE_READ, MOVE_ROWS, MN_OK, ""); /* nothing is left there */
+    assert_true(!answer.bytes && answer.position == MOVE_ROWS && answer.rows == MOVE_ROWS);
+    expect(&it, &plan, 0, MN_MOVE_TAKE, 0, MN_INVALID, "move_to");
+    expect(&it, &plan, 2, MN_MOVE_RELEASE, 0, MN_INVALID, "move_from");
+    expect(&it, &plan, 0, MN_MOVE_DONE, 0, MN_CONFLICT, "move"); /* not released */
+    expect(&it, &plan, 1, MN_MOVE_DONE, 0, MN_CONFLICT, "move"); /* not taken */
+    it.f.no_reply_buffer = true;
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_BUSY, "reply_bytes_max");
+    it.f.no_reply_buffer = false;
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    chunk = answer;
+    move_case_carry(&it, &plan);
+    expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position + 1, MN_INCOMPLETE, "count");
+    expect(&it, &plan, 1, MN_MOVE_TAKE, 0, MN_INCOMPLETE, "count");
+    plan.to = 1;
+    refused(move_case_write(&it, &plan, &chunk, &answer), &answer.error, MN_OK, ""); /* again */
+    plan.from = 1, plan.to = 2;
+    refused(move_case_write(&it, &plan, &chunk, &answer), &answer.error, MN_CONFLICT, "move_from");
+    move_case_end(&it);
+}
+
+/* ---- Payloads */
+
+static void shards_agree(struct move_case *it, struct move_plan *plan)
+{
+    expect(it, plan, plan->to, MN_MOVE_TAKE, plan->position, MN_OK, "");
+    move_case_finish(it, plan);
+    fixture_look(&it->f, &it->tables[plan->table]);
+    move_case_expect(it, 3);
+}
+
+/* Every byte counts, and none may be missing or one too many. */
+static void damaged_chunks_are_refused(void **state)
+{
+    (void)state;
+    const mn_shard_options options = {.message_bytes_max = 20000};
+    for (uint32_t table = 0; table < MOVE_TABLES; table++) {
+        struct move_case it;
+        move_case_start(&it, &options);
+        for (uint64_t step = 1; step <= 3; step++)
+            move_case_play(&it, step);
+        struct move_plan plan = right;
+        plan.table = table;
+        (void)move_case_hold(&it, &plan);
+        expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+        chunk = answer;
+        for (uint64_t at = 0; at < chunk.bytes; at++) {
+            chunk.payload[at] ^= 0x20;
+            refused(move_case_write(&it, &plan, &chunk, &answer), &answer.error, MN_CORRUPT,
+                    "payload");
+            chunk.payload[at] ^= 0x20;
+        }
+        const uint64_t whole = chunk.bytes;
+        for (chunk.bytes = 0; chunk.bytes < whole + 2; chunk.bytes++)
+            if (chunk.bytes != whole) /* shorter than a head, it is no chunk at all */
+                refused(move_case_write(&it, &plan, &chunk, &answer), &answer.error,
+                        chunk.bytes < 32 ? MN_INVALID : MN_CORRUPT, "payload");
+        move_case_carry(&it, &plan);
+        shards_agree(&it, &plan);
+        move_case_end(&it);
+    }
+}
+
+/* Chunks come in order, each once. */
+static void chunks_out_of_order_are_refused(void **state)
+{
+    (void)state;
+    static struct move_answer first, third;
+    const mn_shard_options options = {.message_bytes_max = 6000};
+    struct move_case it;
+    move_case_start(&it, &options);
+    for (uint64_t step = 1; step <= 3; step++)
+        move_case_play(&it, step);
+    struct move_plan plan = right, early = right;
+    plan.tile_first = early.tile_first = 3;
+    plan.tile_count = early.tile_count = 3;
+    (void)move_case_hold(&it, &plan);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    first = answer;
+    expect(&it, &plan, 0, MN_MOVE_READ, first.position, MN_OK, "");
+    expect(&it, &plan, 0, MN_MOVE_READ, answer.position, MN_OK, "");
+    third = answer;
+    assert_true(first.bytes && third.bytes);
+    early.position = first.position;
+    refused(move_case_write(&it, &early, &third, &answer), &answer.error, MN_CONFLICT, "position");
+    refused(move_case_write(&it, &plan, &first, &answer), &answer.error, MN_OK, "");
+    early.position = 0;
+    refused(move_case_write(&it, &early, &third, &answer), &answer.error, MN_CONFLICT, "position");
+    plan.position = 0;
+    move_case_carry(&it, &plan);
+    shards_agree(&it, &plan);
+    move_case_end(&it);
+}
+
+/* ---- Memory */
+
+static void one_after_another(struct move_case *it, const struct move_plan *plan, uint32_t shard,
+                              enum mn_move_phase phase, uint64_t number)
+{
+    uint64_t n = 0;
+    do {
+        it->f.world.fail_at = it->f.world.allocations + ++n;
+        if (move_case_ask(it, plan, shard, phase, number, &answer))
+            refused(answer.status, &answer.error, MN_NO_MEMORY, answer.error.field);
+        it->f.world.fail_at = 0;
+        assert_true(n < 100);
+    } while (answer.status);
+}
+
+static void memory_fails(void **state)
+{
+    (void)state;
+    for (uint32_t table = 0; table < MOVE_TABLES; table++) {
+        struct move_case it;
+        move_case_start(&it, NULL);
+        for (uint64_t step = 1; step <= 3; step++)
+            move_case_play(&it, step);
+        struct move_plan plan = right;
+        plan.table = table;
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            one_after_another(&it, &plan, shard, MN_MOVE_HOLD, 4);
+        one_after_another(&it, &plan, 0, MN_MOVE_READ, 0);
+        move_case_carry(&it, &plan);
+        move_case_settle(&it);
+        one_after_another(&it, &plan, 1, MN_MOVE_HOLD, 5);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            expect(&it, &plan, shard, MN_MOVE_CANCEL, 0, MN_OK, "");
+        plan.number = 2;
+        plan.position = 0;
+        (void)move_case_hold(&it, &plan);
+        move_case_carry(&it, &plan);
+        one_after_another(&it, &plan, 1, MN_MOVE_TAKE, plan.position);
+        one_after_another(&it, &plan, 0, MN_MOVE_RELEASE, 0);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            one_after_another(&it, &plan, shard, MN_MOVE_DONE, 0);
+        fixture_look(&it.f, &it.tables[table]);
+        move_case_expect(&it, 3);
+        move_case_end(&it);
+    }
+}
+
+/* The tiles' room is asked for at HOLD, as a CreateTable's is. */
+static void address_space_is_bounded(void **state)
+{
+    (void)state;
+    struct fixture f;
+    mn_error error = {0};
+    const mn_shard_options options = {.table_bytes_max = 100000};
+    fixture_init(&f, 2, &options);
+    fixture_join(&f, 1);
+    mn_table_spec spec = fixture_spec("t", 200, 128);
+    spec.tiles = 8; /* 12,800 bytes each, and 800 of counts: 54,400 of four */
+    const struct fixture_table table = fixture_table(&f, &spec);
+    mn_request request = fixture_request(&f, MN_VERB_MOVE, 0, 0);
+    request.table = table.id;
+    request.move = 1;
+    request.move_to = 1;
+    request.tile_first = 3;
+    request.tile_count = 1;
+    memcpy(spec.name, "u", 2);
+    spec.dim = 128;
+    spec.tiles = 2;
+    spec.rows = 100; /* 26,000 at each */
+    (void)fixture_table(&f, &spec);
+    request.tile_first = 2;
+    request.tile_count = 2; /* 27,200 */
+    assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_BUSY);
+    assert_string_equal(error.field, "table_bytes_max");
+    request.tile_first = 3;
+    request.tile_count = 1;
+    assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_OK);
+    fixture_deinit(&f);
+}
+
+/* ---- Its end with the table, or the group */
+
+static void a_drop_ends_it(void **state)
+{
+    (void)state;
+    struct move_case it;
+    move_case_start(&it, NULL);
+    move_case_play(&it, 1);
+    struct move_plan plan = right;
+    (void)move_case_hold(&it, &plan);
+    move_case_carry(&it, &plan);
+    for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++) {
+        if (shard == 2)
+            expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_CONFLICT, "move");
+        mn_request request = fixture_request(&it.f, MN_VERB_DROP, 0, 0);
+        request.table = it.tables[0].id;
+        assert_int_equal(fixture_ask(&it.f, shard, &request, NULL, 0, NULL), MN_OK);
+        expect(&it, &plan, shard, MN_MOVE_CANCEL, 0, MN_OK, "");
+        assert_true(!answer.move && answer.last == 1);
+    }
+    uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
+    for (uint32_t table = 1; table < MOVE_TABLES; table++)
+        assert_int_equal(move_case_push(&it, table, 2, pieces), MN_OK);
+    move_case_commit(&it, 2, pieces); /* nothing waits any more */
+    move_case_end(&it);
+}
+
+static enum mn_status files(struct fixture *f, uint32_t shard, enum mn_verb verb,
+                            enum mn_files_phase phase, uint64_t step, mn_error *out_error)
+{
+    mn_request request = fixture_request(f, verb, 0, step);
+    request.files = phase;
+    request.save = 77;
+    memcpy(request.path, "snap", 5);
+    if (phase == MN_FILES_LOAD)
+        request.context.map_epoch = f->epoch + FIXTURE_RESTORED;
+    request.context.incarnation = 0;
+    struct answer *call = fixture_send(f, shard, &request, NULL, 0);
+    fixture_tick(f);
+    assert_true(call->finished);
+    enum mn_status status = call->call.reply.status;
+    *out_error = call->call.reply.error;
+    fixture_free(call);
+    return status;
+}
+
+static void save(struct move_case *it, uint64_t step)
+{
+    mn_error error = {0};
+    for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+        refused(files(&it->f, shard, MN_VERB_SNAPSHOT, MN_FILES_WRITE, step, &error), &error, MN_OK,
+                "");
+    refused(files(&it->f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, step, &error), &error, MN_OK, "");
+}
+
+/* At every point of a move what was saved before it replaces all; ranges are the map's again. */
+static void a_restore_ends_it(void **state)
+{
+    (void)state;
+    for (uint32_t until = 0; until < 4; until++) {
+        struct move_case it;
+        mn_error error = {0};
+        move_case_start(&it, NULL);
+        move_case_play(&it, 1);
+        save(&it, 1);
+        struct move_plan plan = right;
+        (void)move_case_hold(&it, &plan);
+        if (until >= 1)
+            move_case_carry(&it, &plan);
+        if (until >= 2)
+            expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_OK, "");
+        if (until >= 3)
+            expect(&it, &plan, 0, MN_MOVE_RELEASE, 0, MN_OK, "");
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            refused(files(&it.f, shard, MN_VERB_RESTORE, MN_FILES_LOAD, 1, &error), &error, MN_OK,
+                    "");
+        it.f.epoch += FIXTURE_RESTORED;
+        it.f.incarnations[0] = 0;
+        fixture_join(&it.f, 1);
+        move_case_play(&it, 2);
+        move_case_expect(&it, 2);
+        plan.position = 0; /* numbers begin anew, too */
+        move_case_move(&it, &plan);
+        move_case_play(&it, 3);
+        move_case_expect(&it, 3);
+        move_case_end(&it);
+    }
+}
+
+/* ---- Saves */
+
+/* A save waits for the move to end, a move for the save; what is saved then is loaded anywhere. */
+static void saves_and_moves_take_turns(void **state)
+{
+    (void)state;
+    struct move_case it, *next = calloc(1, sizeof *next);
+    mn_error error = {0};
+    assert_non_null(next);
+    move_case_start(&it, NULL);
+    move_case_play(&it, 1);
+    save(&it, 1);
+    struct move_plan plan = right;
+    plan.table = 2;
+    (void)move_case_hold(&it, &plan);
+    for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+        refused(files(&it.f, shard, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, &error), &error, MN_BUSY,
+                "move");
+    move_case_carry(&it, &plan);
+    expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_OK, "");
+    refused(files(&it.f, 1, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, &error), &error, MN_BUSY, "move");
+    move_case_finish(&it, &plan);
+    fixture_look(&it.f, &it.tables[2]);
+    mn_request waits = fixture_request(&it.f, MN_VERB_SNAPSHOT, 0, 2); /* for step 2 */
+    waits.files = MN_FILES_WRITE;
+    memcpy(waits.path, "else", 5);
+    struct answer *call = fixture_send(&it.f, 0, &waits, NULL, 0);
+    assert_false(call->finished);
+    plan = right;
+    plan.number = 2;
+    expect(&it, &plan, 0, MN_MOVE_HOLD, 0, MN_BUSY, "move");
+    move_case_play(&it, 2);
+    fixture_tick(&it.f);
+    assert_true(call->finished && !call->call.reply.status);
+    fixture_free(call);
+    save(&it, 2);
+    *next = it;
+    fixture_successor(&next->f, &it.f, 2);
+    next->f.epoch -= FIXTURE_RESTORED;
+    for (uint32_t shard = 0; shard < 2; shard++)
+        refused(files(&next->f, shard, MN_VERB_RESTORE, MN_FILES_LOAD, 2, &error), &error, MN_OK,
+                "");
+    next->f.epoch += FIXTURE_RESTORED;
+    next->tables[2].moved = 0;
+    fixture_join(&next->f, 1);
+    move_case_expect(next, 2);
+    move_case_end(next);
+    move_case_end(&it);
+    free(next);
+}
+
+/* Tiles that go from a shard that has yet to write its part to one that has are in none. */
+static void a_move_amid_a_save_is_seen(void **state)
+{
+    (void)state;
+    mn_error error = {0};
+    for (uint32_t first = 0; first < 2; first++) { /* which shard writes before the move */
+        struct move_case it;
+        move_case_start(&it, NULL);
+        move_case_play(&it, 1);
+        struct move_plan plan = right; /* from 0 to 1 */
+        refused(files(&it.f, first, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, &error), &error, MN_OK,
+                "");
+        move_case_move(&it, &plan);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            if (shard != first)
+                refused(files(&it.f, shard, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, &error), &error,
+                        MN_OK, "");
+        refused(files(&it.f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 1, &error), &error,
+                first ? MN_STEP : MN_OK, "save"); /* twice is as good as once */
+        save(&it, 1);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            refused(files(&it.f, shard, MN_VERB_RESTORE, MN_FILES_LOAD, 1, &error), &error, MN_OK,
+                    "");
+        it.f.epoch += FIXTURE_RESTORED;
+        it.f.incarnations[0] = 0;
+        it.tables[0].moved = 0;
+        fixture_join(&it.f, 1);
+        move_case_expect(&it, 1);
+        move_case_end(&it);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(holds_are_checked),
+        cmocka_unit_test(the_last_tile_stays),
+        cmocka_unit_test(phases_are_checked),
+        cmocka_unit_test(damaged_chunks_are_refused),
+        cmocka_unit_test(chunks_out_of_order_are_refused),
+        cmocka_unit_test(memory_fails),
+        cmocka_unit_test(address_space_is_bounded),
+        cmocka_unit_test(a_drop_ends_it),
+        cmocka_unit_test(a_restore_ends_it),
+        cmocka_unit_test(saves_and_moves_take_turns),
+        cmocka_unit_test(a_move_amid_a_save_is_seen),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
