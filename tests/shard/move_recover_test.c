@@ -65,6 +65,15 @@ static void whenever_they_die_with_images(void **state)
     die_everywhere(&imaged);
 }
 
+/* One is always being written: TAKE and RELEASE give it up. */
+static void whenever_they_die_amid_images(void **state)
+{
+    (void)state;
+    mn_shard_options options = imaged;
+    options.image_bytes_a_second = 100000;
+    die_everywhere(&options);
+}
+
 static void whenever_they_die_synced(void **state)
 {
     (void)state;
@@ -262,6 +271,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(whenever_they_die),
         cmocka_unit_test(whenever_they_die_with_images),
+        cmocka_unit_test(whenever_they_die_amid_images),
         cmocka_unit_test(whenever_they_die_synced),
         cmocka_unit_test(a_taken_move_stands_in_an_image),
         cmocka_unit_test(no_image_is_cut_meanwhile),

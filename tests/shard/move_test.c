@@ -135,6 +135,32 @@ static void hold_keeps_what_follows_waiting(void **state)
     move_case_end(&it);
 }
 
+/* What is sealed will be committed. */
+static void a_sealed_step_is_waited_for(void **state)
+{
+    (void)state;
+    struct move_case it;
+    uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
+    mn_error error = {0};
+    move_case_start(&it, NULL);
+    const struct move_plan plan = plan_of(0, 0, 1);
+    refused(seal(&it, 2, 1, &error), &error, MN_OK, ""); /* it has no piece there */
+    expect(&it, &plan, 2, MN_MOVE_HOLD, 0, MN_OK, "");
+    assert_true(answer.hold == 2);
+    expect(&it, &plan, 0, MN_MOVE_HOLD, 0, MN_OK, "");
+    assert_true(answer.hold == 1);
+    assert_int_equal(move_case_push(&it, 0, 1, pieces), MN_BUSY);
+    expect(&it, &plan, 0, MN_MOVE_HOLD, 2, MN_OK, "");
+    assert_true(answer.hold == 2);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_BUSY, "step");
+    memset(pieces, 0, sizeof pieces);
+    for (uint32_t shard = 0; shard < 2; shard++)
+        refused(seal(&it, shard, 1, &error), &error, MN_OK, "");
+    move_case_commit(&it, 1, pieces);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    move_case_end(&it);
+}
+
 /* A shard that cannot hold from the same step raises it: what was carried is carried again. */
 static void a_raised_hold_begins_again(void **state)
 {
@@ -403,12 +429,69 @@ static void many_rows_are_copied_piece_by_piece(void **state)
     move_case_end(&it);
 }
 
+/* ---- How rows are read */
+
+static uint64_t counted(struct move_case *it, uint32_t table, uint32_t shard, uint64_t *out_reads)
+{
+    mn_request request = fixture_request(&it->f, MN_VERB_DESCRIBE, 0, 0);
+    request.table = it->tables[table].id;
+    struct answer *look = fixture_send(&it->f, shard, &request, NULL, 0);
+    request.count = look->tables[0].counters;
+    fixture_free(look);
+    look = fixture_send(&it->f, shard, &request, NULL, 0);
+    assert_int_equal(look->call.reply.status, MN_OK);
+    *out_reads = 0;
+    for (uint64_t i = 0; i < request.count; i++) {
+        uint64_t counter[2];
+        memcpy(counter, look->bytes + i * sizeof counter, sizeof counter);
+        *out_reads += counter[0];
+    }
+    fixture_free(look);
+    return request.count;
+}
+
+/* Every row has a counter, wherever it lies; those of a rows table begin anew at both shards. */
+static void reads_are_counted_on(void **state)
+{
+    (void)state;
+    const mn_shard_options options = {.usage_bytes_max = 1 << 20};
+    for (uint32_t table = 0; table < MOVE_TABLES; table += 2) {
+        struct move_case it;
+        static float bags[MOVE_DIM_MAX];
+        uint64_t indices[MOVE_ROWS], reads[MOVE_SHARDS], counters = 0, rows = 0;
+        float weights[MOVE_ROWS];
+        move_case_start(&it, &options);
+        for (uint64_t i = 0; i < MOVE_ROWS; i++) {
+            indices[i] = i;
+            weights[i] = 1;
+        }
+        const struct fixture_queries queries = {1, MOVE_ROWS, indices, weights};
+        const bool split = it.tables[table].spec.split == MN_ROWS;
+        assert_int_equal(fixture_bag(&it.f, &it.tables[table], 1, &queries, bags), MN_OK);
+        struct move_plan plan = plan_of(table, 0, 1);
+        move_case_move(&it, &plan);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+            counters += counted(&it, table, shard, &reads[shard]);
+        assert_int_equal(counters, MOVE_ROWS);
+        assert_int_equal(reads[0], split ? 0 : MOVE_ROWS);
+        assert_int_equal(reads[1], 0);
+        assert_int_equal(fixture_bag(&it.f, &it.tables[table], 1, &queries, bags), MN_OK);
+        for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++) {
+            (void)counted(&it, table, shard, &reads[shard]); /* as many as before */
+            rows += reads[shard];
+        }
+        assert_true(split ? reads[0] + reads[1] == 11 * 13 : rows > MOVE_ROWS);
+        move_case_end(&it);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_bit_changes),
         cmocka_unit_test(short_messages_do),
         cmocka_unit_test(hold_keeps_what_follows_waiting),
+        cmocka_unit_test(a_sealed_step_is_waited_for),
         cmocka_unit_test(a_raised_hold_begins_again),
         cmocka_unit_test(older_maps_are_told),
         cmocka_unit_test(the_new_shard_goes_on_first),
@@ -416,6 +499,7 @@ int main(void)
         cmocka_unit_test(nothing_of_a_cancelled_move_comes_late),
         cmocka_unit_test(a_look_changes_nothing),
         cmocka_unit_test(many_rows_are_copied_piece_by_piece),
+        cmocka_unit_test(reads_are_counted_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
