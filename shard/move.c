@@ -2,7 +2,7 @@
 #include "move.h"
 
 /* Numbers count up: one far ahead would use up all before it. */
-static const uint64_t NUMBERS_AHEAD = UINT64_C(1) << 32;
+static const uint64_t NUMBERS_AHEAD = UINT64_C(1) << 40;
 /* Nobody went on with it for so long: who waits is told to finish it. A hint, no more. */
 static const uint64_t OVERDUE_NS = UINT64_C(10000000000);
 
@@ -375,9 +375,14 @@ static enum mn_status check_same(const struct move *move, const mn_request *requ
     return MN_OK;
 }
 
-/* A move that has ended is over for whoever ends it once more, and can be no other. */
-static enum mn_status ended(const struct group *group, const mn_request *request, mn_error *error)
+/* A move that has ended is over for whoever ends it once more, and can be no other. Who comes to
+ * cancel it is told if it was made. */
+static enum mn_status ended(mn_shard *shard, struct group *group, mn_call *call, mn_error *error)
 {
+    const mn_request *request = &call->request;
+    const struct table *table = mn_shard_table_find(shard, group, request->table, NULL);
+    if (request->move_phase == MN_MOVE_CANCEL)
+        call->reply.move_taken = table && table->moved == request->move;
     if (request->move_phase >= MN_MOVE_RELEASE)
         return MN_OK;
     return mn_fail(error, MN_CONFLICT, "move",
@@ -464,7 +469,7 @@ static enum mn_status serve(mn_shard *shard, struct group *group, mn_call *call,
         return go_on(shard, group, call, error);
     }
     if (request->move <= group->move_last && !again)
-        return ended(group, request, error);
+        return ended(shard, group, call, error);
     if (phase == MN_MOVE_HOLD)
         return hold(shard, group, call, error);
     return phase == MN_MOVE_CANCEL ? cancel(shard, group, call, error) : unknown(request, error);

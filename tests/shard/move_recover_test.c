@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static struct move_answer answer;
+static struct move_answer answer, chunk;
 
 static const mn_shard_options logged = {.durability = MN_DURABILITY_PROCESS};
 /* An image as soon as may be, after every Commit. */
@@ -113,6 +113,8 @@ static void a_taken_move_stands_in_an_image(void **state)
         struct move_plan plan = {3, table, 6, 2, 1, 0, 0}, next = {4, table, 7, 1, 0, 1, 0};
         move_case_play(&it, 1);
         (void)move_case_hold(&it, &plan);
+        expect(&it, &plan, 1, MN_MOVE_READ, 0);
+        chunk = answer;
         move_case_carry(&it, &plan);
         move_case_settle(&it);
         expect(&it, &plan, 0, MN_MOVE_TAKE, plan.position);
@@ -125,7 +127,8 @@ static void a_taken_move_stands_in_an_image(void **state)
         move_case_come_back(&it);
         expect(&it, &plan, 0, MN_MOVE_CANCEL, 0);
         assert_true(answer.taken && answer.move == 3 && answer.hold == 2 && !answer.last);
-        expect(&it, &plan, 0, MN_MOVE_TAKE, plan.position); /* a repeat */
+        expect(&it, &plan, 0, MN_MOVE_TAKE, plan.position);                    /* a repeat */
+        assert_int_equal(move_case_write(&it, &plan, &chunk, &answer), MN_OK); /* likewise */
         expect(&it, &plan, 1, MN_MOVE_CANCEL, 0);
         assert_true(!answer.move && answer.last == 3);
         assert_int_equal(move_case_ask(&it, &next, 0, MN_MOVE_HOLD, 0, &answer), MN_BUSY);

@@ -59,7 +59,7 @@ static void holds_are_checked(void **state)
     WRONG(wrong.number = 0, MN_MOVE_TAKE, 1, MN_INVALID, "move");
     WRONG(wrong.number = UINT64_MAX, MN_MOVE_HOLD, 1, MN_INVALID, "move");
     WRONG(wrong.number = UINT64_MAX, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
-    WRONG(wrong.number = (UINT64_C(1) << 32) + 1, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
+    WRONG(wrong.number = (UINT64_C(1) << 40) + 1, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
     WRONG((void)wrong, (enum mn_move_phase)7, 1, MN_UNSUPPORTED, "move_phase");
     const struct fixture_table known = it.tables[0];
     it.tables[0] = unknown;

@@ -310,6 +310,7 @@ static void repeats_are_acknowledged(void **state)
             expect(&it, &others, shard, MN_MOVE_DONE, 0, MN_OK, "");
     assert_true(!answer.taken && !answer.move && answer.last == 9);
     expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, "");
+    assert_true(answer.taken && !answer.move); /* it was made */
     expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_CONFLICT, "move");
     expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_CONFLICT, "move");
     expect(&it, &plan, 2, MN_MOVE_HOLD, 0, MN_CONFLICT, "move");
@@ -336,6 +337,8 @@ static void nothing_of_a_cancelled_move_comes_late(void **state)
     expect(&it, &plan, 1, MN_MOVE_HOLD, 0, MN_CONFLICT, "move");
     expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_CONFLICT, "move");
     refused(move_case_write(&it, &plan, &chunk, &second), &second.error, MN_CONFLICT, "move");
+    expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, "");
+    assert_true(!answer.taken); /* it was never made */
     expect(&it, &plan, 0, MN_MOVE_CANCEL, 0, MN_OK, "");
     struct move_plan unknown = plan_of(1, 0, 6); /* shard 2 never hears of it but so: */
     expect(&it, &plan, 2, MN_MOVE_CANCEL, 0, MN_OK, "");
