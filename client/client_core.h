@@ -27,6 +27,7 @@ enum mn_operation_kind {
     MN_OP_REDUCE,
     MN_OP_SAVE,
     MN_OP_LOAD,   /* CHECK, LOAD everywhere, then as JOIN */
+    MN_OP_MOVE,   /* table, shard, to, count (tiles); out: rows_moved, rows_due, as it goes on */
     MN_OP_STATUS, /* shard */
     MN_OP_LIST,   /* shard */
     MN_OP_USAGE   /* shard, table, position, count; out: counters, and outputs */
@@ -49,7 +50,9 @@ typedef struct mn_operation {
     char name[MN_PATH_BYTES]; /* REDUCE: name; SAVE, LOAD: path */
     uint64_t rate;            /* SAVE: bytes a second of each shard, at most; 0: no limit */
     double *reduce_values;
-    uint32_t shard; /* STATUS, LIST */
+    uint32_t shard; /* STATUS, LIST; MOVE: from here */
+    uint32_t to;    /* MOVE */
+    uint64_t rows_moved, rows_due;
     mn_group_status *groups;
     mn_table_status *tables;
     mn_files_status *files; /* STATUS: or NULL; then in_out_count counts these */
@@ -88,11 +91,13 @@ typedef struct mn_core_options {
 } mn_core_options;
 
 enum mn_core_plant {
-    MN_CORE_PLANT_NEW_KEY = 1 << 0,    /* a retried change takes a new position: applied twice */
-    MN_CORE_PLANT_NO_TORN = 1 << 1,    /* LATEST reads of different steps are returned */
-    MN_CORE_PLANT_NO_REPLAY = 1 << 2,  /* Join skips REPLAY */
-    MN_CORE_PLANT_ABSOLUTE = 1 << 3,   /* a request's remaining_ms is a time of the core's clock */
-    MN_CORE_PLANT_NO_DEADLINE = 1 << 4 /* an operation's deadline does not end it */
+    MN_CORE_PLANT_NEW_KEY = 1 << 0,     /* a retried change takes a new position: applied twice */
+    MN_CORE_PLANT_NO_TORN = 1 << 1,     /* LATEST reads of different steps are returned */
+    MN_CORE_PLANT_NO_REPLAY = 1 << 2,   /* Join skips REPLAY */
+    MN_CORE_PLANT_ABSOLUTE = 1 << 3,    /* a request's remaining_ms is a time of the core's clock */
+    MN_CORE_PLANT_NO_DEADLINE = 1 << 4, /* an operation's deadline does not end it */
+    MN_CORE_PLANT_RELEASE_FIRST = 1 << 5, /* a move's old shard lets go before the new one takes */
+    MN_CORE_PLANT_OLD_CUT = 1 << 6        /* pieces cut for tiles that have moved are counted on */
 };
 
 enum mn_status mn_core_create(const mn_core_options *options, const mn_env *env,

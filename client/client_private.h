@@ -26,6 +26,13 @@ typedef struct mn_share {
     uint64_t told_epoch;               /* of which the shard has told that the table is there */
 } mn_share;
 
+/* What a shard says that it holds of a table (moved.c). */
+typedef struct mn_holding {
+    uint32_t tile_first, tile_count;
+    uint64_t moved;
+    bool told;
+} mn_holding;
+
 struct mn_table {
     mn_core *core;
     mn_table *next;
@@ -34,6 +41,9 @@ struct mn_table {
     mn_geometry geometry;
     uint64_t state_row_bytes;
     mn_share *shares; /* [shards] */
+    uint32_t holders; /* shards that hold tiles: the first ones */
+    uint64_t moved; /* the last move that the shares know of; 0: they are as the tiles were made */
+    uint64_t map_epoch; /* in which that is so */
 };
 
 /* Gives the id to the handle of this name and spec, or makes one. MN_NO_MEMORY. */
@@ -44,6 +54,11 @@ bool mn_tables_told(const mn_core *core, const mn_request *request, uint32_t sha
 enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
                               mn_table **out_table, mn_error *error);
 void mn_table_forget(mn_core *core, const char *name); /* its handles are dropped ones */
+/* In an epoch that is new to the handle, tiles lie as they are made. */
+void mn_table_follow(mn_table *table);
+/* The shares become what the shards hold, all after the same move: each tile once, ascending. */
+void mn_table_remap(mn_table *table, const mn_holding *holdings);
+uint32_t mn_table_shard(const mn_table *table, uint32_t tile); /* that holds it */
 void mn_tables_release(mn_core *core);
 
 /* ---- Step records: what this rank changes in the open steps (steps.c) ---- */
@@ -52,6 +67,7 @@ typedef struct mn_part_record {
     uint64_t table;
     uint32_t part;
     bool used;
+    bool due; /* its pieces were cut for tiles that have moved: the call is to be made again */
 } mn_part_record;
 
 /* Of one call for one shard; of a call made again, the most that one of them had. */
@@ -62,6 +78,7 @@ typedef struct mn_part_pieces {
 typedef struct mn_step_record {
     uint64_t step;         /* 0: unused */
     uint32_t part_count;   /* of parts */
+    uint32_t due;          /* of them */
     uint32_t changing;     /* calls that have not ended */
     mn_part_record *parts; /* [MN_STEP_PARTS_MAX], open addressing */
     mn_part_pieces *keys;  /* [MN_STEP_PARTS_MAX][shards] */
@@ -75,6 +92,9 @@ void mn_steps_settle(mn_task *task);      /* the task ended */
 void mn_steps_acknowledge(mn_lane *lane); /* one more of its pieces was */
 mn_part_pieces mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard);
 uint32_t mn_steps_changing(const mn_core *core, uint64_t step);
+/* The table's tiles have moved: what its calls were cut into is no more. Seal is refused until they
+ * are made again. */
+void mn_steps_forget(mn_core *core, uint64_t table);
 void mn_steps_close(mn_core *core, uint64_t step); /* forgets the steps up to this one */
 uint64_t mn_steps_bytes(uint32_t shards);          /* of memory for mn_steps_init */
 void mn_steps_init(mn_core *core, uint8_t *memory);
@@ -116,6 +136,7 @@ typedef struct mn_data {
     /* Answers that are summed over shards: in shard order, from +0. */
     uint32_t *added; /* [chunks] lanes whose answer has been added; NULL: answers are scattered */
     float *sums;     /* [units][dim] where the caller's array is not f32; else NULL */
+    uint64_t moved, map_epoch; /* the table's, for which all this was cut */
 } mn_data;
 
 /* What one shard says of the step being settled (settle.c, op_join.c). */
@@ -144,6 +165,37 @@ typedef struct mn_settle {
     mn_view *views; /* [shards] */
 } mn_settle;
 
+/* A move of tiles (STEPS.md "Move"). */
+typedef struct mn_move {
+    uint64_t number, table;
+    uint32_t from, to;
+    uint32_t tile_first, tile_count; /* 0: another's, which alone the shards know */
+} mn_move;
+
+/* What a task learns of moves (moved.c), and the one that it makes (op_move.c). */
+typedef struct mn_moves {
+    void (*again)(mn_task *task);   /* once the shards agree */
+    void (*settled)(mn_task *task); /* once `move` is made everywhere, or is cancelled */
+    mn_move standing;               /* as the shards list it; number 0: none */
+    bool overdue;                   /* wherever it stands */
+    mn_move move;                   /* being settled, or made */
+    bool taken;                     /* at its new shard: it is made */
+    uint32_t orphaned;              /* times in a row that no shard held some tile */
+    mn_holding *holdings;           /* [shards] */
+    /* The mover's: */
+    uint64_t number_next;     /* above those of all moves that shards tell of */
+    uint64_t step, step_next; /* from which on changes wait, and are to wait */
+    bool apart;               /* shards hold from other steps, or have yet to reach them */
+    bool anew;                /* another move, or a save, stands in the way */
+    bool all_read;
+    uint64_t written; /* where the new shard has what it was sent end */
+    uint64_t held_ns; /* when the shards were last told that it goes on */
+    uint64_t kept_ns; /* of the call's time, for cancelling */
+    mn_error failure; /* why it is cancelled */
+    uint8_t *chunk;   /* of rows, on its way */
+    uint64_t chunk_bytes, chunk_bytes_max;
+} mn_moves;
+
 struct mn_task {
     mn_core *core;
     mn_operation *operation;
@@ -158,11 +210,16 @@ struct mn_task {
     uint32_t pauses;
     uint64_t resume_ns; /* UINT64_MAX: not paused */
     void (*resume)(mn_task *task);
-    uint64_t step_shown; /* reads: of the first answer; UINT64_MAX before it */
+    void (*restart)(mn_task *task); /* once nothing is flying; NULL: not restarting */
+    uint64_t step_shown;            /* reads: of the first answer; UINT64_MAX before it */
     bool torn;
     bool claimed; /* counted as changing in a step record */
     mn_data data;
     mn_settle *settle;
+    mn_moves *moves; /* NULL until one is met */
+    /* What is to be done again, once it is known where tiles are, if a shard answers MN_MOVED;
+     * NULL: the task ends. */
+    void (*moved)(mn_task *task);
     void (*joined)(mn_task *task); /* what follows Join */
     /* Create: the id; Load: the highest, then its own epoch; Save: its number, and its step */
     uint64_t table, epoch, step;
@@ -242,6 +299,8 @@ void mn_task_pause(mn_task *task, void (*resume)(mn_task *task), const mn_error 
 void mn_core_wake_at(mn_core *core, uint64_t due_ns);
 
 /* core.c */
+/* What the task has under way is dropped; `next` runs once nothing of it is flying. */
+void mn_task_restart(mn_task *task, void (*next)(mn_task *task));
 void mn_task_end(mn_task *task, enum mn_status status); /* task->error says more unless MN_OK */
 void mn_task_done(mn_task *task);                       /* mn_task_end with MN_OK */
 void mn_task_settle(mn_task *task); /* moves on if its phase is complete, or its end possible */
@@ -255,6 +314,8 @@ void mn_error_of_shard(mn_error *out_error, uint32_t shard, enum mn_status statu
 /* Beginnings of operations: each starts a phase or ends the task. */
 void mn_begin_data(mn_task *task); /* data.c: FETCH, BAG, BAG_GRAD, PUSH, STORE */
 void mn_end_data(mn_task *task);
+/* The calls under way to a table whose shares have changed are cut again. */
+void mn_data_recut(mn_table *table);
 void mn_begin_join(mn_task *task);   /* op_join.c */
 void mn_begin_commit(mn_task *task); /* op_commit.c */
 void mn_begin_reduce(mn_task *task);
@@ -266,6 +327,19 @@ void mn_begin_list(mn_task *task);
 void mn_begin_usage(mn_task *task);
 void mn_begin_save(mn_task *task); /* op_files.c */
 void mn_begin_load(mn_task *task);
+void mn_begin_move(mn_task *task); /* op_move.c */
+
+/* moved.c: where a table's tiles are. */
+enum mn_status mn_moves_create(mn_task *task); /* task->moves, if there are none; MN_NO_MEMORY */
+void mn_moves_destroy(mn_task *task);
+/* Asks every shard, settles a move that nobody goes on with, waits for one that somebody does; then
+ * runs `again`, with the operation's table, if it has one, as the shards hold it. */
+void mn_moved(mn_task *task, void (*again)(mn_task *task));
+/* Ends moves->move: makes the rest of it if the new shard has taken the tiles, else cancels it;
+ * then moves->settled runs. */
+void mn_move_settle(mn_task *task);
+void mn_move_finish(mn_task *task); /* likewise, of one that is known to be taken */
+void mn_fill_move(mn_task *task, mn_slot *slot, enum mn_move_phase phase);
 
 /* settle.c: one step made permanent, from whatever state it is in at each shard. */
 enum mn_status mn_settle_create(mn_task *task); /* task->settle; MN_NO_MEMORY */

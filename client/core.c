@@ -20,6 +20,7 @@ static void (*const beginnings[])(mn_task *task) = {
     [MN_OP_REDUCE] = mn_begin_reduce,
     [MN_OP_SAVE] = mn_begin_save,
     [MN_OP_LOAD] = mn_begin_load,
+    [MN_OP_MOVE] = mn_begin_move,
     [MN_OP_STATUS] = mn_begin_status,
     [MN_OP_LIST] = mn_begin_list,
     [MN_OP_USAGE] = mn_begin_usage,
@@ -211,7 +212,8 @@ static enum mn_status check_place(const mn_core *core, const mn_operation *opera
                                   mn_error *error)
 {
     bool usage = operation->kind == MN_OP_USAGE;
-    bool data = (operation->kind >= MN_OP_FETCH && operation->kind <= MN_OP_STORE) || usage;
+    bool move = operation->kind == MN_OP_MOVE;
+    bool data = (operation->kind >= MN_OP_FETCH && operation->kind <= MN_OP_STORE) || usage || move;
     bool read = operation->kind == MN_OP_FETCH || operation->kind == MN_OP_BAG;
     bool look = operation->kind == MN_OP_STATUS || operation->kind == MN_OP_LIST ||
                 operation->kind == MN_OP_JOIN;
@@ -222,10 +224,11 @@ static enum mn_status check_place(const mn_core *core, const mn_operation *opera
     if (data && operation->table->id == 0)
         return mn_fail(error, MN_NOT_FOUND, "table", "table \"%s\" was dropped",
                        operation->table->spec.name);
-    if (reader && !look && !files && !usage && !(read && operation->step == MN_LATEST) &&
+    if (reader && !look && !files && !usage && !move && !(read && operation->step == MN_LATEST) &&
         operation->kind != MN_OP_TABLE_FIND)
         return mn_fail(error, MN_INVALID, "reader",
-                       "a reader finds tables, reads MN_LATEST, saves and loads; open without "
+                       "a reader finds tables, reads MN_LATEST, moves tiles, saves and loads; open "
+                       "without "
                        "`reader`");
     if (!core->joined && reader && !look && operation->kind != MN_OP_LOAD &&
         operation->kind != MN_OP_TABLE_FIND)
@@ -280,9 +283,26 @@ void mn_task_end(mn_task *task, enum mn_status status)
 
 void mn_task_done(mn_task *task) { mn_task_end(task, MN_OK); }
 
+void mn_task_restart(mn_task *task, void (*next)(mn_task *task))
+{
+    task->restart = next;
+    if (task->slots || task->unanswered)
+        mn_slots_drop(task);
+    task->unanswered = 0;
+    mn_task_settle(task);
+}
+
 void mn_task_settle(mn_task *task)
 {
     mn_core *core = task->core;
+    if (!task->ending && task->restart) {
+        void (*next)(mn_task * task) = task->restart;
+        if (task->flying)
+            return;
+        task->restart = NULL;
+        next(task);
+        return;
+    }
     if (!task->ending) {
         if (task->unanswered == 0 && task->resume_ns == UINT64_MAX)
             task->phase->complete(task);
@@ -300,6 +320,7 @@ static void task_free(mn_task *task)
     mn_operation *operation = task->operation;
     mn_end_data(task);
     mn_settle_destroy(task);
+    mn_moves_destroy(task);
     list_remove(&core->ended_first, &core->ended_last, task);
     task->next = core->free_task;
     core->free_task = task;

@@ -21,13 +21,6 @@ static bool has_weights(const mn_operation *operation)
     return operation->kind == MN_OP_BAG || operation->kind == MN_OP_BAG_GRAD;
 }
 
-/* Shards that hold tiles: the first ones (mn_map_shard). */
-static uint32_t holders(const mn_table *table)
-{
-    uint32_t shards = table->core->shards;
-    return table->geometry.tiles < shards ? table->geometry.tiles : shards;
-}
-
 /* One dtype for what travels: partial bags are f32, so that only their sum is rounded. */
 static enum mn_dtype wire_dtype(const mn_task *task)
 {
@@ -55,7 +48,7 @@ static uint32_t index_bits(enum mn_encoding encoding, uint64_t rows)
 static bool routed(const mn_task *task)
 {
     const mn_table *table = task->operation->table;
-    return table->spec.split == MN_ROWS && !has_weights(task->operation) && holders(table) > 1;
+    return table->spec.split == MN_ROWS && !has_weights(task->operation) && table->holders > 1;
 }
 
 /* As many units as fit a request, and their answer, at the shard with the widest share; and no more
@@ -66,7 +59,7 @@ static uint64_t chunk_units(const mn_task *task, uint64_t chunk_bytes)
     const mn_table *table = operation->table;
     bool partial = operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS;
     uint64_t most_sent = 1, most_answered = 1;
-    for (uint32_t shard = 0; shard < holders(table); shard++) {
+    for (uint32_t shard = 0; shard < table->holders; shard++) {
         const mn_share *share = &table->shares[shard];
         uint64_t dtype = partial                ? MN_F32
                          : is_change(operation) ? operation->values.dtype
@@ -121,7 +114,7 @@ static enum mn_status route_rows(mn_task *task)
         uint32_t tile;
         uint64_t offset;
         mn_row_locate(geometry, row, &tile, &offset);
-        owners[i] = (uint16_t)mn_map_shard(geometry->tiles, core->shards, tile);
+        owners[i] = (uint16_t)mn_table_shard(operation->table, tile);
         task->lanes[owners[i]].units++;
     }
     uint64_t first = 0;
@@ -145,7 +138,7 @@ static enum mn_status plan_sums(mn_task *task)
     const mn_table *table = operation->table;
     mn_data *data = &task->data;
     bool partial =
-        operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS && holders(table) > 1;
+        operation->kind == MN_OP_BAG && table->spec.split == MN_ROWS && table->holders > 1;
     if (data->direct || (operation->kind != MN_OP_BAG_GRAD && !partial))
         return MN_OK;
     data->added = mn_core_allocate(task->core, chunks_of(data, data->units) * sizeof *data->added);
@@ -187,15 +180,18 @@ static enum mn_status plan(mn_task *task)
 {
     mn_core *core = task->core;
     const mn_operation *operation = task->operation;
-    const mn_table *table = operation->table;
+    mn_table *table = operation->table;
     mn_data *data = &task->data;
+    mn_table_follow(table);
+    data->moved = table->moved;
+    data->map_epoch = table->map_epoch;
     enum mn_encoding plain = operation->indices.dtype == MN_U32 ? MN_INDEX_U32 : MN_INDEX_I64;
     data->encoding = core->options.packed ? MN_INDEX_PACKED : plain;
     data->chunk_units = chunk_units(task, data->direct ? DIRECT_BYTES : core->options.chunk_bytes);
     memset(task->lanes, 0, core->shards * sizeof *task->lanes);
     if (routed(task))
         return route_rows(task);
-    for (uint32_t shard = 0; shard < holders(table); shard++)
+    for (uint32_t shard = 0; shard < table->holders; shard++)
         task->lanes[shard].units = data->units;
     return plan_sums(task);
 }
@@ -326,6 +322,7 @@ static void fill_data(mn_task *task, mn_lane *lane, mn_slot *slot)
     request->table = table->id;
     request->tile_first = share->tile_first;
     request->tile_count = share->tile_count;
+    request->moved = is_change(operation) ? table->moved : 0;
     request->part = operation->part;
     request->position = slot->piece;
     request->count = units.count;
@@ -398,7 +395,7 @@ static void add(mn_task *task, const mn_lane *lane, uint64_t piece, const mn_pay
     for (uint32_t array = 0; array < arrays; array++)
         mn_add_f32(&cursor, n, sums);
     data->added[piece] = lane->shard + 1;
-    if (data->sums && data->added[piece] == holders(table))
+    if (data->sums && data->added[piece] == table->holders)
         mn_round_bf16(sums, n, (uint16_t *)operation->outputs.data + units.first * width);
 }
 
@@ -429,7 +426,7 @@ static void add_in_order(mn_task *task, mn_lane *lane, mn_slot *slot, const mn_p
         return;
     }
     add(task, lane, piece, payload);
-    for (uint32_t shard = lane->shard + 1; shard < holders(task->operation->table); shard++) {
+    for (uint32_t shard = lane->shard + 1; shard < task->operation->table->holders; shard++) {
         mn_slot *held = held_slot(task, shard, piece);
         if (!held)
             return;
@@ -446,6 +443,10 @@ static enum mn_status answered_data(mn_task *task, mn_lane *lane, mn_slot *slot)
     const mn_reply *reply = &slot->exchange.reply;
     mn_units units = piece_units(task, lane, slot->piece);
     uint64_t expected = answer_bytes(task, lane, &units);
+    if (task->data.map_epoch != operation->table->map_epoch)
+        return mn_fail(&task->error, MN_EPOCH, "map_epoch",
+                       "the group was loaded anew since this call of epoch %llu began",
+                       (unsigned long long)task->data.map_epoch);
     if (reply->payload.bytes != expected)
         return mn_fail(&task->error, MN_CORRUPT, "payload",
                        "shard %u answered %llu bytes where %llu were due", lane->shard,
@@ -498,7 +499,7 @@ static const mn_phase data_phases[] = {
 static void open_lanes(mn_task *task)
 {
     mn_phase_begin(task, &data_phases[task->operation->kind]);
-    for (uint32_t shard = 0; shard < holders(task->operation->table); shard++)
+    for (uint32_t shard = 0; shard < task->operation->table->holders; shard++)
         mn_lane_open(task, shard, chunks_of(&task->data, task->lanes[shard].units));
 }
 
@@ -508,9 +509,72 @@ static void start_data(mn_task *task)
     mn_phase_go(task);
 }
 
+/* Cuts the call for the tiles as the table's shares have them, and sends it. */
+static void cut(mn_task *task)
+{
+    enum mn_status status = plan(task);
+    if (!status) {
+        open_lanes(task);
+        if (is_change(task->operation))
+            status = mn_steps_claim(task);
+    }
+    if (status)
+        mn_task_end(task, status);
+    else
+        mn_phase_go(task);
+}
+
+static void release_plan(mn_task *task)
+{
+    mn_core *core = task->core;
+    mn_data *data = &task->data;
+    if (data->order)
+        mn_core_release(core, data->order, data->units * sizeof *data->order);
+    if (data->added)
+        mn_core_release(core, data->added, chunks_of(data, data->units) * sizeof *data->added);
+    if (data->sums)
+        mn_core_release(core, data->sums,
+                        data->units * task->operation->table->spec.dim * sizeof *data->sums);
+    data->order = data->added = NULL;
+    data->sums = NULL;
+}
+
+/* From the start: of what was answered for other tiles nothing counts. */
+static void cut_again(mn_task *task)
+{
+    release_plan(task);
+    task->torn = false;
+    task->step_shown = UINT64_MAX;
+    cut(task);
+}
+
+/* Not at once: the core may be in the midst of its tasks. */
+static void cut_soon(mn_task *task)
+{
+    task->resume = cut_again;
+    task->resume_ns = 0;
+    mn_core_wake_at(task->core, 0);
+}
+
+void mn_data_recut(mn_table *table)
+{
+    for (mn_task *task = table->core->alive_first; task; task = task->next) {
+        enum mn_operation_kind kind = task->operation->kind;
+        bool data = kind >= MN_OP_FETCH && kind <= MN_OP_STORE;
+        if (!data || task->operation->table != table || task->phase != &data_phases[kind] ||
+            task->ending || task->restart)
+            continue;
+        if (task->resume_ns == UINT64_MAX)
+            mn_task_restart(task, cut_soon);
+        else
+            task->resume = cut_again; /* it had been answered from different steps */
+    }
+}
+
 void mn_begin_data(mn_task *task)
 {
     const mn_operation *operation = task->operation;
+    task->moved = cut_again;
     task->data.units = operation->count;
     task->data.reads = has_weights(operation) ? operation->per_query : 1;
     task->data.direct = task->core->transport->read_memory && task->core->shards == 1;
@@ -520,33 +584,19 @@ void mn_begin_data(mn_task *task)
         return;
     }
     status = mark_streams(task);
-    if (!status)
-        status = plan(task);
-    if (!status) {
-        open_lanes(task);
-        if (is_change(operation))
-            status = mn_steps_claim(task);
-    }
     if (status)
         mn_task_end(task, status);
     else
-        mn_phase_go(task);
+        cut(task);
 }
 
 void mn_end_data(mn_task *task)
 {
     mn_core *core = task->core;
-    mn_data *data = &task->data;
     mn_steps_settle(task);
-    for (uint32_t i = 0; i < data->mark_count; i++)
-        core->transport->unmark(core->transport, data->marks[i]);
-    if (data->chunk_units) /* what the caller gave had passed */
+    for (uint32_t i = 0; i < task->data.mark_count; i++)
+        core->transport->unmark(core->transport, task->data.marks[i]);
+    if (task->data.chunk_units) /* what the caller gave had passed */
         mn_explain(task);
-    if (data->order)
-        mn_core_release(core, data->order, data->units * sizeof *data->order);
-    if (data->added)
-        mn_core_release(core, data->added, chunks_of(data, data->units) * sizeof *data->added);
-    if (data->sums)
-        mn_core_release(core, data->sums,
-                        data->units * task->operation->table->spec.dim * sizeof *data->sums);
+    release_plan(task);
 }

@@ -336,7 +336,7 @@ static void slot_answered(mn_slot *slot)
     mn_lane *lane = slot->lane;
     mn_task *task = lane->task;
     const mn_reply *reply = &slot->exchange.reply;
-    if (task->ending) {
+    if (task->ending || task->restart) {
         slot_free(slot);
         mn_window_pump(slot->window);
     } else if (reply->status == MN_OK) {
@@ -355,6 +355,12 @@ static void slot_answered(mn_slot *slot)
         mn_slot_finish(slot);
     } else if (worth_retrying(slot->window->core, slot, reply)) {
         slot_retry(slot, reply);
+    } else if (reply->status == MN_MOVED && task->moved) {
+        mn_error_of_shard(&task->last, slot->window->shard, reply->status, reply);
+        slot_free(slot);
+        mn_moved(task, task->moved);
+        mn_window_pump(slot->window);
+        return;
     } else {
         mn_error_of_shard(&task->error, slot->window->shard, reply->status, reply);
         slot_free(slot);

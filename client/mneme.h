@@ -273,6 +273,7 @@ typedef struct mn_table_status {
     mn_table_spec spec;
     uint64_t table;
     uint32_t tile_first, tile_count; /* at that shard */
+    uint64_t moved;                  /* the last move of its tiles (mn_move); 0: none was moved */
     uint64_t rows_written, resident_bytes;
 } mn_table_status;
 enum mn_status mn_shard_status(mn_client *client, uint32_t shard, mn_group_status *groups,

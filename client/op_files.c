@@ -92,7 +92,11 @@ static enum mn_status answered_step(mn_task *task, mn_lane *lane, mn_slot *slot)
     return MN_OK;
 }
 
-static void complete_step(mn_task *task) { mn_phase_all(task, &write_phase); }
+static void complete_step(mn_task *task)
+{
+    task->moved = mn_begin_save;
+    mn_phase_all(task, &write_phase);
+}
 
 static const mn_phase step_phase = {MN_VERB_MAP, NULL, answered_step, NULL, complete_step};
 

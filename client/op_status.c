@@ -75,6 +75,7 @@ static enum mn_status answered_list(mn_task *task, mn_lane *lane, mn_slot *slot)
         out->tile_count = info->tile_count;
         out->rows_written = info->rows_written;
         out->resident_bytes = info->resident_bytes;
+        out->moved = info->moved;
     }
     return MN_OK;
 }

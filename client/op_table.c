@@ -7,15 +7,18 @@
 
 /* ---- Handles ---- */
 
+/* The shares follow from the tiles that each shard holds. */
 static void shape(mn_table *table)
 {
     const mn_geometry *geometry = &table->geometry;
     const mn_optimizer *optimizer = &table->spec.optimizer;
     bool columns = table->spec.split == MN_COLUMNS;
+    table->state_row_bytes = table->holders = 0;
     for (uint32_t shard = 0; shard < table->core->shards; shard++) {
         mn_share *share = &table->shares[shard];
-        mn_map_tiles(geometry->tiles, table->core->shards, shard, &share->tile_first,
-                     &share->tile_count);
+        table->holders += share->tile_count > 0;
+        share->column_first = share->columns = 0;
+        share->state_bytes = 0;
         share->state_first = table->state_row_bytes;
         for (uint32_t i = 0; columns && i < share->tile_count; i++) {
             uint32_t width = mn_tile_columns(geometry, share->tile_first + i);
@@ -34,6 +37,54 @@ static void shape(mn_table *table)
         table->shares[shard].state_first = 0;
         table->shares[shard].state_bytes = table->state_row_bytes;
     }
+}
+
+/* As they are made. */
+static void map_new(mn_table *table)
+{
+    table->moved = 0;
+    table->map_epoch = table->core->epoch;
+    for (uint32_t shard = 0; shard < table->core->shards; shard++)
+        mn_map_tiles(table->geometry.tiles, table->core->shards, shard,
+                     &table->shares[shard].tile_first, &table->shares[shard].tile_count);
+    shape(table);
+}
+
+void mn_table_follow(mn_table *table)
+{
+    if (table->map_epoch != table->core->epoch)
+        map_new(table);
+}
+
+void mn_table_remap(mn_table *table, const mn_holding *holdings)
+{
+    bool same = holdings[0].moved == table->moved;
+    for (uint32_t shard = 0; same && shard < table->core->shards; shard++)
+        same = table->shares[shard].tile_first == holdings[shard].tile_first &&
+               table->shares[shard].tile_count == holdings[shard].tile_count;
+    if (same)
+        return;
+    table->moved = holdings[0].moved;
+    for (uint32_t shard = 0; shard < table->core->shards; shard++) {
+        table->shares[shard].tile_first = holdings[shard].tile_first;
+        table->shares[shard].tile_count = holdings[shard].tile_count;
+    }
+    shape(table);
+    if (!(table->core->options.plants & MN_CORE_PLANT_OLD_CUT))
+        mn_steps_forget(table->core, table->id);
+    mn_data_recut(table);
+}
+
+/* Moves go between neighbours: it is not far from where the tile was made. */
+uint32_t mn_table_shard(const mn_table *table, uint32_t tile)
+{
+    const mn_share *shares = table->shares;
+    uint32_t shard = mn_map_shard(table->geometry.tiles, table->core->shards, tile);
+    while (tile < shares[shard].tile_first)
+        shard--;
+    while (tile - shares[shard].tile_first >= shares[shard].tile_count)
+        shard++;
+    return shard;
 }
 
 enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
@@ -58,12 +109,14 @@ enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *s
         table->spec = *spec;
         table->shares = shares;
         mn_geometry_init(spec, &table->geometry);
-        shape(table);
+        map_new(table);
         table->next = core->tables;
         core->tables = table;
     }
     for (uint32_t shard = 0; table->id != id && shard < core->shards; shard++)
         table->shares[shard].told_epoch = 0;
+    if (table->id != id)
+        map_new(table);
     mn_table_forget(core, spec->name);
     table->id = id;
     *out_table = table;

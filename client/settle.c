@@ -323,6 +323,7 @@ void mn_settle_seal(mn_task *task)
 {
     mn_settle *settle = task->settle;
     settle->discard = settle->reseal = false;
+    task->moved = mn_settle_seal;
     mn_phase_begin(task, &seal_phase);
     for (uint32_t shard = 0; shard < task->core->shards; shard++)
         if (!settle->views[shard].permanent)

@@ -36,8 +36,8 @@ static mn_step_record *record_of(const mn_core *core, uint64_t step)
     return record->step == step ? (mn_step_record *)record : NULL;
 }
 
-static mn_part_pieces *part_keys(const mn_core *core, mn_step_record *record, uint64_t table,
-                                 uint32_t part)
+/* Where the call's pieces are counted; new ones get a place. NULL: there are too many. */
+static mn_part_record *part_of(mn_step_record *record, uint64_t table, uint32_t part)
 {
     uint64_t hash = (table * UINT64_C(0x9E3779B97F4A7C15)) ^ (part * UINT64_C(0xC2B2AE3D27D4EB4F));
     for (uint64_t at = hash >> 32;; at++) {
@@ -53,8 +53,14 @@ static mn_part_pieces *part_keys(const mn_core *core, mn_step_record *record, ui
             key->part = part;
             record->part_count++;
         }
-        return record->keys + at * core->shards;
+        return key;
     }
+}
+
+static mn_part_pieces *keys_of(const mn_core *core, const mn_step_record *record,
+                               const mn_part_record *part)
+{
+    return record->keys + (uint64_t)(part - record->parts) * core->shards;
 }
 
 enum mn_status mn_steps_claim(mn_task *task)
@@ -69,11 +75,14 @@ enum mn_status mn_steps_claim(mn_task *task)
                        step, MN_OPEN_STEPS, core->step);
     mn_step_record *record = &core->steps[step % MN_OPEN_STEPS];
     record->step = step;
-    mn_part_pieces *keys = part_keys(core, record, operation->table->id, operation->part);
-    if (!keys)
+    mn_part_record *part = part_of(record, operation->table->id, operation->part);
+    if (!part)
         return mn_fail(&task->error, MN_BUSY, "part",
                        "step %" PRIu64 " has changes in %d (table, part) pairs already", step,
                        PARTS_FULL);
+    record->due -= part->due;
+    part->due = false;
+    mn_part_pieces *keys = keys_of(core, record, part);
     for (uint32_t shard = 0; shard < core->shards; shard++) {
         uint64_t pieces = task->lanes[shard].pieces;
         if (pieces <= keys[shard].cut)
@@ -81,7 +90,7 @@ enum mn_status mn_steps_claim(mn_task *task)
         record->sums[shard].cut += (uint32_t)pieces - keys[shard].cut;
         keys[shard].cut = (uint32_t)pieces;
     }
-    record->changing++;
+    record->changing += !task->claimed; /* one that is cut again is counted already */
     task->claimed = true;
     return MN_OK;
 }
@@ -101,7 +110,8 @@ void mn_steps_acknowledge(mn_lane *lane)
     mn_step_record *record = record_of(task->core, operation->step);
     if (!task->claimed || !record)
         return;
-    mn_part_pieces *keys = part_keys(task->core, record, operation->table->id, operation->part);
+    const mn_part_record *part = part_of(record, operation->table->id, operation->part);
+    mn_part_pieces *keys = part ? keys_of(task->core, record, part) : NULL;
     if (!keys || ++lane->acknowledged <= keys[lane->shard].acknowledged)
         return;
     keys[lane->shard].acknowledged++;
@@ -111,13 +121,35 @@ void mn_steps_acknowledge(mn_lane *lane)
 mn_part_pieces mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shard)
 {
     const mn_step_record *record = record_of(core, step);
-    return record ? record->sums[shard] : (mn_part_pieces){0};
+    mn_part_pieces pieces = record ? record->sums[shard] : (mn_part_pieces){0};
+    pieces.cut += record ? record->due : 0; /* calls are owed: not a number that stands there */
+    return pieces;
 }
 
 uint32_t mn_steps_changing(const mn_core *core, uint64_t step)
 {
     const mn_step_record *record = record_of(core, step);
     return record ? record->changing : 0;
+}
+
+void mn_steps_forget(mn_core *core, uint64_t table)
+{
+    for (uint32_t i = 0; i < MN_OPEN_STEPS; i++) {
+        mn_step_record *record = &core->steps[i];
+        for (uint32_t at = 0; record->part_count && at < MN_STEP_PARTS_MAX; at++) {
+            mn_part_record *part = &record->parts[at];
+            if (!part->used || part->table != table)
+                continue;
+            mn_part_pieces *keys = keys_of(core, record, part);
+            for (uint32_t shard = 0; shard < core->shards; shard++) {
+                record->sums[shard].cut -= keys[shard].cut;
+                record->sums[shard].acknowledged -= keys[shard].acknowledged;
+                keys[shard] = (mn_part_pieces){0};
+            }
+            record->due += !part->due;
+            part->due = true;
+        }
+    }
 }
 
 void mn_steps_close(mn_core *core, uint64_t step)
@@ -135,7 +167,7 @@ void mn_steps_close(mn_core *core, uint64_t step)
             memset(record->keys, 0,
                    (uint64_t)MN_STEP_PARTS_MAX * core->shards * sizeof *record->keys);
         }
-        record->part_count = record->changing = 0;
+        record->part_count = record->changing = record->due = 0;
         record->step = 0;
     }
 }
