@@ -62,6 +62,7 @@ static void unknown_enums(void **state)
         {MN_VERB_BAG_GRAD, 0, 0, 10, 2, "read"},
         {MN_VERB_JOIN, 0, 0, 18, 3, "phase"},
         {MN_VERB_SNAPSHOT, 0, 0, 25, 4, "phase"},
+        {MN_VERB_MOVE, 0, 0, 33, 7, "move_phase"},
         {MN_VERB_CREATE_TABLE, 16, 0, 4, 6, "dtype"},
         {MN_VERB_CREATE_TABLE, 16, 0, 5, 2, "split"},
         {MN_VERB_CREATE_TABLE, 16, 8, 1, 4, "kind"},

@@ -11,7 +11,7 @@
 
 #define PLACE(X)    X(table) X(tile_first) X(tile_count)
 #define READS(X)    PLACE(X) X(count) X(index_encoding) X(value_dtype) X(read) X(staleness)
-#define PIECE(X)    X(part) X(position)
+#define PIECE(X)    X(part) X(position) X(moved)
 #define PROPOSAL(X) X(proposal)
 
 #define REQUEST_CREATE_TABLE(X) X(table) X(spec) X(ranks) X(durability)
@@ -29,7 +29,7 @@
 #define REQUEST_REDUCE(X)   X(name)
 #define REQUEST_SNAPSHOT(X) X(files) X(path) X(rate) X(save)
 #define REQUEST_RESTORE(X)  X(ranks) X(files) X(path) X(saved_step)
-#define REQUEST_MOVE(X)     PLACE(X)
+#define REQUEST_MOVE(X)     PLACE(X) X(count) X(position) X(move_phase) X(move) X(move_from) X(move_to)
 #define REQUEST_MAP(X)
 #define REQUEST_STATUS(X)
 
@@ -52,9 +52,9 @@
 #define REPLY_REDUCE(X)
 #define REPLY_SNAPSHOT(X) X(bytes)
 #define REPLY_RESTORE(X)  X(ranks) X(bytes) TABLES(X)
-#define REPLY_MOVE(X)
-#define REPLY_MAP(X)    PLACES(X)
-#define REPLY_STATUS(X) PLACES(X) X(files) X(files_count)
+#define REPLY_MOVE(X)     X(move) X(move_last) X(move_step) X(move_taken) X(move_position) X(move_rows)
+#define REPLY_MAP(X)      PLACES(X)
+#define REPLY_STATUS(X)   PLACES(X) X(files) X(files_count)
 
 #define KEEP(member) memcpy(&out->member, &from->member, sizeof out->member);
 #define REQUEST_CASE(name, wire_name, kind)                                                        \
@@ -180,6 +180,11 @@ static void random_request(rng *r, mn_request *out)
     out->rate = random_number(r);
     out->saved_step = random_number(r);
     out->save = random_number(r);
+    out->move_phase = (enum mn_move_phase)rng_below(r, MN_MOVE_CANCEL + 1);
+    out->move = random_number(r);
+    out->move_from = (uint32_t)random_number(r);
+    out->move_to = (uint32_t)random_number(r);
+    out->moved = random_number(r);
 }
 
 static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
@@ -197,6 +202,12 @@ static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
     out->shard = (uint32_t)random_number(r);
     out->bytes = random_number(r);
     out->table = random_number(r);
+    out->move = random_number(r);
+    out->move_last = random_number(r);
+    out->move_step = random_number(r);
+    out->move_taken = rng_below(r, 2);
+    out->move_position = random_number(r);
+    out->move_rows = random_number(r);
     out->tables = arena->tables;
     out->table_count = (uint32_t)rng_below(r, MN_INFO_MAX + 1);
     for (uint32_t i = 0; i < out->table_count; i++) {
@@ -208,6 +219,11 @@ static void random_reply(rng *r, mn_reply_arena *arena, mn_reply *out)
         info->rows_written = random_number(r);
         info->resident_bytes = random_number(r);
         info->counters = random_number(r);
+        info->moved = random_number(r);
+        info->move = random_number(r);
+        info->move_from = (uint32_t)random_number(r);
+        info->move_to = (uint32_t)random_number(r);
+        info->move_overdue = rng_below(r, 2);
     }
     out->groups = arena->groups;
     out->group_count = (uint32_t)rng_below(r, MN_INFO_MAX + 1);
@@ -351,7 +367,8 @@ static void golden_request(enum mn_verb verb, mn_request *out)
     golden_spec(verb == MN_VERB_CREATE_TABLE ? "n1" : "n27", &out->spec);
     out->ranks = 1017, out->join = MN_JOIN_REPLAY, out->pieces = 1019, out->norms = true;
     out->rate = 1029, out->acknowledged = 1030, out->saved_step = 1031;
-    out->save = 1032;
+    out->save = 1032, out->move_phase = MN_MOVE_CANCEL, out->move = 1034, out->move_from = 1035;
+    out->move_to = 1036, out->moved = 1037;
     golden_proposal(&out->proposal);
     out->durability = MN_DURABILITY_SYNC;
     out->factors[0] = out->factors[1] = 22.5f;
@@ -369,13 +386,20 @@ static void golden_reply(mn_reply *out)
     golden_proposal(&out->proposal);
     out->factors[0] = out->factors[1] = 6.5f;
     out->incarnation_sum = 1007, out->ranks = 1008, out->shards = 1009, out->shard = 1010;
-    out->bytes = 1011, out->table = 1012;
+    out->bytes = 1011, out->table = 1012, out->move = 1017, out->move_last = 1018;
+    out->move_step = 1019, out->move_taken = true, out->move_position = 1021;
+    out->move_rows = 1022;
     mn_table_info table = {.table = 1001,
                            .tile_first = 1003,
                            .tile_count = 1004,
                            .rows_written = 1005,
                            .resident_bytes = 1006,
-                           .counters = 1007};
+                           .counters = 1007,
+                           .moved = 1008,
+                           .move = 1009,
+                           .move_from = 1010,
+                           .move_to = 1011,
+                           .move_overdue = true};
     golden_spec("n1", &table.spec);
     mn_group_info group = {"n1", 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010};
     out->tables = arena.tables, out->groups = arena.groups;
@@ -467,7 +491,7 @@ static void error_detail_travels(void **state)
     (void)state;
     uint32_t bytes = 0;
     memset(&reply, 0, sizeof reply);
-    reply.status = mn_fail(&reply.error, MN_DISCARDED, "n2", "n3");
+    reply.status = mn_fail(&reply.error, MN_MOVED, "n2", "n3");
     reply.map_epoch = 1004, reply.step = 1005;
     assert_int_equal(mn_error_encode(&reply, header, sizeof header, &bytes), MN_OK);
     assert_int_equal(bytes, sizeof golden_error_detail);
