@@ -185,6 +185,7 @@ static int tables(const cli_flags *flags, mn_client *client)
         cli_text(&line, "dtype", 5, mn_dtype_name(table->spec.dtype));
         cli_text(&line, "split", 7, split_name(&table->spec));
         cli_number(&line, "tiles", 5, table->spec.tiles);
+        cli_number(&line, "moved", 5, table->moved);
         cli_text(&line, "optimizer", 15, WORD(optimizers, table->spec.optimizer.kind));
         cli_number(&line, "rows_written", 12, written);
         cli_bytes(&line, "resident_bytes", 14, resident);
@@ -203,7 +204,8 @@ static void describe_json(const mn_table_status *table)
                  ",\"dim\":%u,\"dtype\":\"%s\",\"split\":\"%s\",\"tiles\":%u,\"seed\":%" PRIu64,
                  spec->name, table->table, spec->rows, spec->dim, mn_dtype_name(spec->dtype),
                  split_name(spec), spec->tiles, spec->seed);
-    (void)printf(",\"init\":{\"kind\":\"%s\",\"a\":", WORD(inits, spec->init.kind));
+    (void)printf(",\"moved\":%" PRIu64 ",\"init\":{\"kind\":\"%s\",\"a\":", table->moved,
+                 WORD(inits, spec->init.kind));
     cli_json_float(spec->init.a);
     (void)printf(",\"b\":");
     cli_json_float(spec->init.b);
@@ -225,7 +227,10 @@ static void describe_text(const mn_table_status *table)
     (void)printf("table      %s (id %" PRIu64 ")\n", spec->name, table->table);
     (void)printf("shape      %" PRIu64 " rows x %u columns, %s\n", spec->rows, spec->dim,
                  mn_dtype_name(spec->dtype));
-    (void)printf("split      by %s, %u tiles\n", split_name(spec), spec->tiles);
+    (void)printf("split      by %s, %u tiles", split_name(spec), spec->tiles);
+    if (table->moved)
+        (void)printf(", moved since they were made (move %" PRIu64 ")", table->moved);
+    (void)puts("");
     (void)printf("init       %s (a %g, b %g), seed %" PRIu64 "\n", WORD(inits, spec->init.kind),
                  (double)spec->init.a, (double)spec->init.b, spec->seed);
     (void)printf("optimizer  %s (beta1 %g, beta2 %g, eps %g), state %s%s\n",
@@ -381,6 +386,7 @@ static const struct {
     {"fetch", fetch, 10000},
     {"save", cli_save, LONG_DEADLINE_MS},
     {"load", cli_load, LONG_DEADLINE_MS},
+    {"move", cli_move, LONG_DEADLINE_MS},
 };
 
 mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_ms)

@@ -10,6 +10,7 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 typedef struct cli_flags {
     const char *target, *group, *authorization, *dtype;
     uint64_t deadline_ms, bytes_per_second, step;
+    uint32_t from, to, tiles; /* move: shards, from 1 (0: not given) */
     bool json, help, version;
     const char *const *words; /* the command and its arguments */
     int word_count;
@@ -22,6 +23,8 @@ void cli_help(void);
 /* save, load (cli_files.c): the group's, with their progress shown. */
 int cli_save(const cli_flags *flags, mn_client *client);
 int cli_load(const cli_flags *flags, mn_client *client);
+/* move (cli_move.c): likewise. */
+int cli_move(const cli_flags *flags, mn_client *client);
 /* Of a reader of the group; its texts are lent until the next call. */
 mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_ms);
 

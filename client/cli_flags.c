@@ -6,7 +6,7 @@
 #include <string.h>
 
 static const char help[] =
-    "mneme: look at memory shards, read rows, save and load a group\n"
+    "mneme: look at memory shards, read rows, move tiles, save and load a group\n"
     "\n"
     "usage: mneme [FLAGS] COMMAND\n"
     "\n"
@@ -23,6 +23,12 @@ static const char help[] =
     "                      goes what has changed since. --rate bounds what that takes of disks\n"
     "  load DIR            replaces the group by the one saved in DIR, on however many shards\n"
     "                      there are; trainers of before are refused and have to start again\n"
+    "  move NAME           moves tiles of the table from shard --from to its neighbour --to: to "
+    "the\n"
+    "                      next one the last --tiles (1) that it holds, to the one before the "
+    "first\n"
+    "                      ones. Trainers go on; the table's changes wait while its rows are "
+    "copied\n"
     "  freeze DIR OUT [NAME ...]  writes the group saved in the folder DIR of this machine to the\n"
     "                      folder OUT, as mn_open_frozen maps it; asks no shard. With --dtype, "
     "the\n"
@@ -32,15 +38,16 @@ static const char help[] =
     "                      numbers (default static:127.0.0.1:7700); local:DIR for a folder\n"
     "  --group G           default \"default\"\n"
     "  --json              one JSON object a line, for programs; bytes are exact\n"
-    "  --deadline SECONDS  of each call (default 10; status 3, save, load and freeze 600)\n"
+    "  --deadline SECONDS  of each call (default 10; status 3, save, load, move and freeze 600)\n"
     "  --rate MB           save: each shard writes this many megabytes a second at most\n"
     "  --step N            load: the save of step N in DIR, if it is kept (mneme-shard\n"
     "                      --saves-kept); default: the newest\n"
+    "  --from A --to B     move: shards, by their --shard numbers; --tiles N: how many\n"
     "  --dtype D           freeze: f32, bf16 or int8 (default: each table its own)\n"
     "  --token TOKEN       sent to the shards as \"Bearer TOKEN\"\n"
     "  --help, --version\n"
     "\n"
-    "save and load show how far they are: a bar on a terminal, else a line every 5 seconds, both\n"
+    "save, load and move show how far they are: on a terminal at once, else every 5 seconds, both\n"
     "on standard error; with --json an object every second on standard output.\n"
     "The command joins no group and fences no trainer. It exits with 0 when all went well, 1 when\n"
     "a call failed or a shard did not answer, 2 when the command line is wrong.\n"
@@ -71,6 +78,7 @@ static const struct {
     {"fetch", "NAME ROW ...", 2, 1 << 20},
     {"save", "DIR", 1, 1},
     {"load", "DIR", 1, 1},
+    {"move", "NAME --from A --to B", 1, 1},
     {"freeze", "DIR OUT [NAME ...]", 2, 66},
 };
 
@@ -83,7 +91,8 @@ static int check_command(const cli_flags *flags)
         int given = flags->word_count - 1;
         if (strcmp(commands[i].name, flags->words[0]) != 0)
             continue;
-        if (given >= commands[i].least && given <= commands[i].most)
+        bool shards = strcmp(commands[i].name, "move") != 0 || (flags->from && flags->to);
+        if (given >= commands[i].least && given <= commands[i].most && shards)
             return CLI_OK;
         (void)snprintf(text, sizeof text, "%s takes %s", commands[i].name, commands[i].wants);
         return usage("%s", text);
@@ -117,6 +126,39 @@ static int parse_step(const char *value, uint64_t *out_step)
     *out_step = strtoull(value, &end, 10);
     if (value[0] < '0' || value[0] > '9' || *end || !*out_step)
         return usage("--step \"%s\" is not a step, from 1 on", value);
+    return CLI_OK;
+}
+
+/* `first` and above; *out_number counts from 1. */
+static int parse_count(const char *flag, const char *value, unsigned long first,
+                       uint32_t *out_number)
+{
+    char *end, text[160];
+    unsigned long number = strtoul(value, &end, 10);
+    (void)snprintf(text, sizeof text, "%s \"%.100s\" is not a number from %lu on", flag, value,
+                   first);
+    if (value[0] < '0' || value[0] > '9' || *end || number < first || number >= UINT32_MAX)
+        return usage("%s", text);
+    *out_number = (uint32_t)(number - first + 1);
+    return CLI_OK;
+}
+
+/* A flag of numbers, if it is one. */
+static int parse_numbers(const char *flag, const char *value, cli_flags *flags, bool *out_is)
+{
+    const struct {
+        const char *name;
+        unsigned long first;
+        uint32_t *to;
+    } numbers[] = {
+        {"--from", 0, &flags->from}, {"--to", 0, &flags->to}, {"--tiles", 1, &flags->tiles}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        *out_is = !strcmp(flag, numbers[i].name);
+        if (*out_is && !value)
+            return usage("%s needs a value", flag);
+        if (*out_is)
+            return parse_count(flag, value, numbers[i].first, numbers[i].to);
+    }
     return CLI_OK;
 }
 
@@ -154,6 +196,10 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
         if (!strcmp(flag, texts[i].name))
             return usage("%s needs a value", flag);
     }
+    bool number;
+    int failed = parse_numbers(flag, value, flags, &number);
+    if (failed || number)
+        return failed;
     if ((deadline || rate || step) && !value)
         return usage("%s needs a value", flag);
     if (deadline)
@@ -168,7 +214,7 @@ static int parse_flag(char **arguments, int left, cli_flags *flags, int *out_use
 
 int cli_flags_parse(int count, char **arguments, cli_flags *out_flags)
 {
-    cli_flags flags = {.target = "static:127.0.0.1:7700", .group = "default"};
+    cli_flags flags = {.target = "static:127.0.0.1:7700", .group = "default", .tiles = 1};
     int at = 1, used = 1, words = 1;
     for (; at < count; at += used) {
         int failed = parse_flag(arguments + at, count - at, &flags, &used);

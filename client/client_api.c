@@ -431,6 +431,34 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
 
 /* ---- Operations ---- */
 
+mn_future *mn_move_start(mn_table *table, uint32_t from, uint32_t to, uint32_t tiles)
+{
+    mn_future *future = data_call(table, MN_OP_MOVE, 0, 0);
+    if (!future)
+        return NULL;
+    future->operation.shard = from;
+    future->operation.to = to;
+    future->operation.count = tiles;
+    return mn_future_start(future);
+}
+
+enum mn_status mn_move(mn_table *table, uint32_t from, uint32_t to, uint32_t tiles, mn_error *error)
+{
+    return mn_wait(mn_move_start(table, from, to, tiles), error);
+}
+
+mn_move_progress mn_move_watch(const mn_future *future)
+{
+    mn_move_progress progress = {0};
+    if (!future)
+        return progress;
+    mn_client_lock(future->client);
+    progress.rows = future->operation.rows_moved;
+    progress.rows_due = future->operation.rows_due;
+    mn_client_unlock(future->client);
+    return progress;
+}
+
 static enum mn_status look(mn_client *client, enum mn_operation_kind kind, uint32_t shard,
                            mn_group_status *groups, mn_table_status *tables, uint32_t *in_out_count,
                            mn_error *error)

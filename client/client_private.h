@@ -166,19 +166,19 @@ typedef struct mn_settle {
 } mn_settle;
 
 /* A move of tiles (STEPS.md "Move"). */
-typedef struct mn_move {
+typedef struct mn_moving {
     uint64_t number, table;
     uint32_t from, to;
     uint32_t tile_first, tile_count; /* 0: another's, which alone the shards know */
-} mn_move;
+} mn_moving;
 
 /* What a task learns of moves (moved.c), and the one that it makes (op_move.c). */
 typedef struct mn_moves {
     void (*again)(mn_task *task);   /* once the shards agree */
     void (*settled)(mn_task *task); /* once `move` is made everywhere, or is cancelled */
-    mn_move standing;               /* as the shards list it; number 0: none */
+    mn_moving standing;             /* as the shards list it; number 0: none */
     bool overdue;                   /* wherever it stands */
-    mn_move move;                   /* being settled, or made */
+    mn_moving move;                 /* being settled, or made */
     bool taken;                     /* at its new shard: it is made */
     uint32_t orphaned;              /* times in a row that no shard held some tile */
     mn_holding *holdings;           /* [shards] */

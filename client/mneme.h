@@ -34,8 +34,8 @@ typedef struct mn_client_options {
     const char *group;    /* [A-Za-z0-9._-]+, under 64 bytes; default "default" */
     uint32_t rank, ranks; /* this trainer's place, of W; ranks 0 means 1. local: W = 1. A reader's
                              ranks are those of the group that it loads; 0: as saved */
-    bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load; may
-                    come before its group (which is then MN_NOT_FOUND) */
+    bool reader; /* joins no group and fences nobody: LATEST reads, find, status, save, load, move;
+                    may come before its group (which is then MN_NOT_FOUND) */
     uint32_t local_shards; /* local: only, shards (threads) to embed; default 1 */
     /* local: only. 0: tables lie in host memory; d + 1: in the memory of CUDA device d (managed:
      * rows never written take none but 4 bytes of count), where every verb is run, with the same
@@ -260,6 +260,26 @@ typedef struct mn_files_progress {
 } mn_files_progress;
 mn_files_progress mn_files_watch(mn_client *client, const char *path, bool loads,
                                  uint64_t begun_ms);
+
+/* Moves `tiles` tiles of the table from shard `from` to its neighbour `to`, to make room there or
+ * to spread its load, while training goes on: the last ones that `from` holds to from + 1, the
+ * first ones to from - 1; one at least stays. Values, optimizer state and bits are the same ones
+ * after it; clients find the tiles by themselves, reads go on throughout. Costs: the steps that
+ * were begun are ended first; then the group's commits, and changes of the table, wait while its
+ * rows are copied. If the caller dies meanwhile they wait for ten seconds more: any client then
+ * ends the move. A load puts all tiles back where they are made. A reader may call it, too.
+ * MN_INVALID names the argument. MN_BUSY, MN_MOVED, MN_CONFLICT: a save or another move stood in
+ * the way for all of the deadline; MN_DEADLINE "step": a trainer did not end its step. A failure
+ * leaves the tiles where they were. Blocks. */
+enum mn_status mn_move(mn_table *table, uint32_t from, uint32_t to, uint32_t tiles,
+                       mn_error *error);
+/* Likewise, without blocking: mn_answered_step is the step that was committed last before it. */
+mn_future *mn_move_start(mn_table *table, uint32_t from, uint32_t to, uint32_t tiles);
+/* How far it is: rows copied, and in all (0: not known yet). */
+typedef struct mn_move_progress {
+    uint64_t rows, rows_due;
+} mn_move_progress;
+mn_move_progress mn_move_watch(const mn_future *future);
 
 /* What one shard says of itself, and of the tables it holds. Arrays are the caller's; counts are in
  * and out. Blocks. */

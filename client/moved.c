@@ -41,7 +41,7 @@ void mn_moves_destroy(mn_task *task)
 
 void mn_fill_move(mn_task *task, mn_slot *slot, enum mn_move_phase phase)
 {
-    const mn_move *move = &task->moves->move;
+    const mn_moving *move = &task->moves->move;
     mn_request *request = &slot->exchange.request;
     request->move_phase = phase;
     request->move = move->number;
@@ -146,7 +146,7 @@ static bool concerns(const mn_task *task, const mn_table_info *info)
 static enum mn_status note_standing(mn_task *task, const mn_lane *lane, const mn_table_info *info)
 {
     mn_moves *moves = task->moves;
-    mn_move *standing = &moves->standing;
+    mn_moving *standing = &moves->standing;
     uint32_t shards = task->core->shards, from = info->move_from, to = info->move_to;
     if (from >= shards || to >= shards || (from + 1 != to && to + 1 != from))
         return mn_fail(&task->error, MN_CORRUPT, "move_to",
@@ -154,7 +154,7 @@ static enum mn_status note_standing(mn_task *task, const mn_lane *lane, const mn
     if (standing->number && standing->number < info->move)
         return MN_OK;
     moves->overdue = info->move_overdue && (standing->number != info->move || moves->overdue);
-    *standing = (mn_move){.number = info->move, .table = info->table, .from = from, .to = to};
+    *standing = (mn_moving){.number = info->move, .table = info->table, .from = from, .to = to};
     return MN_OK;
 }
 
@@ -234,7 +234,7 @@ static void complete_list(mn_task *task)
     mn_moves *moves = task->moves;
     mn_table *table = table_of(task);
     if (moves->standing.number) {
-        const mn_move *it = &moves->standing;
+        const mn_moving *it = &moves->standing;
         moves->orphaned = 0;
         (void)mn_fail(&task->last, MN_MOVED, "move",
                       "move %" PRIu64 ", from shard %u to %u, has not ended", it->number, it->from,

@@ -336,11 +336,12 @@ static void start(mn_task *task)
         return;
     }
     uint32_t tiles = (uint32_t)operation->count, up = operation->to > operation->shard;
-    moves->move = (mn_move){.table = table->id,
-                            .from = operation->shard,
-                            .to = operation->to,
-                            .tile_first = share->tile_first + (up ? share->tile_count - tiles : 0),
-                            .tile_count = tiles};
+    moves->move =
+        (mn_moving){.table = table->id,
+                    .from = operation->shard,
+                    .to = operation->to,
+                    .tile_first = share->tile_first + (up ? share->tile_count - tiles : 0),
+                    .tile_count = tiles};
     moves->step = moves->step_next = moves->written = moves->number_next = 0;
     moves->anew = moves->all_read = false;
     operation->rows_moved = operation->rows_due = 0;
