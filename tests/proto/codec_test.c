@@ -13,6 +13,8 @@
 #define READS(X)    PLACE(X) X(count) X(index_encoding) X(value_dtype) X(read) X(staleness)
 #define PIECE(X)    X(part) X(position) X(moved)
 #define PROPOSAL(X) X(proposal)
+#define MOVING(X)   X(move_phase) X(move) X(move_from) X(move_to)
+#define COPIED(X)   X(move_position) X(move_rows)
 
 #define REQUEST_CREATE_TABLE(X) X(table) X(spec) X(ranks) X(durability)
 #define REQUEST_DESCRIBE(X)     X(table) X(spec.name) X(count) X(position)
@@ -29,7 +31,7 @@
 #define REQUEST_REDUCE(X)   X(name)
 #define REQUEST_SNAPSHOT(X) X(files) X(path) X(rate) X(save)
 #define REQUEST_RESTORE(X)  X(ranks) X(files) X(path) X(saved_step)
-#define REQUEST_MOVE(X)     PLACE(X) X(count) X(position) X(move_phase) X(move) X(move_from) X(move_to)
+#define REQUEST_MOVE(X)     PLACE(X) X(count) X(position) MOVING(X)
 #define REQUEST_MAP(X)
 #define REQUEST_STATUS(X)
 
@@ -52,7 +54,7 @@
 #define REPLY_REDUCE(X)
 #define REPLY_SNAPSHOT(X) X(bytes)
 #define REPLY_RESTORE(X)  X(ranks) X(bytes) TABLES(X)
-#define REPLY_MOVE(X)     X(move) X(move_last) X(move_step) X(move_taken) X(move_position) X(move_rows)
+#define REPLY_MOVE(X)     X(move) X(move_last) X(move_step) X(move_taken) COPIED(X)
 #define REPLY_MAP(X)      PLACES(X)
 #define REPLY_STATUS(X)   PLACES(X) X(files) X(files_count)
 
