@@ -114,6 +114,28 @@ class Command(unittest.TestCase):
         self.run_badly(2, "load", "cli-test", "--step", "0")
         self.assertIn("INVALID", self.run_badly(1, "save", "../outside"))
 
+    def test_move(self):
+        rows = [self.run_well("--json", "fetch", name, "0-95") for name in ("bags", "rows")]
+        self.assertEqual(self.run_well("move", "rows", "--from", "0", "--to", "1", "--tiles", "3"),
+                         f"moved 3 tiles of rows from shard 0 to shard 1 after step {STEPS}\n")
+        told = lines(self.run_well("--json", "move", "bags", "--from", "1", "--to", "0"))[-1]
+        self.assertEqual(told, {"moved": "bags", "tiles": 1, "from": 1, "to": 0, "step": STEPS})
+        for name, held in (("rows", [(0, 5), (5, 11)]), ("bags", [(0, 3), (3, 1)])):
+            spec, *shards = lines(self.run_well("--json", "describe", name))
+            self.assertGreater(spec["moved"], 0)
+            self.assertEqual([(s["tile_first"], s["tile_count"]) for s in shards], held)
+            self.assertRegex(self.run_well("describe", name), r"tiles, moved .* \(move \d+\)\n")
+        self.assertEqual([self.run_well("--json", "fetch", name, "0-95")
+                          for name in ("bags", "rows")], rows)
+        self.assertIn("INVALID: tiles", self.run_badly(1, "move", "bags", "--from", "1", "--to", "0"))
+        self.assertIn("INVALID: to", self.run_badly(1, "move", "bags", "--from", "1", "--to", "3"))
+        self.assertIn("NOT_FOUND", self.run_badly(1, "move", "none", "--from", "1", "--to", "0"))
+        for words in (["--to", "1"], ["--from", "0", "--to", "x"], ["--from", "0", "--to"],
+                      ["--from", "0", "--to", "1", "--tiles", "0"]):
+            self.assertIn("mneme --help", self.run_badly(2, "move", "bags", *words), words)
+        self.run_well("move", "rows", "--from", "1", "--to", "0", "--tiles", "3")
+        self.run_well("move", "bags", "--from", "0", "--to", "1")
+
     def start(self, *words, stderr=subprocess.PIPE):
         return subprocess.Popen([PROGRAMS["mneme"], "--target", self.cluster.target(), "--group",
                                  "process", *words], stdout=subprocess.PIPE, stderr=stderr,
@@ -184,7 +206,7 @@ class Command(unittest.TestCase):
         self.assertRegex(text, "authorization.*bytes are more than 4095")
         self.assertRegex(self.run_badly(1, "--token", "t\n", "tables"), "authorization.*0x0a")
         text = self.run_well("--help")
-        for word in ("status", "tables", "describe", "fetch", "save", "load", "freeze", "--json"):
+        for word in ("status", "tables", "describe", "fetch", "save", "load", "move", "freeze", "--json"):
             self.assertIn(word, text)
         self.assertTrue(all(len(line) <= 100 for line in text.splitlines()))
         self.assertRegex(self.run_well("--version"), r"^mneme \d+\.\d+\.\d+$")

@@ -209,6 +209,8 @@ int main(void)
         cmocka_unit_test(reads_are_counted),
         cmocka_unit_test(wide_rows_go_as_they_lie),
         cmocka_unit_test(every_way_to_wait),
+        cmocka_unit_test(moves_keep_the_bits),
+        cmocka_unit_test(moves_that_cannot_be),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
