@@ -185,7 +185,10 @@ static int tables(const cli_flags *flags, mn_client *client)
         cli_text(&line, "dtype", 5, mn_dtype_name(table->spec.dtype));
         cli_text(&line, "split", 7, split_name(&table->spec));
         cli_number(&line, "tiles", 5, table->spec.tiles);
-        cli_number(&line, "moved", 5, table->moved);
+        if (flags->json)
+            cli_number(&line, "moved", 0, table->moved);
+        else
+            cli_text(&line, "moved", 5, table->moved ? "yes" : "no");
         cli_text(&line, "optimizer", 15, WORD(optimizers, table->spec.optimizer.kind));
         cli_number(&line, "rows_written", 12, written);
         cli_bytes(&line, "resident_bytes", 14, resident);
@@ -229,7 +232,7 @@ static void describe_text(const mn_table_status *table)
                  mn_dtype_name(spec->dtype));
     (void)printf("split      by %s, %u tiles", split_name(spec), spec->tiles);
     if (table->moved)
-        (void)printf(", moved since they were made (move %" PRIu64 ")", table->moved);
+        (void)printf(", moved since they were made");
     (void)puts("");
     (void)printf("init       %s (a %g, b %g), seed %" PRIu64 "\n", WORD(inits, spec->init.kind),
                  (double)spec->init.a, (double)spec->init.b, spec->seed);

@@ -268,8 +268,8 @@ mn_files_progress mn_files_watch(mn_client *client, const char *path, bool loads
  * were begun are ended first; then the group's commits, and changes of the table, wait while its
  * rows are copied. If the caller dies meanwhile they wait for ten seconds more: any client then
  * ends the move. A load puts all tiles back where they are made. A reader may call it, too.
- * MN_INVALID names the argument. MN_BUSY, MN_MOVED, MN_CONFLICT: a save or another move stood in
- * the way for all of the deadline; MN_DEADLINE "step": a trainer did not end its step. A failure
+ * MN_INVALID names the argument. MN_BUSY, MN_MOVED: a save or another move stood in the way for all
+ * of the deadline; MN_DEADLINE "step": a trainer did not end its step. A failure
  * leaves the tiles where they were. Blocks. */
 enum mn_status mn_move(mn_table *table, uint32_t from, uint32_t to, uint32_t tiles,
                        mn_error *error);

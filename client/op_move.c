@@ -10,8 +10,9 @@ static const uint64_t ns_per_s = 1000000000;
 
 enum {
     CHUNK_BYTES_MAX = MN_MESSAGE_BYTES_MAX - MN_HEADER_BYTES_MAX,
-    HOLD_AGAIN_S = 2, /* far less than shards wait before they call a move overdue */
-    SETTLE_S_MAX = 5, /* kept of the call's time for cancelling, or a part of it: */
+    NUMBERS = 1 << 30, /* above the last move's: two movers do not draw the same one */
+    HOLD_AGAIN_S = 2,  /* far less than shards wait before they call a move overdue */
+    SETTLE_S_MAX = 5,  /* kept of the call's time for cancelling, or a part of it: */
     SETTLE_PART = 4
 };
 
@@ -72,7 +73,7 @@ static bool refused_move(mn_task *task, mn_lane *lane, const mn_reply *reply)
     bool way = reply->status == MN_MOVED || reply->status == MN_CONFLICT;
     if (mn_status_retryable(reply->status) && !way)
         return false;
-    mn_error_of_shard(&moves->failure, lane->shard, reply->status, reply);
+    mn_error_of_shard(&moves->failure, lane->shard, way ? MN_MOVED : reply->status, reply);
     moves->anew = moves->anew || way;
     return true;
 }
@@ -311,7 +312,8 @@ static enum mn_status answered_probe(mn_task *task, mn_lane *lane, mn_slot *slot
 
 static void complete_probe(mn_task *task)
 {
-    task->moves->move.number = task->moves->number_next;
+    const mn_env *env = &task->core->env;
+    task->moves->move.number = task->moves->number_next + env->random(env->context) % NUMBERS;
     hold(task);
 }
 

@@ -114,9 +114,13 @@ class Verbs(unittest.TestCase):
         with self.assertRaises(Failure) as caught:
             first.call("Describe", table=other)
         self.assertEqual(caught.exception.status, "NOT_FOUND")
-        with self.assertRaises(Failure) as caught:
-            first.call("Move", table=self.table, tile_first=0, tile_count=1)
-        self.assertEqual(caught.exception.status, "UNSUPPORTED")
+        place = dict(table=self.table, tile_first=0, tile_count=1, move_phase=pb.MOVE_HOLD)
+        reply = first.call("Move", **place)  # move 0 is none: what stands here, and what has ended
+        self.assertEqual((reply.move, reply.move_last, reply.move_step, reply.step), (0, 0, 0, 0))
+        with self.assertRaises(Failure) as caught:  # there is one shard
+            first.call("Move", move=1, move_from=0, move_to=1, **place)
+        self.assertEqual((caught.exception.status, caught.exception.detail.field),
+                         ("INVALID", "move_to"))
 
     def store_and_push(self):
         """Step 1: rank 0 stores three rows; both ranks push to rows 7 and 8 afterwards."""

@@ -232,12 +232,51 @@ static void check_table(sim_world *world, uint32_t i, uint32_t table, uint64_t s
                       (unsigned long long)step);
 }
 
-/* When it has committed, loaded or come back. */
+/* Which tiles the shard holds; true: other ones than before. */
+static bool list_tiles(const sim_world *world, sim_shard *shard)
+{
+    static rows_look l;
+    bool changed = false;
+    memset(&l.call.request, 0, sizeof l.call.request);
+    if (ask(shard, &l.call, MN_VERB_LIST))
+        return false;
+    for (uint32_t t = 0; t < SIM_TABLES; t++) {
+        mn_table_info info = {0};
+        for (uint32_t n = 0; n < l.call.reply.table_count; n++)
+            if (!strcmp(l.call.reply.tables[n].spec.name, world->model.specs[t].name))
+                info = l.call.reply.tables[n];
+        changed = changed || info.tile_first != shard->held[t].tile_first ||
+                  info.tile_count != shard->held[t].tile_count;
+        shard->held[t] = info;
+    }
+    return changed;
+}
+
+/* Wherever a move has come to, no tile is without a shard. */
+static void check_tiles(sim_world *world, uint32_t table)
+{
+    uint64_t held = 0, all = (UINT64_C(1) << world->model.geometries[table].tiles) - 1;
+    for (uint32_t i = 0; i < world->shard_count; i++) {
+        const sim_shard *shard = &world->shards[i];
+        const mn_table_info *info = &shard->held[table];
+        if (!shard->core || shard->epoch != world->epoch || !info->table)
+            return; /* it will hold what it held, or has yet to be told */
+        held |= ((UINT64_C(1) << info->tile_count) - 1) << info->tile_first;
+    }
+    if (held != all)
+        sim_violation(world, "no shard holds tiles %llx of table %u",
+                      (unsigned long long)(all & ~held), table);
+}
+
+/* When it has committed, loaded or come back, or tiles have come or gone. */
 static void check_tables(sim_world *world, uint32_t i, uint64_t step)
 {
     sim_shard *shard = &world->shards[i];
+    bool moved = world->config.moves && list_tiles(world, shard);
+    for (uint32_t table = 0; moved && table < SIM_TABLES; table++)
+        check_tiles(world, table);
     if (shard->shown_epoch == shard->epoch && shard->shown_step == step &&
-        shard->shown_life == shard->lives)
+        shard->shown_life == shard->lives && !moved)
         return;
     shard->shown_epoch = shard->epoch;
     shard->shown_step = step;

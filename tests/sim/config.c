@@ -25,7 +25,7 @@ void sim_config_ruin(sim_config *config, enum sim_ruin ruin)
     bool astray = ruin == SIM_ASTRAY;
     config->ruin = ruin;
     config->weather = weathers[0];
-    config->deaths = 0;
+    config->deaths = config->moves = 0;
     config->fickle = config->sloppy = config->crooked = false;
     if (!astray) {
         config->saves = config->shards_after = 0;
@@ -53,7 +53,7 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
     calm.prefetch = calm.sloppy = calm.reader = calm.roll_back = calm.busy_save = calm.rival =
         false;
     calm.crooked = false;
-    calm.saves = 0;
+    calm.saves = calm.moves = 0;
     calm.weather = weathers[0];
     calm.durability = MN_DURABILITY_NONE;
     calm.shard_deaths = 0;
@@ -134,5 +134,8 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     config.crooked = sim_chance(&clocks, 400);
     if (config.shards_after && sim_chance(&clocks, 600))
         config.saves = 1 + (uint32_t)sim_below(&clocks, 6);
+    sim_random moves = {seed * 104729 + 11};
+    if (!config.change_bytes_max && sim_chance(&moves, 500)) /* the smallest ones are of one map */
+        config.moves = 1 + (uint32_t)sim_below(&moves, 10);
     *out_config = config;
 }

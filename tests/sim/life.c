@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const kind_names[] = {"join",   "open", "find", "drop",   "fetch",
-                                         "bag",    "grad", "push", "store",  "commit",
-                                         "reduce", "save", "load", "status", "list"};
+static const char *const kind_names[] = {"join", "open", "find",   "drop",   "fetch",  "bag",
+                                         "grad", "push", "store",  "commit", "reduce", "save",
+                                         "load", "move", "status", "list"};
 
 /* ---- Operations */
 

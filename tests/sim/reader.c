@@ -152,10 +152,60 @@ static bool load_refused(sim_op *op)
     return true;
 }
 
+/* The tiles are not there to be moved, or somebody was in the way. */
+static bool move_refused(sim_op *op)
+{
+    bool few = op->base.status == MN_INVALID && !strcmp(op->base.error.field, "tiles");
+    if (!few && op->base.status != MN_MOVED && op->base.status != MN_DEADLINE &&
+        op->base.status != MN_BUSY)
+        return false;
+    sim_life_kill(op->life);
+    return true;
+}
+
+static void move(sim_op *found)
+{
+    sim_life *life = found->life;
+    uint32_t shards = mn_core_shards(life->core);
+    sim_op *op = sim_op_create(life, MN_OP_MOVE);
+    bool back = sim_chance(&life->random, 500);
+    uint32_t from = (uint32_t)sim_below(&life->random, shards - 1);
+    op->succeeded = served;
+    op->refused = move_refused;
+    op->call.table = life->moves_table;
+    op->base.table = found->base.table;
+    op->base.shard = back ? from + 1 : from;
+    op->base.to = back ? from : from + 1;
+    op->base.count = 1 + sim_below(&life->random, 2);
+    sim_op_submit(op);
+}
+
+/* Nobody has made the table yet. */
+static bool no_table(sim_op *op)
+{
+    if (op->base.status != MN_NOT_FOUND)
+        return false;
+    sim_life_kill(op->life);
+    return true;
+}
+
+static void find_and_move(sim_life *life)
+{
+    sim_op *op = sim_op_create(life, MN_OP_TABLE_FIND);
+    op->succeeded = move;
+    op->refused = no_table;
+    sim_script_spec(&life->world->config, life->moves_table, &op->base.spec);
+    sim_op_submit(op);
+}
+
 static void serve(sim_life *life)
 {
     if (life->serves == MN_OP_FETCH) {
         find_tables(life);
+        return;
+    }
+    if (life->serves == MN_OP_MOVE) {
+        find_and_move(life);
         return;
     }
     sim_op *op = sim_op_create(life, life->serves);
@@ -179,5 +229,6 @@ void sim_life_serve(sim_life *life, enum mn_operation_kind kind)
     }
     sim_op *op = sim_op_create(life, MN_OP_JOIN);
     op->succeeded = serve_joined;
+    op->refused = kind == MN_OP_MOVE ? no_table : NULL;
     sim_op_submit(op);
 }

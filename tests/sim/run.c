@@ -20,20 +20,20 @@ static const char usage[] =
 /* Writes one world's settings, so that a failing seed can be understood at a glance. */
 static void describe(const sim_config *c)
 {
-    printf("  shards %u then %u, ranks %u, steps %u, staleness %u, deaths %u, chunk %u, window %u,"
-           " deadline %llu ms, saves %u, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s%s weather "
-           "%u/%u/%u/%u, log %s,"
-           " disk %u/%u/%u, shard deaths %u, cut %llu\n",
-           c->shards, c->shards_after, c->ranks, c->steps, c->staleness, c->deaths, c->chunk_bytes,
-           c->exchanges_max, (unsigned long long)c->deadline_ms, c->saves,
-           (unsigned long long)c->change_bytes_max, c->packed ? " packed" : "",
-           c->fickle ? " fickle" : "", c->sloppy ? " sloppy" : "", c->discards ? " discards" : "",
-           c->reader ? " reader" : "", c->clip ? " clip" : "", c->prefetch ? " prefetch" : "",
-           c->roll_back ? " roll_back" : "", c->busy_save ? " busy_save" : "",
-           c->rival ? " rival" : "", c->crooked ? " crooked" : "", c->weather.lost,
-           c->weather.doubled, c->weather.slow, c->weather.cut, mn_durability_name(c->durability),
-           c->disk.death, c->disk.full, c->disk.unsynced, c->shard_deaths,
-           (unsigned long long)c->cut_bytes);
+    printf(
+        "  shards %u then %u, ranks %u, steps %u, staleness %u, deaths %u, chunk %u, window %u,"
+        " deadline %llu ms, saves %u, moves %u, changes %llu bytes,%s%s%s%s%s%s%s%s%s%s%s weather "
+        "%u/%u/%u/%u, log %s,"
+        " disk %u/%u/%u, shard deaths %u, cut %llu\n",
+        c->shards, c->shards_after, c->ranks, c->steps, c->staleness, c->deaths, c->chunk_bytes,
+        c->exchanges_max, (unsigned long long)c->deadline_ms, c->saves, c->moves,
+        (unsigned long long)c->change_bytes_max, c->packed ? " packed" : "",
+        c->fickle ? " fickle" : "", c->sloppy ? " sloppy" : "", c->discards ? " discards" : "",
+        c->reader ? " reader" : "", c->clip ? " clip" : "", c->prefetch ? " prefetch" : "",
+        c->roll_back ? " roll_back" : "", c->busy_save ? " busy_save" : "",
+        c->rival ? " rival" : "", c->crooked ? " crooked" : "", c->weather.lost, c->weather.doubled,
+        c->weather.slow, c->weather.cut, mn_durability_name(c->durability), c->disk.death,
+        c->disk.full, c->disk.unsynced, c->shard_deaths, (unsigned long long)c->cut_bytes);
 }
 
 static enum sim_ruin ruin_of(const char *name)
@@ -47,7 +47,7 @@ static enum sim_ruin ruin_of(const char *name)
 int main(int count, char **arguments)
 {
     uint64_t seeds = 100, first = 1, failed = 0, messages = 0, events = 0, images = 0;
-    uint64_t lost = 0, refused = 0;
+    uint64_t lost = 0, refused = 0, moves = 0;
     uint32_t shard_plants = 0, core_plants = 0;
     enum sim_ruin ruin = SIM_SOUND;
     bool trace = false;
@@ -86,6 +86,7 @@ int main(int count, char **arguments)
         messages += result.messages;
         events += result.events;
         images += result.images;
+        moves += result.moves;
         lost += result.lost;
         refused += result.refused;
         if (result.passed)
@@ -98,8 +99,9 @@ int main(int count, char **arguments)
     if (ruin)
         printf("%llu losses told to callers, %llu found by shards\n", (unsigned long long)lost,
                (unsigned long long)refused);
-    printf("%llu messages, %llu events, %llu images; %llu of %llu seeds passed\n",
+    printf("%llu messages, %llu events, %llu images, %llu moves; %llu of %llu seeds passed\n",
            (unsigned long long)messages, (unsigned long long)events, (unsigned long long)images,
-           (unsigned long long)(seeds - failed), (unsigned long long)seeds);
+           (unsigned long long)moves, (unsigned long long)(seeds - failed),
+           (unsigned long long)seeds);
     return failed != 0;
 }

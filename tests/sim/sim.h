@@ -149,6 +149,7 @@ typedef struct sim_config {
     bool busy_save; /* save and restore while everyone trains, not at a step where all rest */
     bool rival;     /* two restore at the same time */
     uint32_t saves; /* others, to the same folder, of whoever trains, and some of them given up */
+    uint32_t moves; /* of random tiles, while all train; some movers die */
     sim_weather weather;
     enum mn_durability durability;
     sim_disk_weather disk;
@@ -256,12 +257,13 @@ struct sim_life {
     uint64_t overtaken_ns;
     bool stale; /* from before a restore: likewise */
     uint64_t stale_ns;
-    uint64_t step;                  /* being played */
-    uint64_t begun;                 /* the newest step whose calls have been made */
-    uint32_t waiting[2];            /* calls of step s that have not succeeded: [s % 2] */
-    uint64_t latest;                /* reader: newest step seen; operator: saved */
-    bool shown[SIM_TABLES];         /* reader: it has seen all of the table */
-    enum mn_operation_kind serves;  /* operator: its call */
+    uint64_t step;                 /* being played */
+    uint64_t begun;                /* the newest step whose calls have been made */
+    uint32_t waiting[2];           /* calls of step s that have not succeeded: [s % 2] */
+    uint64_t latest;               /* reader: newest step seen; operator: saved */
+    bool shown[SIM_TABLES];        /* reader: it has seen all of the table */
+    enum mn_operation_kind serves; /* operator: its call, MOVE: of that table */
+    uint32_t moves_table;
     bool aside;                     /* operator: nobody waits for it */
     uint64_t dying_ns;              /* when it was killed */
     sim_call sloppy[SIM_CALLS_MAX]; /* changes of sloppy_step that failed and were taken for done */
@@ -278,8 +280,8 @@ struct sim_life {
 sim_life *sim_life_create(sim_world *world, uint32_t rank, bool reader);
 void sim_life_start(sim_life *life); /* Join, open, play until the world's last step */
 void sim_life_wake(sim_life *life);  /* the pause is over */
-/* An operator's call: MN_OP_SAVE or MN_OP_LOAD; MN_OP_FETCH compares every row and its state with
- * the model. sim_world_served() is told when it has succeeded. */
+/* An operator's call: MN_OP_SAVE, MN_OP_LOAD or MN_OP_MOVE; MN_OP_FETCH compares every row and its
+ * state with the model. sim_world_served() is told when it has succeeded. */
 void sim_life_serve(sim_life *life, enum mn_operation_kind kind);
 void sim_life_kill(sim_life *life);
 void sim_life_tick(sim_life *life); /* after each event */
@@ -295,7 +297,8 @@ typedef struct sim_shard {
     uint64_t told_epoch, told_step;   /* in answers that it has sent: they must outlive it */
     uint64_t shown_epoch, shown_step; /* of which its tables have been looked at */
     uint32_t shown_life;
-    uint64_t due_ns; /* of its own clock */
+    mn_table_info held[SIM_TABLES]; /* in worlds with moves: as last listed */
+    uint64_t due_ns;                /* of its own clock */
     uint32_t lives;
     bool away;   /* dead, and will return */
     bool behind; /* its disk has lost what it told: it may stand before that */
@@ -326,7 +329,8 @@ struct sim_world {
     uint64_t saved_step, epoch;
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
-    uint32_t deaths_left, shard_deaths_left, shard_deaths, saves_left;
+    uint32_t deaths_left, shard_deaths_left, shard_deaths, saves_left, moves_left;
+    uint32_t moves_made;
     uint32_t images;                      /* of shards that are gone */
     bool finished, failed, lost, refused; /* lost, refused: a ruin was told, as it should be: to a
                                              caller, or by a shard that does not start */
@@ -366,7 +370,7 @@ typedef struct sim_result {
     char violation[512];
     uint64_t tables_hash; /* of all final values */
     uint64_t ended_ns, messages, events, change_bytes, read_bytes;
-    uint32_t shard_deaths, images;
+    uint32_t shard_deaths, images, moves;
     bool lost, refused, strayed;
 } sim_result;
 void sim_run(const sim_config *config, sim_result *out_result);

@@ -291,6 +291,21 @@ static void save_aside(sim_world *world)
     sim_after(&world->clock, patience, give_up, life);
 }
 
+static void move_aside(sim_world *world)
+{
+    if (world->life_count + 12 > SIM_LIVES_MAX)
+        return;
+    world->moves_left--;
+    sim_life *life = sim_life_create(world, 0, true);
+    life->aside = true;
+    life->moves_table = (uint32_t)sim_below(&world->deaths, SIM_TABLES);
+    sim_trace(world, "life %u moves tiles of table %u", life->number, life->moves_table);
+    sim_life_serve(life, MN_OP_MOVE);
+    /* Most die halfway. */
+    uint64_t most = sim_chance(&world->deaths, 500) ? SIM_S / 5 : 6 * SIM_S;
+    sim_after(&world->clock, sim_below(&world->deaths, most), give_up, life);
+}
+
 static void start_loading(sim_world *world)
 {
     const sim_config *config = &world->config;
@@ -355,6 +370,7 @@ void sim_world_served(sim_life *life, enum mn_operation_kind kind)
     sim_life_kill(life);
     if (kind == MN_OP_SAVE && life->latest > world->saved_step)
         world->saved_step = life->latest;
+    world->moves_made += kind == MN_OP_MOVE;
     if (life->aside)
         return;
     if (kind == MN_OP_FETCH) {
@@ -473,6 +489,10 @@ static void live(sim_world *world)
             (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
             sim_chance(&world->deaths, 5))
             save_aside(world);
+        if (world->moves_left && world->shard_count > 1 && sim_world_stormy(world) &&
+            (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
+            sim_chance(&world->deaths, 10))
+            move_aside(world);
         if (world->config.busy_save && world->stage == SIM_TRAINING &&
             !mn_epoch_restores(world->epoch) && world->model.step >= world->config.steps / 2)
             operate(world, SIM_SAVING, MN_OP_SAVE);
@@ -530,6 +550,7 @@ void sim_run(const sim_config *config, sim_result *out_result)
     world->shard_deaths_left = config->shard_deaths;
     world->deaths_left = config->deaths;
     world->saves_left = config->saves;
+    world->moves_left = config->moves;
     world->pause_step =
         config->shards_after && !config->busy_save ? config->steps / 2 : config->steps;
     sim_model_init(&world->model, &world->config);
@@ -553,7 +574,8 @@ void sim_run(const sim_config *config, sim_result *out_result)
                                .lost = world->lost,
                                .refused = world->refused,
                                .strayed = strayed,
-                               .images = world->images};
+                               .images = world->images,
+                               .moves = world->moves_made};
     memcpy(out_result->violation, world->violation, sizeof out_result->violation);
     free(world);
 }
