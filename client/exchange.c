@@ -326,8 +326,8 @@ static void learn(mn_slot *slot)
     if (slot->window->kind == MN_KIND_CHANGE)
         mn_steps_acknowledge(slot->lane);
     mn_table *table = slot->lane->task->operation->table;
-    if (request->table && table && request->table == table->id &&
-        request->context.map_epoch == core->epoch)
+    bool names = request->table && request->verb != MN_VERB_MOVE; /* it may end what was dropped */
+    if (names && table && request->table == table->id && request->context.map_epoch == core->epoch)
         mn_table_tell(table, slot->window->shard);
 }
 

@@ -252,13 +252,15 @@ static enum mn_status answered_hold(mn_task *task, mn_lane *lane, mn_slot *slot)
     return MN_OK;
 }
 
-/* A save may take long: nobody waits for a move that waits for it. */
+/* A save may take long: nobody waits for a move that waits for it. Another move may have ended since
+ * the tiles were chosen. */
 static bool refused_hold(mn_task *task, mn_lane *lane, const mn_reply *reply)
 {
     mn_moves *moves = task->moves;
-    if (reply->status != MN_BUSY)
+    bool others = reply->status == MN_INVALID && !strcmp(reply->error.field, "tile_first");
+    if (reply->status != MN_BUSY && !others)
         return refused_move(task, lane, reply);
-    mn_error_of_shard(&moves->failure, lane->shard, reply->status, reply);
+    mn_error_of_shard(&moves->failure, lane->shard, others ? MN_MOVED : MN_BUSY, reply);
     moves->anew = true;
     return true;
 }

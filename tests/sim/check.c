@@ -240,6 +240,7 @@ static bool list_tiles(const sim_world *world, sim_shard *shard)
     memset(&l.call.request, 0, sizeof l.call.request);
     if (ask(shard, &l.call, MN_VERB_LIST))
         return false;
+    shard->held_epoch = shard->epoch;
     for (uint32_t t = 0; t < SIM_TABLES; t++) {
         mn_table_info info = {0};
         for (uint32_t n = 0; n < l.call.reply.table_count; n++)
@@ -259,7 +260,7 @@ static void check_tiles(sim_world *world, uint32_t table)
     for (uint32_t i = 0; i < world->shard_count; i++) {
         const sim_shard *shard = &world->shards[i];
         const mn_table_info *info = &shard->held[table];
-        if (!shard->core || shard->epoch != world->epoch || !info->table)
+        if (!shard->core || shard->held_epoch != world->epoch || !info->table)
             return; /* it will hold what it held, or has yet to be told */
         held |= ((UINT64_C(1) << info->tile_count) - 1) << info->tile_first;
     }

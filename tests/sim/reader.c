@@ -152,12 +152,13 @@ static bool load_refused(sim_op *op)
     return true;
 }
 
-/* The tiles are not there to be moved, or somebody was in the way. */
+/* The tiles are not there to be moved, or the table is not everywhere yet, or somebody was in the
+ * way. */
 static bool move_refused(sim_op *op)
 {
     bool few = op->base.status == MN_INVALID && !strcmp(op->base.error.field, "tiles");
-    if (!few && op->base.status != MN_MOVED && op->base.status != MN_DEADLINE &&
-        op->base.status != MN_BUSY)
+    if (!few && op->base.status != MN_NOT_FOUND && op->base.status != MN_MOVED &&
+        op->base.status != MN_DEADLINE && op->base.status != MN_BUSY)
         return false;
     sim_life_kill(op->life);
     return true;

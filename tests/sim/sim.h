@@ -297,8 +297,9 @@ typedef struct sim_shard {
     uint64_t told_epoch, told_step;   /* in answers that it has sent: they must outlive it */
     uint64_t shown_epoch, shown_step; /* of which its tables have been looked at */
     uint32_t shown_life;
-    mn_table_info held[SIM_TABLES]; /* in worlds with moves: as last listed */
-    uint64_t due_ns;                /* of its own clock */
+    mn_table_info held[SIM_TABLES]; /* in worlds with moves: as last listed, in that epoch */
+    uint64_t held_epoch;
+    uint64_t due_ns; /* of its own clock */
     uint32_t lives;
     bool away;   /* dead, and will return */
     bool behind; /* its disk has lost what it told: it may stand before that */
