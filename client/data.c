@@ -322,7 +322,7 @@ static void fill_data(mn_task *task, mn_lane *lane, mn_slot *slot)
     request->table = table->id;
     request->tile_first = share->tile_first;
     request->tile_count = share->tile_count;
-    request->moved = is_change(operation) ? table->moved : 0;
+    request->moved = is_change(operation) ? task->data.moved : 0;
     request->part = operation->part;
     request->position = slot->piece;
     request->count = units.count;
@@ -565,10 +565,13 @@ void mn_data_recut(mn_table *table)
             task->ending || task->restart)
             continue;
         if (task->resume_ns == UINT64_MAX)
-            mn_task_restart(task, cut_soon);
+            task->restart = cut_soon; /* no window sends more of it when others make room */
         else
             task->resume = cut_again; /* it had been answered from different steps */
     }
+    for (mn_task *task = table->core->alive_first; task; task = task->next)
+        if (task->restart == cut_soon)
+            mn_task_restart(task, cut_soon);
 }
 
 void mn_begin_data(mn_task *task)

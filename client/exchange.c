@@ -204,6 +204,8 @@ void mn_fill_spans(mn_slot *slot, const mn_span *spans, uint32_t count)
 static bool may_send(const mn_window *window, const mn_task *task)
 {
     const mn_operation *operation = task->operation;
+    if (task->restart)
+        return false; /* its pieces are about to be dropped */
     bool early = window->kind != MN_KIND_CONTROL && operation->step != MN_LATEST &&
                  operation->step > window->core->step + 1;
     return window->idle > (early ? 1u : 0u);

@@ -419,6 +419,45 @@ static void a_planted_bug_keeps_old_counts(void **state)
     pieces(MN_CORE_PLANT_OLD_CUT, 1, 0);
 }
 
+static mn_exchange *take_push(fake *it, uint32_t part)
+{
+    for (uint32_t i = 0; i < it->started_count; i++) {
+        mn_exchange *exchange = it->started[i].exchange;
+        if (exchange && exchange->request.verb == MN_VERB_PUSH && exchange->request.part == part)
+            return exchange;
+    }
+    fail_msg("no push of part %u", part);
+    return NULL;
+}
+
+/* When shares change, a place that comes free is not for pieces that were cut before. */
+static void no_old_piece_goes_out(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call calls[4];
+    mn_table *table;
+    first_rows();
+    world(&it, 2, &rows, 0, &table);
+    for (uint32_t part = 0; part < 4; part++)
+        push(&it, &calls[part], table, part, 2);
+    assert_int_equal(fake_open(&it, MN_VERB_PUSH), 2);      /* both places */
+    fake_refuse(&it, take_push(&it, 1), MN_BUSY, "move");   /* keeps its place, waits */
+    fake_refuse(&it, take_push(&it, 0), MN_MOVED, "moved"); /* leaves it to part 2 */
+    answer_list(&it, 0, holding(0, 1, 1));
+    answer_list(&it, 1, holding(1, 3, 1));
+    assert_int_equal(fake_open(&it, MN_VERB_PUSH), 1);
+    fake_refuse(&it, take_push(&it, 2), MN_CANCELLED, "call");
+    for (int i = 0; i < 8; i++) {
+        fake_pass(&it, 10);
+        fake_answer_all(&it, MN_VERB_PUSH, 4);
+    }
+    for (uint32_t part = 0; part < 4; part++)
+        expect_end(&calls[part], MN_OK, NULL);
+    seal_says(&it, 4, 4);
+    fake_destroy(&it);
+}
+
 /* An incarnation that joins begins without tiles that it would know of: in a new epoch tiles lie as
  * they are made. */
 static void a_new_epoch_forgets_moves(void **state)
@@ -468,6 +507,7 @@ int main(void)
         cmocka_unit_test(an_overdue_move_that_was_made_is_finished),
         cmocka_unit_test(calls_that_failed_are_owed),
         cmocka_unit_test(a_planted_bug_keeps_old_counts),
+        cmocka_unit_test(no_old_piece_goes_out),
         cmocka_unit_test(a_new_epoch_forgets_moves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
