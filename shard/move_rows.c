@@ -271,7 +271,7 @@ enum mn_status mn_shard_move_write(mn_shard *shard, struct group *group, struct 
         return mn_fail(error, MN_INVALID, "payload", "%" PRIu64 " bytes hold no chunk of rows",
                        request->payload.bytes);
     const uint8_t *bytes = mn_shard_payload(shard, &request->payload);
-    if (!mn_shard_decode_chunk_head(bytes, &chain, &chunk) || chunk.first >= all ||
+    if (!mn_shard_decode_chunk_head(bytes, &chain, &chunk) || !chunk.rows || chunk.first >= all ||
         chunk.rows > all - chunk.first)
         return damaged(call, "chunk_head", error);
     const uint64_t first = chunk.first, end = first + chunk.rows;

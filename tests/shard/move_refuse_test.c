@@ -1,5 +1,6 @@
 /* Moves: every refusal and the field it names, damaged payloads, memory that fails, and what ends a
  * move: a Drop, a Restore. Nothing is changed by what is refused. */
+#include "files_format.h"
 #include "move_case.h"
 
 #include <stdio.h>
@@ -176,6 +177,58 @@ static void damaged_chunks_are_refused(void **state)
     }
 }
 
+/* With checksums that are right: what no shard has written. */
+static enum mn_status forge(struct move_case *it, struct move_plan *plan,
+                            struct file_chunk_head head, uint8_t *byte, uint8_t value)
+{
+    static struct move_answer forged;
+    uint64_t chain = plan->number;
+    const uint64_t at = byte ? (uint64_t)(byte - chunk.payload) : 0;
+    forged = chunk;
+    if (byte)
+        forged.payload[at] = value;
+    head.body_checksum = mn_checksum(forged.payload + FILE_BYTES_chunk_head,
+                                     forged.bytes - FILE_BYTES_chunk_head, 0);
+    mn_shard_encode_chunk_head(&head, &chain, forged.payload);
+    return move_case_write(it, plan, &forged, &answer);
+}
+
+static void forged_chunks_are_refused(void **state)
+{
+    (void)state;
+    struct move_case it;
+    struct file_chunk_head head, other;
+    uint64_t chain = right.number;
+    move_case_start(&it, NULL);
+    for (uint64_t step = 1; step <= 3; step++)
+        move_case_play(&it, step);
+    struct move_plan plan = right;
+    (void)move_case_hold(&it, &plan);
+    expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+    chunk = answer;
+    assert_true(mn_shard_decode_chunk_head(chunk.payload, &chain, &head) && head.rows % 8 == 0);
+    uint8_t *bitmap = chunk.payload + FILE_BYTES_chunk_head, *counts = bitmap + head.rows / 8;
+    assert_true(counts[0] && !counts[1] && !counts[2] && !counts[3] && bitmap[0]);
+    assert_int_equal(forge(&it, &plan, head, counts, 0), MN_CORRUPT); /* of a row never written */
+    assert_int_equal(forge(&it, &plan, head, bitmap, 0), MN_CORRUPT);
+#define FORGE(field, value) (other = head, other.field = (value), forge(&it, &plan, other, NULL, 0))
+    assert_int_equal(FORGE(first, MOVE_ROWS), MN_CORRUPT);
+    assert_int_equal(FORGE(first, UINT64_MAX), MN_CORRUPT);
+    assert_int_equal(FORGE(rows, 0), MN_CORRUPT);
+    assert_int_equal(FORGE(rows, MOVE_ROWS + 8), MN_CORRUPT);
+    assert_int_equal(FORGE(rows, UINT32_MAX), MN_CORRUPT);
+    assert_int_equal(FORGE(written, 0), MN_CORRUPT);
+    assert_int_equal(FORGE(written, head.written - 1), MN_CORRUPT);
+    assert_int_equal(FORGE(written, UINT32_MAX), MN_CORRUPT);
+    plan.number = 2; /* of another move */
+    assert_int_equal(forge(&it, &plan, head, NULL, 0), MN_CONFLICT);
+    plan.number = 1;
+    plan.position = 0;
+    assert_int_equal(forge(&it, &plan, head, NULL, 0), MN_OK);
+    shards_agree(&it, &plan);
+    move_case_end(&it);
+}
+
 /* Chunks come in order, each once. */
 static void chunks_out_of_order_are_refused(void **state)
 {
@@ -254,37 +307,69 @@ static void memory_fails(void **state)
     }
 }
 
-/* The tiles' room is asked for at HOLD, as a CreateTable's is. */
-static void address_space_is_bounded(void **state)
+static mn_request move_request(const struct fixture *f, uint64_t table, enum mn_move_phase phase)
 {
-    (void)state;
-    struct fixture f;
-    mn_error error = {0};
-    const mn_shard_options options = {.table_bytes_max = 100000};
-    fixture_init(&f, 2, &options);
-    fixture_join(&f, 1);
-    mn_table_spec spec = fixture_spec("t", 200, 128);
-    spec.tiles = 8; /* 12,800 bytes each, and 800 of counts: 54,400 of four */
-    const struct fixture_table table = fixture_table(&f, &spec);
-    mn_request request = fixture_request(&f, MN_VERB_MOVE, 0, 0);
-    request.table = table.id;
+    mn_request request = fixture_request(f, MN_VERB_MOVE, 0, 0);
+    request.table = table;
     request.move = 1;
     request.move_to = 1;
     request.tile_first = 3;
     request.tile_count = 1;
-    memcpy(spec.name, "u", 2);
-    spec.dim = 128;
-    spec.tiles = 2;
-    spec.rows = 100; /* 26,000 at each */
-    (void)fixture_table(&f, &spec);
-    request.tile_first = 2;
-    request.tile_count = 2; /* 27,200 */
-    assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_BUSY);
-    assert_string_equal(error.field, "table_bytes_max");
-    request.tile_first = 3;
-    request.tile_count = 1;
-    assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_OK);
-    fixture_deinit(&f);
+    request.move_phase = phase;
+    return request;
+}
+
+static enum mn_status create(struct fixture *f, uint32_t shard, const char *name, uint64_t rows,
+                             mn_error *error)
+{
+    mn_request request = fixture_request(f, MN_VERB_CREATE_TABLE, 0, 0);
+    request.spec = fixture_spec(name, rows, 128);
+    request.spec.tiles = 2; /* 260 bytes a row at each shard */
+    request.table = 7 * shard;
+    return fixture_ask(f, shard, &request, NULL, 0, error);
+}
+
+/* The tiles' room is asked for at HOLD, as a CreateTable's is; and is free again in the end. */
+static void address_space_is_bounded(void **state)
+{
+    (void)state;
+    static const struct {
+        enum mn_split split;
+        uint64_t bytes_max, beside, later; /* rows of other tables */
+    } cases[] = {{MN_COLUMNS, 100000, 100, 77}, {MN_ROWS, 130000, 100, 230}};
+    for (int i = 0; i < 2; i++) {
+        struct fixture f;
+        mn_error error = {0};
+        const mn_shard_options options = {.table_bytes_max = cases[i].bytes_max};
+        fixture_init(&f, 2, &options);
+        fixture_join(&f, 1);
+        mn_table_spec spec = fixture_spec("t", 200, 128);
+        spec.split = cases[i].split;
+        spec.tiles = 8; /* about 13,000 bytes each, and each shard has four */
+        const uint64_t table = fixture_table(&f, &spec).id;
+        refused(create(&f, 1, "beside", cases[i].beside + 60, &error), &error, MN_OK, "");
+        mn_request request = move_request(&f, table, MN_MOVE_HOLD);
+        assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_BUSY);
+        assert_string_equal(error.field, "table_bytes_max");
+        request.verb = MN_VERB_DROP;
+        request.table = 7;
+        assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_OK);
+        if (cases[i].split == MN_COLUMNS)
+            refused(create(&f, 0, "beside", cases[i].beside, &error), &error, MN_OK, "");
+        for (int phase = MN_MOVE_HOLD; phase <= MN_MOVE_DONE; phase++) {
+            const uint32_t shard = phase == MN_MOVE_HOLD || phase == MN_MOVE_RELEASE ? 0 : 1;
+            request = move_request(&f, table, (enum mn_move_phase)phase);
+            if (phase == MN_MOVE_HOLD)
+                refused(fixture_ask(&f, 1, &request, NULL, 0, &error), &error, MN_OK, "");
+            if (phase != MN_MOVE_READ && phase != MN_MOVE_WRITE) /* no row was ever written */
+                refused(fixture_ask(&f, shard, &request, NULL, 0, &error), &error, MN_OK, "");
+            if (phase == MN_MOVE_HOLD)
+                refused(create(&f, 0, "later", cases[i].later, &error), &error, MN_BUSY,
+                        "table_bytes_max");
+        }
+        refused(create(&f, 0, "later", cases[i].later, &error), &error, MN_OK, "");
+        fixture_deinit(&f);
+    }
 }
 
 /* ---- Its end with the table, or the group */
@@ -427,6 +512,88 @@ static void saves_and_moves_take_turns(void **state)
     free(next);
 }
 
+static uint64_t row_in(const struct fixture_table *table, uint32_t tile)
+{
+    for (uint64_t row = 0;; row++) {
+        uint64_t offset;
+        uint32_t at;
+        mn_row_locate(&table->geometry, row, &at, &offset);
+        if (at == tile)
+            return row;
+    }
+}
+
+/* A step that changes nothing but these rows of the table of rows. */
+static void store(struct move_case *it, uint64_t step, const uint64_t *rows, uint64_t count,
+                  float value)
+{
+    float values[2 * 16];
+    uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
+    const struct fixture_piece piece = {.step = step};
+    for (uint32_t i = 0; i < 2 * 16; i++)
+        values[i] = value;
+    assert_int_equal(fixture_store(&it->f, &it->tables[2], &piece, rows, count, values, pieces),
+                     MN_OK);
+    move_case_commit(it, step, pieces);
+}
+
+/* A tile that went away, changed there, and came back is not in the state that its older file has,
+ * though no other tile of its shard changed meanwhile. */
+static void a_tile_that_comes_back_is_saved_anew(void **state)
+{
+    (void)state;
+    struct move_case it;
+    mn_error error = {0};
+    float row[16];
+    move_case_start(&it, NULL);
+    const uint64_t rows[] = {row_in(&it.tables[2], 5), row_in(&it.tables[2], 0)};
+    store(&it, 1, rows, 2, 1);
+    save(&it, 1);
+    struct move_plan there = right, back = {2, 2, 5, 1, 1, 0, 0};
+    there.table = 2;
+    move_case_move(&it, &there);
+    store(&it, 2, rows, 1, 2);
+    move_case_move(&it, &back);
+    save(&it, 2);
+    for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
+        refused(files(&it.f, shard, MN_VERB_RESTORE, MN_FILES_LOAD, 2, &error), &error, MN_OK, "");
+    it.f.epoch += FIXTURE_RESTORED;
+    it.f.incarnations[0] = 0;
+    it.tables[2].moved = 0;
+    fixture_join(&it.f, 1);
+    assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 3, rows, 1, row), MN_OK);
+    assert_true(row[0] == 2 && row[15] == 2);
+    move_case_end(&it);
+}
+
+/* What was carried is in the name of a tile's file: what the new shard had logged before does not
+ * tell it. */
+static void a_state_tells_what_was_carried(void **state)
+{
+    (void)state;
+    char names[2][128];
+    for (int i = 0; i < 2; i++) {
+        struct move_case it;
+        mn_error error = {0};
+        char start[32];
+        move_case_start(&it, NULL);
+        const uint64_t row = row_in(&it.tables[2], 5);
+        store(&it, 1, &row, 1, (float)i);
+        struct move_plan plan = right;
+        plan.table = 2;
+        move_case_move(&it, &plan);
+        refused(files(&it.f, 1, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, &error), &error, MN_OK, "");
+        (void)snprintf(start, sizeof start, "snap/%u-5-", (unsigned)it.tables[2].id);
+        names[i][0] = '\0';
+        for (uint32_t j = 0; mem_storage_path(it.f.storage, j); j++)
+            if (!strncmp(mem_storage_path(it.f.storage, j), start, strlen(start)))
+                (void)snprintf(names[i], sizeof names[i], "%s", mem_storage_path(it.f.storage, j));
+        assert_true(names[i][0]);
+        move_case_end(&it);
+    }
+    assert_string_not_equal(names[0], names[1]);
+}
+
 /* Tiles that go from a shard that has yet to write its part to one that has are in none. */
 static void a_move_amid_a_save_is_seen(void **state)
 {
@@ -466,12 +633,15 @@ int main(void)
         cmocka_unit_test(the_last_tile_stays),
         cmocka_unit_test(phases_are_checked),
         cmocka_unit_test(damaged_chunks_are_refused),
+        cmocka_unit_test(forged_chunks_are_refused),
         cmocka_unit_test(chunks_out_of_order_are_refused),
         cmocka_unit_test(memory_fails),
         cmocka_unit_test(address_space_is_bounded),
         cmocka_unit_test(a_drop_ends_it),
         cmocka_unit_test(a_restore_ends_it),
         cmocka_unit_test(saves_and_moves_take_turns),
+        cmocka_unit_test(a_tile_that_comes_back_is_saved_anew),
+        cmocka_unit_test(a_state_tells_what_was_carried),
         cmocka_unit_test(a_move_amid_a_save_is_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
