@@ -433,7 +433,8 @@ static enum mn_status go_on(mn_shard *shard, struct group *group, mn_call *call,
     }
 }
 
-static void tell(const struct group *group, mn_reply *reply)
+/* Whether tiles have been taken is told of the move that was asked about. */
+static void tell(const struct group *group, uint64_t asked, mn_reply *reply)
 {
     const struct move *move = group->move;
     reply->move_last = group->move_last;
@@ -441,7 +442,8 @@ static void tell(const struct group *group, mn_reply *reply)
         return;
     reply->move = move->number;
     reply->move_step = move->step;
-    reply->move_taken = move->taken;
+    if (!asked || asked == move->number)
+        reply->move_taken = move->taken;
 }
 
 static enum mn_status check_number(const struct group *group, uint64_t number, mn_error *error)
@@ -492,7 +494,7 @@ enum mn_status mn_shard_move(mn_shard *shard, mn_call *call, mn_error *error)
     if (request->move || request->move_phase != MN_MOVE_HOLD)
         status = serve(shard, group, call, error);
     if (!status)
-        tell(group, &call->reply);
+        tell(group, request->move, &call->reply);
     return status;
 }
 

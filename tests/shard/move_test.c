@@ -302,6 +302,10 @@ static void repeats_are_acknowledged(void **state)
     assert_int_equal(move_case_write(&it, &again, &chunk, &second), MN_OK);
     expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, ""); /* too late, and it says so */
     assert_true(answer.taken && answer.move == 9 && answer.last == 0);
+    struct move_plan lower = plan;
+    lower.number = 8; /* another one, which never stood */
+    expect(&it, &lower, 1, MN_MOVE_CANCEL, 0, MN_OK, "");
+    assert_true(!answer.taken && answer.move == 9 && answer.last == 8);
     const struct move_plan others = {9, 3, 0, 0, 0, 1, 0}; /* of who has only heard of it */
     for (int times = 0; times < 2; times++)
         expect(&it, &others, 0, MN_MOVE_RELEASE, 0, MN_OK, "");
