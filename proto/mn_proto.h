@@ -458,7 +458,7 @@ typedef struct mn_reply {
     uint64_t bytes;         /* Snapshot, Restore: written or read */
     uint64_t table;
     /* Move: the one that stands here (0: none), the highest that has ended here, the step from
-     * which changes wait, and (CANCEL) whether the tiles have been taken. */
+     * which changes wait, and whether the tiles of the one asked about have been taken. */
     uint64_t move, move_last, move_step;
     bool move_taken;
     uint64_t move_position, move_rows; /* READ, WRITE: rows up to where the payload ends; in all */

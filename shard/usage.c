@@ -1,5 +1,6 @@
 /* How rows are read: a counter a row, beside the rows, that Bag moves and Describe tells. Of a
- * columns table the shard of the first tile counts for all: every shard gets every read. */
+ * columns table the shard of the first tile counts for all: every shard gets every read. Those of a
+ * rows table begin anew at both shards between which its tiles move. */
 #include "shard_core.h"
 
 enum { COUNT_AHEAD = 128 }; /* counters are asked for so many reads ahead */

@@ -214,7 +214,8 @@ static struct answer *send(struct move_case *it, uint32_t shard, enum mn_verb ve
     return fixture_send(&it->f, shard, &request, &index, verb == MN_VERB_FETCH ? sizeof index : 0);
 }
 
-/* A request of the move while no sync ends; then a read of the tile. Both are answered in the end. */
+/* A request of the move while no sync ends; then a read of the tile. In the end both are answered.
+ */
 static void ask_unsynced(struct move_case *it, uint32_t shard, enum mn_move_phase phase,
                          bool read_waits, enum mn_status read_due)
 {
