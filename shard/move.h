@@ -48,7 +48,7 @@ uint64_t mn_shard_move_work(mn_shard *shard, uint64_t now_ns);
 
 /* ---- Rows (move_rows.c) */
 
-/* Room for what the table becomes here. MN_BUSY, MN_INVALID "table_bytes_max"; MN_NO_MEMORY. */
+/* Room for what the table becomes here; fails as mn_shard_table_init. */
 enum mn_status mn_shard_move_prepare(mn_shard *shard, const struct table *table,
                                      const struct move *move, struct table *out_aside,
                                      mn_error *error);

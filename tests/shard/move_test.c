@@ -66,6 +66,34 @@ static void short_messages_do(void **state)
     move_case_end(&it);
 }
 
+/* Tiles that hold no row: 17 rows in 16 blocks of two. */
+static void empty_tiles_move(void **state)
+{
+    (void)state;
+    static float before[17 * 16], after[17 * 16];
+    struct move_case it;
+    uint64_t all[17], pieces[FIXTURE_SHARDS_MAX] = {0};
+    move_case_start(&it, NULL);
+    mn_table_spec spec = fixture_spec("few", 17, 16);
+    spec.split = MN_ROWS;
+    spec.tiles = 16;
+    it.tables[2] = fixture_table(&it.f, &spec);
+    for (uint64_t i = 0; i < 17; i++)
+        all[i] = i;
+    for (uint32_t i = 0; i < 17 * 16; i++)
+        before[i] = (float)i;
+    const struct fixture_piece piece = {.step = 1};
+    assert_int_equal(fixture_store(&it.f, &it.tables[2], &piece, all, 17, before, pieces), MN_OK);
+    move_case_commit(&it, 1, pieces);
+    for (uint32_t way = 0; way < WAYS; way++) {
+        struct move_plan plan = plan_of(2, way, way + 1);
+        move_case_move(&it, &plan);
+        assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 2, all, 17, after), MN_OK);
+        assert_memory_equal(before, after, sizeof before);
+    }
+    move_case_end(&it);
+}
+
 /* ---- What waits */
 
 static struct move_answer answer;
@@ -497,6 +525,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_bit_changes),
         cmocka_unit_test(short_messages_do),
+        cmocka_unit_test(empty_tiles_move),
         cmocka_unit_test(hold_keeps_what_follows_waiting),
         cmocka_unit_test(a_sealed_step_is_waited_for),
         cmocka_unit_test(a_raised_hold_begins_again),
