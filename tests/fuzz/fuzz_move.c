@@ -65,7 +65,7 @@ static size_t through(uint32_t which, const uint8_t *data, size_t size, uint8_t 
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static uint8_t once[MOVE_BYTES_MAX], twice[MOVE_BYTES_MAX];
+    static uint8_t once[8 * MOVE_BYTES_MAX], twice[8 * MOVE_BYTES_MAX]; /* all rows of a tile */
     if (!size)
         return 0;
     const uint32_t which = data[0] % MOVE_SPECS;

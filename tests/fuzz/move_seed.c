@@ -26,11 +26,15 @@ static void write_seed(const char *folder, uint32_t which)
     move_shard_init(&from, which, 0);
     move_shard_train(&from);
     must(!move_shard_ask(&from, MN_MOVE_HOLD, 1, 0, 0, NULL, 0), "HOLD");
-    must(!move_shard_ask(&from, MN_MOVE_READ, 1, 0, 0, NULL, 0) && from.bytes, "READ");
-    must(fputc((int)(from.bytes & 255), file) != EOF &&
-             fputc((int)(from.bytes >> 8), file) != EOF &&
-             fwrite(from.payload, 1, from.bytes, file) == from.bytes && fclose(file) == 0,
-         path);
+    for (uint64_t position = 0, rows = 1; position < rows; position = from.reply.move_position) {
+        must(!move_shard_ask(&from, MN_MOVE_READ, 1, 0, position, NULL, 0), "READ");
+        rows = from.reply.move_rows;
+        must(fputc((int)(from.bytes & 255), file) != EOF &&
+                 fputc((int)(from.bytes >> 8), file) != EOF &&
+                 fwrite(from.payload, 1, from.bytes, file) == from.bytes,
+             path);
+    }
+    must(fclose(file) == 0, path);
     move_shard_deinit(&from);
 }
 

@@ -88,7 +88,8 @@ void move_shard_train(move_shard *shard)
     FUZZ_CHECK(!mn_spec_check(&spec, &checked, NULL));
     mn_geometry_init(&checked, &geometry);
     for (uint32_t i = 0; i < STORED; i++)
-        payload[i * 4] = (uint8_t)mn_row_of(&geometry, 1, i);
+        payload[i * 4] =
+            (uint8_t)mn_row_of(&geometry, 1, i * (mn_tile_rows(&geometry, 1) - 1) / (STORED - 1));
     for (int phase = MN_JOIN_ASSIGN; phase <= MN_JOIN_FENCE; phase++) {
         mn_request join = files_request(MN_VERB_JOIN, 1, 0);
         join.join = (enum mn_join_phase)phase;

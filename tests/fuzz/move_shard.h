@@ -5,7 +5,7 @@
 
 #include "files_shard.h"
 
-enum { MOVE_SPECS = 3, MOVE_BYTES_MAX = 1 << 16 };
+enum { MOVE_SPECS = 3, MOVE_BYTES_MAX = 1 << 12 };
 
 typedef struct move_shard {
     files_shard files;

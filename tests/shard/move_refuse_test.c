@@ -254,6 +254,13 @@ static void chunks_out_of_order_are_refused(void **state)
     refused(move_case_write(&it, &plan, &first, &answer), &answer.error, MN_OK, "");
     early.position = 0;
     refused(move_case_write(&it, &early, &third, &answer), &answer.error, MN_CONFLICT, "position");
+    struct file_chunk_head head; /* of rows that begin before where the others ended */
+    uint64_t chain = right.number;
+    assert_true(mn_shard_decode_chunk_head(third.payload, &chain, &head));
+    early.position = plan.position;
+    head.first = plan.position - 1;
+    chunk = third;
+    assert_int_equal(forge(&it, &early, head, NULL, 0), MN_CONFLICT);
     plan.position = 0;
     move_case_carry(&it, &plan);
     shards_agree(&it, &plan);
