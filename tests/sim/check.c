@@ -269,11 +269,25 @@ static void check_tiles(sim_world *world, uint32_t table)
                       (unsigned long long)(all & ~held), table);
 }
 
+/* No message of it, however late, brings a move back. Where it took its tiles to, it stands on. */
+static void check_moves(sim_world *world, uint32_t i)
+{
+    const mn_table_info *held = world->shards[i].held;
+    uint64_t ended = 0;
+    for (uint32_t t = 0; t < SIM_TABLES; t++)
+        ended = held[t].moved > ended ? held[t].moved : ended;
+    for (uint32_t t = 0; t < SIM_TABLES; t++)
+        if (held[t].move && held[t].move + (held[t].move_to == i) <= ended)
+            sim_violation(world, "move %llu stands at shard %u, where %llu has ended",
+                          (unsigned long long)held[t].move, i, (unsigned long long)ended);
+}
+
 /* When it has committed, loaded or come back, or tiles have come or gone. */
 static void check_tables(sim_world *world, uint32_t i, uint64_t step)
 {
     sim_shard *shard = &world->shards[i];
     bool moved = world->config.moves && list_tiles(world, shard);
+    check_moves(world, i);
     for (uint32_t table = 0; moved && table < SIM_TABLES; table++)
         check_tiles(world, table);
     if (shard->shown_epoch == shard->epoch && shard->shown_step == step &&
