@@ -122,7 +122,8 @@ mn_part_pieces mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shar
 {
     const mn_step_record *record = record_of(core, step);
     mn_part_pieces pieces = record ? record->sums[shard] : (mn_part_pieces){0};
-    pieces.cut += record ? record->due : 0; /* calls are owed: not a number that stands there */
+    if (record && record->due) /* calls are owed: a Seal that comes late fits no number of pieces */
+        pieces.cut = UINT32_MAX;
     return pieces;
 }
 

@@ -137,5 +137,7 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     sim_random moves = {seed * 104729 + 11};
     if (!config.change_bytes_max && sim_chance(&moves, 500)) /* the smallest ones are of one map */
         config.moves = 1 + (uint32_t)sim_below(&moves, 10);
+    if (config.moves)
+        config.steps += (uint32_t)sim_below(&moves, 5);
     *out_config = config;
 }

@@ -75,7 +75,9 @@ static bool op_end_is_fine(const sim_op *op)
     sim_world *world = life->world;
     const mn_operation *o = &op->base;
     bool succeeded = o->status == MN_OK || o->status == MN_DISCARDED;
-    if (o->status == MN_DEADLINE && sim_env_now(&life->env) + SIM_S < o->deadline_ns)
+    /* A mover keeps some of its time for cancelling the move. */
+    uint64_t early_ns = o->kind == MN_OP_MOVE ? 6 * SIM_S : SIM_S;
+    if (o->status == MN_DEADLINE && sim_env_now(&life->env) + early_ns < o->deadline_ns)
         sim_violation(world, "life %u: %s ended with DEADLINE %llu ms before it", life->number,
                       kind_names[o->kind],
                       (unsigned long long)((o->deadline_ns - sim_env_now(&life->env)) / SIM_MS));

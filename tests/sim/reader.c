@@ -4,8 +4,10 @@
 
 #include <string.h>
 
-/* Bytes a second: a tile takes as long as some steps. */
-enum { BUSY_SAVE_RATE = 200000 };
+enum {
+    BUSY_SAVE_RATE = 200000, /* bytes a second: a tile takes as long as some steps */
+    MOVE_MS = 30000          /* it waits for the steps of trainers that ask with less time */
+};
 
 static void read_again(void *argument)
 {
@@ -178,6 +180,7 @@ static void move(sim_op *found)
     op->base.shard = back ? from + 1 : from;
     op->base.to = back ? from : from + 1;
     op->base.count = 1 + sim_below(&life->random, 2);
+    op->hasty_ms = MOVE_MS;
     sim_op_submit(op);
 }
 

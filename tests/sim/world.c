@@ -301,9 +301,19 @@ static void move_aside(sim_world *world)
     life->moves_table = (uint32_t)sim_below(&world->deaths, SIM_TABLES);
     sim_trace(world, "life %u moves tiles of table %u", life->number, life->moves_table);
     sim_life_serve(life, MN_OP_MOVE);
-    /* Most die halfway. */
-    uint64_t most = sim_chance(&world->deaths, 500) ? SIM_S / 5 : 6 * SIM_S;
+    /* Some die halfway. */
+    uint64_t most = sim_chance(&world->deaths, 250) ? SIM_S / 5 : 30 * SIM_S;
     sim_after(&world->clock, sim_below(&world->deaths, most), give_up, life);
+}
+
+/* Movers are in each other's way, but not always. */
+static bool moves_now(sim_world *world)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < world->life_count; i++)
+        any =
+            any || (world->lives[i]->serves == MN_OP_MOVE && world->lives[i]->phase == SIM_SERVING);
+    return sim_chance(&world->deaths, any ? 2 : 20);
 }
 
 static void start_loading(sim_world *world)
@@ -489,9 +499,9 @@ static void live(sim_world *world)
             (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
             sim_chance(&world->deaths, 5))
             save_aside(world);
-        if (world->moves_left && world->shard_count > 1 && sim_world_stormy(world) &&
-            (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) &&
-            sim_chance(&world->deaths, 10))
+        if (world->moves_left && world->model.step && world->shard_count > 1 &&
+            sim_world_stormy(world) &&
+            (world->stage == SIM_TRAINING || world->stage == SIM_TRAINING_ON) && moves_now(world))
             move_aside(world);
         if (world->config.busy_save && world->stage == SIM_TRAINING &&
             !mn_epoch_restores(world->epoch) && world->model.step >= world->config.steps / 2)
