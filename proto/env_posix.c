@@ -122,6 +122,16 @@ static void env_promote(void *context, void *memory, uint64_t bytes)
     (void)madvise(pages, end - first, ADVICE_COLLAPSE);
 }
 
+static void env_vacate(void *context, void *memory, uint64_t bytes)
+{
+    (void)context;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)memory + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)memory + bytes) / page * page;
+    if (first < end)
+        (void)madvise((void *)first, end - first, MADV_DONTNEED); /* of our own: cannot fail */
+}
+
 static void env_unreserve(void *context, void *memory, uint64_t bytes)
 {
     (void)context;
@@ -164,6 +174,7 @@ void mn_env_posix(mn_env *out_env, mn_storage *storage, int log_level)
                         .release = env_release,
                         .reserve = env_reserve,
                         .promote = env_promote,
+                        .vacate = env_vacate,
                         .unreserve = env_unreserve,
                         .storage = storage,
                         .log = env_log};

@@ -94,6 +94,8 @@ typedef struct mn_env {
      * `promote` asks for 2 MiB. */
     void *(*reserve)(void *context, uint64_t bytes);
     void (*promote)(void *context, void *memory, uint64_t bytes);
+    /* A part of it is not wanted any more: its content is lost, whole pages take no memory. */
+    void (*vacate)(void *context, void *memory, uint64_t bytes);
     void (*unreserve)(void *context, void *memory, uint64_t bytes);
     mn_storage *storage;
     mn_log_function log;

@@ -164,13 +164,13 @@ static enum mn_status begin(mn_shard *shard, struct group *group, const struct t
     return MN_OK;
 }
 
-/* Another shard can hold from a later step only. What was copied may change then. */
+/* Another shard can hold from a later step only. What was looked at may change then. */
 static enum mn_status raise_step(mn_shard *shard, struct group *group, const struct table *table,
                                  const mn_request *request, mn_error *error)
 {
     struct move *move = group->move;
     struct table aside = {0};
-    const bool anew = move->copied || move->position;
+    const bool anew = move->looked || move->position;
     enum mn_status status = MN_OK;
     if (move->taken || request->context.step <= move->step)
         return MN_OK;
@@ -185,7 +185,7 @@ static enum mn_status raise_step(mn_shard *shard, struct group *group, const str
     if (anew) {
         mn_shard_table_deinit(shard, &move->aside);
         move->aside = aside;
-        move->copied = move->position = move->digest = 0;
+        move->looked = move->going = move->position = move->digest = 0;
     }
     move->step = request->context.step;
     return MN_OK;
@@ -236,16 +236,16 @@ static enum mn_status at_step(const mn_shard *shard, const struct group *group,
 }
 
 /* Recovery does at once what ticks did before the record was written. */
-static enum mn_status copied(const mn_shard *shard, const struct table *table, struct move *move,
+static enum mn_status looked(const mn_shard *shard, const struct table *table, struct move *move,
                              mn_error *error)
 {
-    bool more = mn_shard_move_copy(table, move);
+    bool more = mn_shard_move_look(shard, table, move);
     while (more && shard->recovery)
-        more = mn_shard_move_copy(table, move);
+        more = mn_shard_move_look(shard, table, move);
     if (!more)
         return MN_OK;
-    return mn_fail(error, MN_BUSY, "move", "of the rows that stay %" PRIu64 " are copied so far",
-                   move->copied);
+    return mn_fail(error, MN_BUSY, "move", "%" PRIu64 " rows of table %s are looked at so far",
+                   move->looked, table->spec.name);
 }
 
 /* The table becomes what it is without the move's tiles, or with them. */
@@ -258,12 +258,14 @@ static enum mn_status reshape(mn_shard *shard, struct group *group, struct table
     struct table next;
     enum mn_status status = at_step(shard, group, table, error);
     if (!status)
-        status = copied(shard, table, move, error);
+        status = looked(shard, table, move, error);
     if (!status)
         status = mn_shard_table_next(shard, table, &move->aside,
                                      mn_shard_move_range(shard, table, move), state, &next, error);
     if (status)
         return status;
+    if (shard->options.shard == move->from && table->geometry.split == MN_ROWS)
+        next.planes[0].rows_written -= move->going;
     if (!planted(shard, MN_PLANT_LOG_NO_MOVE))
         status = mn_shard_log_append(shard, group, request, error);
     if (status) {
@@ -548,7 +550,7 @@ enum mn_status mn_shard_move_recall(mn_shard *shard, struct group *group,
     return MN_OK;
 }
 
-/* ---- Rows that stay, copied meanwhile */
+/* ---- Rows that are looked at meanwhile */
 
 uint64_t mn_shard_move_work(mn_shard *shard, uint64_t now_ns)
 {
@@ -560,7 +562,7 @@ uint64_t mn_shard_move_work(mn_shard *shard, uint64_t now_ns)
             continue;
         const struct table *table = mn_shard_table_find(shard, group, move->table, NULL);
         if (!at_step(shard, group, table, NULL))
-            more |= mn_shard_move_copy(table, move);
+            more |= mn_shard_move_look(shard, table, move);
     }
     return more ? now_ns : UINT64_MAX;
 }

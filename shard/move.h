@@ -11,11 +11,12 @@ struct move {
     uint64_t step;     /* changes of the table, and seals, wait from this one on */
     bool taken;        /* at `to`: the tiles are here; nothing waits any more */
     uint64_t asked_ns; /* when the last request of it came */
-    /* What the table becomes. Columns tables: at `to`, the planes of the tiles. Rows tables: at
-     * `to` and `from`, the one plane with the other range, into which the rows that stay are
-     * copied, a piece a tick. id 0: nothing has to be made. */
+    /* At `to`, what the table becomes. Columns tables: the planes of the tiles that come. Rows
+     * tables: the one plane of all tiles, into which the rows that stay are copied, a piece a tick.
+     * Else id 0. */
     struct table aside;
-    uint64_t copied;   /* of the rows that stay */
+    uint64_t looked;   /* at rows that stay (`to`), or go (`from`, of a rows table) */
+    uint64_t going;    /* of these, ever written */
     uint64_t position; /* at `to`: of the tiles' rows, so many have been put aside */
     uint64_t digest;   /* of what was put aside */
     struct tile_transfer transfer;
@@ -43,7 +44,7 @@ void mn_shard_move_release(mn_shard *shard, struct group *group);
 struct file_base_move mn_shard_move_record(const struct group *group);
 enum mn_status mn_shard_move_recall(mn_shard *shard, struct group *group,
                                     const struct file_base_move *record, mn_error *error);
-/* The next piece of what is copied meanwhile. Returns when it wants to run again. */
+/* The next piece of what is looked at meanwhile. Returns when it wants to run again. */
 uint64_t mn_shard_move_work(mn_shard *shard, uint64_t now_ns);
 
 /* ---- Rows (move_rows.c) */
@@ -55,8 +56,9 @@ enum mn_status mn_shard_move_prepare(mn_shard *shard, const struct table *table,
 /* The tiles that this shard holds once they have moved. */
 struct tile_range mn_shard_move_range(const mn_shard *shard, const struct table *table,
                                       const struct move *move);
-/* Copies the next rows that stay; false when there are none. */
-bool mn_shard_move_copy(const struct table *table, struct move *move);
+/* Of a rows table: copies the next rows that stay, or counts those that go; false when there are
+ * none. */
+bool mn_shard_move_look(const mn_shard *shard, const struct table *table, struct move *move);
 /* The tiles' rows in all. */
 uint64_t mn_shard_move_rows(const struct table *table, const struct move *move);
 enum mn_status mn_shard_move_read(mn_shard *shard, struct group *group, struct table *table,

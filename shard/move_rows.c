@@ -1,6 +1,6 @@
 /* The rows of a move: out of the old shard in chunks as tile files have them, put aside at the new
- * one; and a rows table's other rows, copied meanwhile to a plane of the range to come. Nothing of
- * the table changes while they are (STEPS.md "Move"), so a copy stays right. */
+ * one; where that has a rows table, its other rows are copied meanwhile to a plane of the range to
+ * come. Nothing of the table changes while they are (STEPS.md "Move"), so a copy stays right. */
 #include "move.h"
 
 /* ---- What the table becomes */
@@ -15,7 +15,7 @@ enum mn_status mn_shard_move_prepare(mn_shard *shard, const struct table *table,
     struct tile_range tiles = {move->tile_first, move->tile_count};
     struct table aside = {0};
     enum mn_status status = MN_OK;
-    if (own != move->to && (own != move->from || !is_rows(table)))
+    if (own != move->to)
         return MN_OK; /* nothing to make */
     if (is_rows(table))
         tiles = mn_shard_move_range(shard, table, move);
@@ -41,44 +41,6 @@ struct tile_range mn_shard_move_range(const mn_shard *shard, const struct table 
         tiles.count -= move->tile_count;
     }
     return tiles;
-}
-
-/* ---- The rows that stay */
-
-static void copy_row(const mn_tile *from, uint64_t place, mn_tile *to, uint64_t new_place)
-{
-    const uint64_t value_bytes = from->columns * (uint64_t)mn_dtype_bytes(from->dtype);
-    const uint64_t state_bytes = mn_state_row_bytes(&from->optimizer, from->columns);
-    memcpy((uint8_t *)to->values + new_place * value_bytes,
-           (const uint8_t *)from->values + place * value_bytes, value_bytes);
-    if (state_bytes)
-        memcpy((uint8_t *)to->state + new_place * state_bytes,
-               (const uint8_t *)from->state + place * state_bytes, state_bytes);
-    to->updates[new_place] = from->updates[place];
-    to->rows_written++;
-}
-
-/* Rows never written are left alone: they take no memory there either. */
-bool mn_shard_move_copy(const struct table *table, struct move *move)
-{
-    if (!move->aside.id || !is_rows(table))
-        return false;
-    const mn_tile *from = &table->planes[0];
-    mn_tile *to = &move->aside.planes[0];
-    const uint64_t first = from->row_base > to->row_base ? from->row_base : to->row_base;
-    const uint64_t count = from->rows < to->rows ? from->rows : to->rows;
-    const uint64_t row_bytes = from->columns * (uint64_t)mn_dtype_bytes(from->dtype) +
-                               mn_state_row_bytes(&from->optimizer, from->columns);
-    uint64_t bytes = 0, until = move->copied + JOB_PIECE_ROWS;
-    until = until < count ? until : count;
-    for (; move->copied < until && bytes < JOB_PIECE_BYTES; move->copied++) {
-        const uint64_t place = first - from->row_base + move->copied;
-        if (!from->updates[place])
-            continue;
-        copy_row(from, place, to, first - to->row_base + move->copied);
-        bytes += row_bytes;
-    }
-    return move->copied < count;
 }
 
 /* ---- Places: rows are counted over the tiles, one after another */
@@ -108,6 +70,62 @@ static struct place place_of(const struct table *table, const struct move *move,
     }
     place.row = position - place.first;
     return place;
+}
+
+/* ---- The rows that stay, or go */
+
+static void copy_row(const mn_tile *from, uint64_t place, mn_tile *to, uint64_t new_place)
+{
+    const uint64_t value_bytes = from->columns * (uint64_t)mn_dtype_bytes(from->dtype);
+    const uint64_t state_bytes = mn_state_row_bytes(&from->optimizer, from->columns);
+    memcpy((uint8_t *)to->values + new_place * value_bytes,
+           (const uint8_t *)from->values + place * value_bytes, value_bytes);
+    if (state_bytes)
+        memcpy((uint8_t *)to->state + new_place * state_bytes,
+               (const uint8_t *)from->state + place * state_bytes, state_bytes);
+    to->updates[new_place] = from->updates[place];
+    to->rows_written++;
+}
+
+/* Rows never written are left alone: they take no memory there either. */
+static void copy_rows(const struct table *table, struct move *move, uint64_t until)
+{
+    const mn_tile *from = &table->planes[0];
+    mn_tile *to = &move->aside.planes[0];
+    const uint64_t row_bytes = from->columns * (uint64_t)mn_dtype_bytes(from->dtype) +
+                               mn_state_row_bytes(&from->optimizer, from->columns);
+    for (uint64_t bytes = 0; move->looked < until && bytes < JOB_PIECE_BYTES; move->looked++) {
+        if (!from->updates[move->looked])
+            continue;
+        copy_row(from, move->looked, to, from->row_base - to->row_base + move->looked);
+        bytes += row_bytes;
+    }
+}
+
+static void count_rows(const struct table *table, struct move *move, uint64_t until)
+{
+    const mn_geometry *geometry = &table->geometry;
+    const mn_tile *plane = &table->planes[0];
+    const uint64_t first = move->tile_first * geometry->rows_per_tile;
+    const uint64_t base = (first < geometry->rows ? first : geometry->rows) - plane->row_base;
+    for (; move->looked < until; move->looked++)
+        move->going += plane->updates[base + move->looked] != 0;
+}
+
+bool mn_shard_move_look(const mn_shard *shard, const struct table *table, struct move *move)
+{
+    const uint32_t own = shard->options.shard;
+    if (!is_rows(table) || (own != move->to && own != move->from))
+        return false;
+    const uint64_t count =
+        own == move->to ? table->planes[0].rows : mn_shard_move_rows(table, move);
+    uint64_t until = move->looked + JOB_PIECE_ROWS;
+    until = until < count ? until : count;
+    if (own == move->to)
+        copy_rows(table, move, until);
+    else
+        count_rows(table, move, until);
+    return move->looked < count;
 }
 
 /* ---- READ */

@@ -60,6 +60,7 @@ struct table {
     uint64_t position_first;         /* rows tables: position of the plane's first row */
     mn_tile *planes;
     uint32_t plane_count;
+    mn_tile whole; /* rows tables: the plane as it was reserved; tiles at its ends may have gone */
     struct tile_state *states; /* [tile_count] for saves that write what has changed */
     bool promoted;
     uint64_t moved; /* the last move of its tiles; 0: they lie where mn_map_tiles has them */
@@ -267,9 +268,10 @@ enum mn_status mn_shard_table_init_bare(mn_shard *shard, uint64_t id, const mn_t
                                         struct tile_range tiles, struct table *out_table,
                                         mn_error *error);
 void mn_shard_table_deinit(mn_shard *shard, struct table *table);
-/* What the table is with other tiles, which it or `aside` holds; of a rows table, `aside` holds all
- * of them. The states of those that it did not hold: `state`. Nothing changes yet: `become` makes
- * it so, and takes what `aside` holds; or `give` gives it back. */
+/* What the table is with other tiles, which it or `aside` holds; of a rows table one of both holds
+ * all of them. The states of those that it did not hold: `state`. Nothing changes yet: `become`
+ * makes it so, takes what `aside` holds, and lets go what is not held any more; or `give` gives it
+ * back. */
 enum mn_status mn_shard_table_next(mn_shard *shard, const struct table *table,
                                    const struct table *aside, struct tile_range tiles,
                                    struct tile_state state, struct table *out_next,

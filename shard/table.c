@@ -3,9 +3,14 @@
 #include "shard_device.h"
 
 /* Bytes of a plane's arrays; one at least, as the last blocks of a table may hold no row. */
+static uint64_t row_value_bytes(const mn_tile *plane)
+{
+    return plane->columns * (uint64_t)mn_dtype_bytes(plane->dtype);
+}
+
 static uint64_t value_bytes(const mn_tile *plane)
 {
-    return plane->rows * plane->columns * mn_dtype_bytes(plane->dtype) + !plane->rows;
+    return plane->rows * row_value_bytes(plane) + !plane->rows;
 }
 
 static uint64_t state_bytes(const mn_tile *plane)
@@ -126,7 +131,10 @@ enum mn_status mn_shard_table_init_bare(mn_shard *shard, uint64_t id, const mn_t
         }
         table.reserved_bytes += bytes;
         shard->table_bytes += bytes;
-        if (!plane_reserve(shard, &table.planes[i]))
+        const bool reserved = plane_reserve(shard, &table.planes[i]);
+        if (table.geometry.split == MN_ROWS)
+            table.whole = table.planes[i];
+        if (!reserved)
             goto fail;
     }
     table.states = shard->env.allocate(shard->env.context, states_bytes(&table));
@@ -179,7 +187,7 @@ void mn_shard_table_deinit(mn_shard *shard, struct table *table)
         return;
     mn_shard_usage_deinit(shard, table);
     for (uint32_t i = 0; table->planes && i < table->plane_count; i++)
-        plane_release(shard, &table->planes[i]);
+        plane_release(shard, table->geometry.split == MN_ROWS ? &table->whole : &table->planes[i]);
     shard->env.release(shard->env.context, table->planes,
                        table->plane_count * sizeof *table->planes);
     shard->env.release(shard->env.context, table->states, states_bytes(table));
@@ -194,6 +202,40 @@ static bool holds(const struct table *table, uint32_t tile)
     return table->id && tile >= table->tile_first && tile - table->tile_first < table->tile_count;
 }
 
+/* Of a rows table: the part of its plane that these tiles are. */
+static mn_tile part_of(const struct table *table, const struct table *next)
+{
+    mn_tile part = table->planes[0];
+    const uint64_t first = next->position_first - table->position_first;
+    plane_init(next, 0, &part);
+    part.values = (uint8_t *)part.values + first * row_value_bytes(&part);
+    if (part.state)
+        part.state =
+            (uint8_t *)part.state + first * mn_state_row_bytes(&part.optimizer, part.columns);
+    part.updates += first;
+    return part;
+}
+
+/* What lies in an array of the old plane and not in the new one's, a part of it. */
+static void vacate(mn_shard *shard, void *old, uint64_t old_rows, void *new, uint64_t new_rows,
+                   uint64_t row_bytes)
+{
+    const mn_env *env = &shard->env;
+    uint8_t *end = (uint8_t *)old + old_rows * row_bytes;
+    uint8_t *new_end = (uint8_t *)new + new_rows *row_bytes;
+    env->vacate(env->context, old, (uint64_t)((uint8_t *)new - (uint8_t *)old));
+    env->vacate(env->context, new_end, (uint64_t)(end - new_end));
+}
+
+static void vacate_planes(mn_shard *shard, const mn_tile *old, const mn_tile *new)
+{
+    const uint64_t state_row_bytes = mn_state_row_bytes(&old->optimizer, old->columns);
+    vacate(shard, old->values, old->rows, new->values, new->rows, row_value_bytes(old));
+    vacate(shard, old->updates, old->rows, new->updates, new->rows, sizeof *old->updates);
+    if (state_row_bytes)
+        vacate(shard, old->state, old->rows, new->state, new->rows, state_row_bytes);
+}
+
 static void next_planes(const struct table *table, const struct table *aside, struct table *next)
 {
     next->columns = 0;
@@ -201,7 +243,7 @@ static void next_planes(const struct table *table, const struct table *aside, st
     for (uint32_t i = 0; i < next->plane_count; i++) {
         const uint32_t tile = next->tile_first + i;
         if (table->geometry.split == MN_ROWS)
-            next->planes[i] = aside->planes[i];
+            next->planes[i] = aside->id ? aside->planes[i] : part_of(table, next);
         else if (holds(table, tile))
             next->planes[i] = table->planes[tile - table->tile_first];
         else
@@ -227,6 +269,8 @@ enum mn_status mn_shard_table_next(mn_shard *shard, const struct table *table,
                        tiles.count, table->spec.name);
     }
     next_planes(table, aside, &next);
+    if (aside->id)
+        next.whole = aside->whole;
     for (uint32_t i = 0; i < tiles.count; i++) {
         const uint32_t tile = tiles.first + i;
         next.states[i] = holds(table, tile) ? table->states[tile - table->tile_first] : state;
@@ -248,9 +292,13 @@ void mn_shard_table_become(mn_shard *shard, struct table *table, struct table *a
     const bool rows = table->geometry.split == MN_ROWS;
     if (aside->id && table->promoted)
         mn_shard_table_promote_now(shard, aside);
-    for (uint32_t i = 0; i < table->plane_count; i++)
-        if (rows || !holds(next, table->tile_first + i))
+    for (uint32_t i = 0; !rows && i < table->plane_count; i++)
+        if (!holds(next, table->tile_first + i))
             plane_release(shard, &table->planes[i]);
+    if (rows && aside->id)
+        plane_release(shard, &table->whole);
+    else if (rows)
+        vacate_planes(shard, &table->planes[0], &next->planes[0]);
     if (rows)
         mn_shard_usage_deinit(shard, table);
     shard->table_bytes += next->reserved_bytes - table->reserved_bytes - aside->reserved_bytes;

@@ -1,6 +1,6 @@
-/* A shard over memory for fuzz_files.c, fuzz_part.c, fuzz_log.c, fuzz_image.c, fuzz_move.c and their
- * seeds. All link no_checksum.c: with every checksum 0, changed bytes get past the checksums to the
- * checks behind them. */
+/* A shard over memory for fuzz_files.c, fuzz_part.c, fuzz_log.c, fuzz_image.c, fuzz_move.c and
+ * their seeds. All link no_checksum.c: with every checksum 0, changed bytes get past the checksums
+ * to the checks behind them. */
 #ifndef FUZZ_FILES_SHARD_H
 #define FUZZ_FILES_SHARD_H
 

@@ -115,6 +115,24 @@ static void reserved_memory_is_lazy(void **state)
     assert_null(env.reserve(env.context, UINT64_MAX));
 }
 
+static void a_part_takes_no_memory_any_more(void **state)
+{
+    (void)state;
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), bytes = 64 * page;
+    uint8_t *memory = env.reserve(env.context, bytes);
+    assert_non_null(memory);
+    memset(memory, 1, bytes);
+    assert_int_equal(resident(memory, bytes), 64);
+    env.vacate(env.context, memory + 1, 10 * page); /* nine whole ones */
+    assert_int_equal(resident(memory, bytes), 55);
+    assert_true(memory[0] == 1 && memory[10 * page + 1] == 1);
+    env.vacate(env.context, memory + 20 * page, 0);
+    env.vacate(env.context, memory + 20 * page + 1, page - 1);
+    env.vacate(env.context, memory + 63 * page, page);
+    assert_int_equal(resident(memory, bytes), 54);
+    env.unreserve(env.context, memory, bytes);
+}
+
 static void far_more_than_there_is(void **state)
 {
     (void)state;
@@ -166,9 +184,13 @@ static void log_is_one_line(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(clock_goes_on),           cmocka_unit_test(reservations_are_aligned),
-        cmocka_unit_test(random_differs),          cmocka_unit_test(memory_is_zero_and_aligned),
-        cmocka_unit_test(reserved_memory_is_lazy), cmocka_unit_test(far_more_than_there_is),
+        cmocka_unit_test(clock_goes_on),
+        cmocka_unit_test(reservations_are_aligned),
+        cmocka_unit_test(random_differs),
+        cmocka_unit_test(memory_is_zero_and_aligned),
+        cmocka_unit_test(a_part_takes_no_memory_any_more),
+        cmocka_unit_test(reserved_memory_is_lazy),
+        cmocka_unit_test(far_more_than_there_is),
         cmocka_unit_test(log_is_one_line),
     };
     mn_env_posix(&env, NULL, 3);

@@ -343,7 +343,7 @@ static void address_space_is_bounded(void **state)
     static const struct {
         enum mn_split split;
         uint64_t bytes_max, beside, later; /* rows of other tables */
-    } cases[] = {{MN_COLUMNS, 100000, 100, 77}, {MN_ROWS, 130000, 100, 230}};
+    } cases[] = {{MN_COLUMNS, 100000, 100, 77}, {MN_ROWS, 130000, 100, 310}};
     for (int i = 0; i < 2; i++) {
         struct fixture f;
         mn_error error = {0};

@@ -457,7 +457,9 @@ static void many_rows_are_copied_piece_by_piece(void **state)
         ticks++;
     }
     assert_true(ticks > 0 && ticks < 10);
+    assert_int_equal(it.f.world.vacated_bytes, 0);
     move_case_finish(&it, &plan);
+    assert_int_equal(it.f.world.vacated_bytes, MANY / 4 * (MANY_DIM * 3 * sizeof(float) + 4));
     fixture_look(&it.f, &it.tables[2]);
     assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 2, all, MANY, after), MN_OK);
     assert_memory_equal(before, after, sizeof before);

@@ -72,6 +72,13 @@ static void promote(void *context, void *memory, uint64_t bytes)
     (void)bytes; /* page sizes do not matter here */
 }
 
+static void vacate(void *context, void *memory, uint64_t bytes)
+{
+    (void)context;
+    if (bytes)
+        memset(memory, 0x5a, bytes); /* nobody may rely on what was there */
+}
+
 static void unreserve(void *context, void *memory, uint64_t bytes)
 {
     sim_env *env = context;
@@ -105,6 +112,7 @@ void sim_env_init(sim_env *env, sim_clock *clock, uint64_t seed, mn_storage *sto
                         .release = release,
                         .reserve = reserve,
                         .promote = promote,
+                        .vacate = vacate,
                         .unreserve = unreserve,
                         .storage = storage,
                         .log = log_nothing};

@@ -73,6 +73,14 @@ static void promote(void *context, void *memory, uint64_t bytes)
     (void)bytes; /* page sizes do not matter in tests */
 }
 
+static void vacate(void *context, void *memory, uint64_t bytes)
+{
+    mem_env *world = context;
+    world->vacated_bytes += bytes;
+    if (bytes)
+        memset(memory, 0x5a, bytes); /* nobody may rely on what was there */
+}
+
 static void unreserve(void *context, void *memory, uint64_t bytes)
 {
     mem_env *world = context;
@@ -107,6 +115,7 @@ void mem_env_init(mem_env *world, uint64_t seed)
         .release = release,
         .reserve = reserve,
         .promote = promote,
+        .vacate = vacate,
         .unreserve = unreserve,
         .log = log_event,
     };

@@ -19,6 +19,7 @@ typedef struct mem_env {
     bool fail_after;      /* all later ones fail too */
     uint64_t live_blocks, live_bytes; /* allocated, not released */
     uint64_t live_reserves, reserved_bytes;
+    uint64_t vacated_bytes; /* in all */
     uint64_t events; /* log lines */
     int echo_level;  /* log lines of at least this level go to standard error; default 3: none */
 } mem_env;
