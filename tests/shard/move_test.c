@@ -459,8 +459,14 @@ static void many_rows_are_copied_piece_by_piece(void **state)
     assert_true(ticks > 0 && ticks < 10);
     assert_int_equal(it.f.world.vacated_bytes, 0);
     move_case_finish(&it, &plan);
-    assert_int_equal(it.f.world.vacated_bytes, MANY / 4 * (MANY_DIM * 3 * sizeof(float) + 4));
+    const uint64_t row_bytes = MANY_DIM * 3 * sizeof(float) + sizeof(uint32_t);
+    assert_int_equal(it.f.world.vacated_bytes, MANY / 4 * row_bytes);
     fixture_look(&it.f, &it.tables[2]);
+    assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 2, all, MANY, after), MN_OK);
+    assert_memory_equal(before, after, sizeof before);
+    struct move_plan back = {2, 2, 9, 1, 0, 1, 0}; /* from the other end */
+    move_case_move(&it, &back);
+    assert_int_equal(it.f.world.vacated_bytes, (MANY / 4 + MANY / 16) * row_bytes);
     assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 2, all, MANY, after), MN_OK);
     assert_memory_equal(before, after, sizeof before);
     move_case_end(&it);
