@@ -67,7 +67,7 @@ typedef struct mn_part_record {
     uint64_t table;
     uint32_t part;
     bool used;
-    bool due; /* its pieces were cut for tiles that have moved: the call is to be made again */
+    bool due; /* the call failed, or was cut for tiles that have moved: to be made again */
 } mn_part_record;
 
 /* Of one call for one shard; of a call made again, the most that one of them had. */

@@ -252,8 +252,8 @@ static enum mn_status answered_hold(mn_task *task, mn_lane *lane, mn_slot *slot)
     return MN_OK;
 }
 
-/* A save may take long: nobody waits for a move that waits for it. Another move may have ended since
- * the tiles were chosen. */
+/* A save may take long: nobody waits for a move that waits for it. Another move may have ended
+ * since the tiles were chosen. */
 static bool refused_hold(mn_task *task, mn_lane *lane, const mn_reply *reply)
 {
     mn_moves *moves = task->moves;

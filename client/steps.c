@@ -95,11 +95,21 @@ enum mn_status mn_steps_claim(mn_task *task)
     return MN_OK;
 }
 
+/* One that failed is to be made again: its pieces may be missing, and where they belong may change,
+ * so that what a Seal declares for another shard would fit without them. */
 void mn_steps_settle(mn_task *task)
 {
-    mn_step_record *record = record_of(task->core, task->operation->step);
-    if (task->claimed && record)
+    const mn_operation *operation = task->operation;
+    mn_step_record *record = record_of(task->core, operation->step);
+    if (task->claimed && record) {
+        uint64_t table = operation->table->id; /* 0: dropped */
+        mn_part_record *part = table ? part_of(record, table, operation->part) : NULL;
         record->changing--;
+        if (task->error.status && part) {
+            record->due += !part->due;
+            part->due = true;
+        }
+    }
     task->claimed = false;
 }
 
