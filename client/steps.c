@@ -133,7 +133,7 @@ mn_part_pieces mn_steps_pieces(const mn_core *core, uint64_t step, uint32_t shar
     const mn_step_record *record = record_of(core, step);
     mn_part_pieces pieces = record ? record->sums[shard] : (mn_part_pieces){0};
     if (record && record->due) /* calls are owed: a Seal that comes late fits no number of pieces */
-        pieces.cut = UINT32_MAX;
+        pieces.cut = MN_PIECES_OWED;
     return pieces;
 }
 

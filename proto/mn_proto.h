@@ -334,6 +334,9 @@ typedef struct mn_direct {
     void *marks[MN_MARKS_MAX];
 } mn_direct;
 
+/* As the number of pieces of a Seal: calls that failed have yet to be made again. */
+#define MN_PIECES_OWED UINT32_MAX
+
 /* One decoded request. Which fields a verb reads (tiles = tile_first, tile_count):
  *   CreateTable  spec, ranks; table: 0 asks the home shard to assign the id, other shards get it
  *   Describe, Drop  table, or spec.name when table is 0
@@ -377,7 +380,7 @@ typedef struct mn_request {
     uint32_t ranks;                /* Join, CreateTable: W of the group */
     enum mn_durability durability; /* likewise, of a new group; else 0, or as it stands */
     enum mn_join_phase join;
-    uint64_t pieces;       /* Seal: this rank's at this shard for this step */
+    uint64_t pieces;       /* Seal: this rank's at this shard for this step, or MN_PIECES_OWED */
     uint64_t acknowledged; /* Seal: at least so many of them were */
     bool norms;            /* Seal: answer squared norms (all ranks must ask alike) */
     mn_proposal proposal;

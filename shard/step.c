@@ -78,6 +78,11 @@ static enum mn_status check_seal(mn_shard *shard, struct group *group, const str
                        " were acknowledged here, but %" PRIu64
                        " are staged: this shard has lost some; load a saved group",
                        request->acknowledged, request->context.rank, step->number, seal->pieces);
+    if (request->pieces == MN_PIECES_OWED && !planted(shard, MN_PLANT_NO_COUNT))
+        return mn_fail(error, MN_INCOMPLETE, "pieces",
+                       "changing calls of rank %u for step %" PRIu64
+                       " failed, and have yet to be made again",
+                       request->context.rank, step->number);
     if (seal->pieces != request->pieces && !planted(shard, MN_PLANT_NO_COUNT))
         return mn_fail(error, MN_INCOMPLETE, "pieces",
                        "%" PRIu64 " sealed, but %" PRIu64

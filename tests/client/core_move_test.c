@@ -392,13 +392,13 @@ static void pieces(uint32_t plants, uint64_t sealed)
     fake_refuse(&it, fake_take(&it, MN_VERB_PUSH, 0), MN_BUSY, "move");
     fake_pass(&it, 6000);
     expect_end(&failed, MN_BUSY, "move");
-    seal_says(&it, UINT32_MAX, UINT32_MAX);
+    seal_says(&it, MN_PIECES_OWED, MN_PIECES_OWED);
     push(&it, &call, table, 1, 2, 1); /* tile 2: at shard 1, then at shard 0 */
     fake_refuse(&it, fake_take(&it, MN_VERB_PUSH, 1), MN_MOVED, "moved");
     list_two(&it, holding(0, 3, 1), holding(3, 1, 1));
     fake_answer(&it, fake_take(&it, MN_VERB_PUSH, 0));
     expect_end(&call, MN_OK, NULL);
-    seal_says(&it, UINT32_MAX, UINT32_MAX); /* no number fits while a call is owed */
+    seal_says(&it, MN_PIECES_OWED, MN_PIECES_OWED); /* no number fits while a call is owed */
     push(&it, &failed, table, 0, 0, 1);
     fake_answer(&it, fake_take(&it, MN_VERB_PUSH, 0));
     expect_end(&failed, MN_OK, NULL);

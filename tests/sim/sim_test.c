@@ -7,11 +7,18 @@
 
 #include <cmocka.h>
 
-enum { SEEDS = 250, PLANT_SEEDS = 2000, IMAGES = 500, RUIN_SEEDS = 80, CLOCK_SEEDS = 15 };
+enum {
+    SEEDS = 250,
+    PLANT_SEEDS = 2000,
+    IMAGES = 500,
+    MOVES = 40,
+    RUIN_SEEDS = 80,
+    CLOCK_SEEDS = 15
+};
 
 static void test_seeds_pass(void **state)
 {
-    uint32_t images = 0;
+    uint32_t images = 0, moves = 0;
     (void)state;
     for (uint64_t seed = 1; seed <= SEEDS; seed++) {
         sim_config config;
@@ -19,10 +26,11 @@ static void test_seeds_pass(void **state)
         sim_config_of_seed(seed, &config);
         sim_run(&config, &result);
         images += result.images;
+        moves += result.moves;
         if (!result.passed)
             fail_msg("seed %llu: %s", (unsigned long long)seed, result.violation);
     }
-    assert_true(images > IMAGES);
+    assert_true(images > IMAGES && moves > MOVES);
 }
 
 static void test_seed_repeats_itself(void **state)
