@@ -95,6 +95,16 @@ enum mn_status mn_steps_claim(mn_task *task)
     return MN_OK;
 }
 
+static bool all_acknowledged(const mn_core *core, const mn_step_record *record,
+                             const mn_part_record *part)
+{
+    const mn_part_pieces *keys = keys_of(core, record, part);
+    for (uint32_t shard = 0; shard < core->shards; shard++)
+        if (keys[shard].acknowledged < keys[shard].cut)
+            return false;
+    return true;
+}
+
 /* One that failed is to be made again: its pieces may be missing, and where they belong may change,
  * so that what a Seal declares for another shard would fit without them. */
 void mn_steps_settle(mn_task *task)
@@ -105,7 +115,7 @@ void mn_steps_settle(mn_task *task)
         uint64_t table = operation->table->id; /* 0: dropped */
         mn_part_record *part = table ? part_of(record, table, operation->part) : NULL;
         record->changing--;
-        if (task->error.status && part) {
+        if (task->error.status && part && !all_acknowledged(task->core, record, part)) {
             record->due += !part->due;
             part->due = true;
         }

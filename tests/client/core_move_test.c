@@ -403,6 +403,10 @@ static void pieces(uint32_t plants, uint64_t sealed)
     fake_answer(&it, fake_take(&it, MN_VERB_PUSH, 0));
     expect_end(&failed, MN_OK, NULL);
     seal_says(&it, 2, sealed);
+    push(&it, &failed, table, 0, 0, 1); /* made once more, in vain: all of it is there */
+    fake_refuse(&it, fake_take(&it, MN_VERB_PUSH, 0), MN_INVALID, "payload");
+    expect_end(&failed, MN_INVALID, "payload");
+    seal_says(&it, 2, sealed);
     fake_destroy(&it);
 }
 
