@@ -323,9 +323,11 @@ static enum mn_status done(mn_shard *shard, struct group *group, struct table *t
     const mn_request *request = &call->request;
     const uint32_t own = shard->options.shard;
     if (own == move->from || (own == move->to && !move->taken))
-        return mn_fail(error, MN_CONFLICT, "move",
-                       "%" PRIu64 " is not done here: its tiles have not been %s", move->number,
-                       own == move->from ? "released" : "taken");
+        return mn_fail(error, MN_LOST, "move",
+                       "of %" PRIu64
+                       " tiles are still to be %s here: this shard has forgotten that "
+                       "they were, load a saved group",
+                       move->number, own == move->from ? "released" : "taken");
     enum mn_status status = mn_shard_log_append(shard, group, request, error);
     if (status)
         return status;

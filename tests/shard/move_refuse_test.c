@@ -118,8 +118,8 @@ static void phases_are_checked(void **state)
     assert_true(!answer.bytes && answer.position == MOVE_ROWS && answer.rows == MOVE_ROWS);
     expect(&it, &plan, 0, MN_MOVE_TAKE, 0, MN_INVALID, "move_to");
     expect(&it, &plan, 2, MN_MOVE_RELEASE, 0, MN_INVALID, "move_from");
-    expect(&it, &plan, 0, MN_MOVE_DONE, 0, MN_CONFLICT, "move"); /* not released */
-    expect(&it, &plan, 1, MN_MOVE_DONE, 0, MN_CONFLICT, "move"); /* not taken */
+    expect(&it, &plan, 0, MN_MOVE_DONE, 0, MN_LOST, "move"); /* not released */
+    expect(&it, &plan, 1, MN_MOVE_DONE, 0, MN_LOST, "move"); /* not taken */
     it.f.no_reply_buffer = true;
     expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_BUSY, "reply_bytes_max");
     it.f.no_reply_buffer = false;
