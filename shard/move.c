@@ -74,6 +74,12 @@ void mn_shard_move_dropped(mn_shard *shard, struct group *group, uint64_t table)
 
 /* ---- HOLD */
 
+static bool neighbours(const mn_shard *shard, uint32_t from, uint32_t to)
+{
+    const uint32_t shards = shard->options.shards;
+    return from < shards && to < shards && (to == from + 1 || from == to + 1);
+}
+
 static enum mn_status check_shards(const mn_shard *shard, const mn_request *request,
                                    mn_error *error)
 {
@@ -81,7 +87,7 @@ static enum mn_status check_shards(const mn_shard *shard, const mn_request *requ
     const uint32_t shards = shard->options.shards;
     if (from >= shards)
         return mn_fail(error, MN_INVALID, "move_from", "%u is not below shards (%u)", from, shards);
-    if (to >= shards || (to != from + 1 && from != to + 1))
+    if (!neighbours(shard, from, to))
         return mn_fail(error, MN_INVALID, "move_to", "%u of %u shards is no neighbour of %u", to,
                        shards, from);
     return MN_OK;
@@ -531,9 +537,12 @@ enum mn_status mn_shard_move_recall(mn_shard *shard, struct group *group,
         return MN_OK;
     const struct table *table = mn_shard_table_find(shard, group, record->table, NULL);
     const uint64_t end = (uint64_t)record->tile_first + record->tile_count;
-    if (record->to != shard->options.shard || !table || record->tile_first < table->tile_first ||
-        end > (uint64_t)table->tile_first + table->tile_count)
-        return mn_fail(error, MN_CORRUPT, "base_move", "tiles [%u, %" PRIu64 ") are not here",
+    bool valid = neighbours(shard, record->from, record->to) &&
+                 record->to == shard->options.shard && table && record->tile_count &&
+                 record->tile_first >= table->tile_first &&
+                 end <= (uint64_t)table->tile_first + table->tile_count;
+    if (!valid)
+        return mn_fail(error, MN_CORRUPT, "base_move", "tiles [%u, %" PRIu64 ") did not come here",
                        record->tile_first, end);
     struct move *move = env->allocate(env->context, sizeof *move);
     if (!move)
