@@ -3,6 +3,8 @@
 
 /* Numbers count up: one far ahead would use up all before it. */
 static const uint64_t NUMBERS_AHEAD = UINT64_C(1) << 40;
+/* A step to hold from that no shard of the group can have told. */
+enum { STEPS_AHEAD = 64 };
 /* Nobody went on with it for so long: who waits is told to finish it. A hint, no more. */
 static const uint64_t OVERDUE_NS = UINT64_C(10000000000);
 
@@ -204,6 +206,11 @@ static enum mn_status hold(mn_shard *shard, struct group *group, mn_call *call, 
     if (!table)
         return mn_shard_table_missing(shard, group, &request->context, request->table, "table",
                                       error);
+    const uint64_t step = request->context.step;
+    if (step > group->committed && step - group->committed > STEPS_AHEAD)
+        return mn_fail(error, MN_INVALID, "step",
+                       "%" PRIu64 " is far ahead: this shard is at step %" PRIu64, step,
+                       group->committed);
     if (group->move && group->move->number == request->move)
         return raise_step(shard, group, table, request, error);
     enum mn_status status = check_shards(shard, request, error);
@@ -391,10 +398,16 @@ static enum mn_status ended(mn_shard *shard, struct group *group, mn_call *call,
 {
     const mn_request *request = &call->request;
     const struct table *table = mn_shard_table_find(shard, group, request->table, NULL);
+    const bool made = !table || table->moved >= request->move; /* or who knows */
     if (request->move_phase == MN_MOVE_CANCEL)
         call->reply.move_taken = table && table->moved == request->move;
-    if (request->move_phase >= MN_MOVE_RELEASE)
+    if (request->move_phase == MN_MOVE_CANCEL || (request->move_phase >= MN_MOVE_RELEASE && made))
         return MN_OK;
+    if (request->move_phase >= MN_MOVE_RELEASE)
+        return mn_fail(error, MN_LOST, "move",
+                       "%" PRIu64 " was cancelled here, or this shard has forgotten that it was "
+                       "made: load a saved group",
+                       request->move);
     return mn_fail(error, MN_CONFLICT, "move",
                    "%" PRIu64 " has ended here: the next one is above %" PRIu64, request->move,
                    group->move_last);

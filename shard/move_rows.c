@@ -128,6 +128,13 @@ bool mn_shard_move_look(const mn_shard *shard, const struct table *table, struct
     return move->looked < count;
 }
 
+/* Of a chunk's checksum: one of another move, or of before a raised hold, is none. */
+static uint64_t seed_of(const struct move *move)
+{
+    const uint64_t place[] = {move->number, move->step};
+    return mn_checksum(place, sizeof place, 0);
+}
+
 /* ---- READ */
 
 /* A message holds the head and the body of a chunk of so many rows, all of them written. */
@@ -157,12 +164,13 @@ static uint32_t note_written(const struct tile_transfer *transfer, uint64_t firs
     return written;
 }
 
-static enum mn_status answer_chunk(mn_call *call, const struct tile_transfer *transfer,
+static enum mn_status answer_chunk(mn_call *call, const struct move *move,
                                    const struct place *place, uint32_t rows, uint32_t written,
                                    mn_error *error)
 {
+    const struct tile_transfer *transfer = &move->transfer;
     const uint64_t body = mn_shard_chunk_pack(transfer, place->row, rows);
-    uint64_t chain = call->request.move;
+    uint64_t chain = seed_of(move);
     const struct file_chunk_head head = {
         .first = place->first + place->row,
         .rows = rows,
@@ -203,7 +211,7 @@ enum mn_status mn_shard_move_read(mn_shard *shard, struct group *group, struct t
         const uint32_t rows = left < max ? (uint32_t)left : max;
         const uint32_t written = note_written(transfer, place.row, rows);
         if (written)
-            status = answer_chunk(call, transfer, &place, rows, written, error);
+            status = answer_chunk(call, move, &place, rows, written, error);
         if (status)
             return status;
         position += rows;
@@ -283,7 +291,7 @@ enum mn_status mn_shard_move_write(mn_shard *shard, struct group *group, struct 
     struct move *move = group->move;
     const mn_request *request = &call->request;
     const uint64_t all = mn_shard_move_rows(table, move);
-    uint64_t chain = request->move;
+    uint64_t chain = seed_of(move);
     struct file_chunk_head chunk;
     if (request->payload.bytes < FILE_BYTES_chunk_head)
         return mn_fail(error, MN_INVALID, "payload", "%" PRIu64 " bytes hold no chunk of rows",

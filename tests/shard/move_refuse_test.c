@@ -61,6 +61,7 @@ static void holds_are_checked(void **state)
     WRONG(wrong.number = UINT64_MAX, MN_MOVE_HOLD, 1, MN_INVALID, "move");
     WRONG(wrong.number = UINT64_MAX, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
     WRONG(wrong.number = (UINT64_C(1) << 40) + 1, MN_MOVE_CANCEL, 1, MN_INVALID, "move");
+    expect(&it, &right, 0, MN_MOVE_HOLD, 100, MN_INVALID, "step");
     WRONG((void)wrong, (enum mn_move_phase)7, 1, MN_UNSUPPORTED, "move_phase");
     const struct fixture_table known = it.tables[0];
     it.tables[0] = unknown;
@@ -177,12 +178,19 @@ static void damaged_chunks_are_refused(void **state)
     }
 }
 
+/* What a chunk's checksum begins with, of a move that holds from step 4. */
+static uint64_t seed_of(uint64_t number)
+{
+    const uint64_t place[] = {number, 4};
+    return mn_checksum(place, sizeof place, 0);
+}
+
 /* With checksums that are right: what no shard has written. */
 static enum mn_status forge(struct move_case *it, struct move_plan *plan,
                             struct file_chunk_head head, uint8_t *byte, uint8_t value)
 {
     static struct move_answer forged;
-    uint64_t chain = plan->number;
+    uint64_t chain = seed_of(plan->number);
     const uint64_t at = byte ? (uint64_t)(byte - chunk.payload) : 0;
     forged = chunk;
     if (byte)
@@ -198,7 +206,7 @@ static void forged_chunks_are_refused(void **state)
     (void)state;
     struct move_case it;
     struct file_chunk_head head, other;
-    uint64_t chain = right.number;
+    uint64_t chain = seed_of(right.number);
     move_case_start(&it, NULL);
     for (uint64_t step = 1; step <= 3; step++)
         move_case_play(&it, step);
@@ -255,7 +263,7 @@ static void chunks_out_of_order_are_refused(void **state)
     early.position = 0;
     refused(move_case_write(&it, &early, &third, &answer), &answer.error, MN_CONFLICT, "position");
     struct file_chunk_head head; /* of rows that begin before where the others ended */
-    uint64_t chain = right.number;
+    uint64_t chain = seed_of(right.number);
     assert_true(mn_shard_decode_chunk_head(third.payload, &chain, &head));
     early.position = plan.position;
     head.first = plan.position - 1;

@@ -199,13 +199,18 @@ static void a_raised_hold_begins_again(void **state)
         struct move_plan plan = plan_of(table, 0, 1);
         move_case_play(&it, 1);
         assert_true(move_case_hold(&it, &plan) == 2);
+        static struct move_answer before;
+        expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
+        before = answer;
         move_case_carry(&it, &plan);
         move_case_settle(&it);
         for (uint32_t shard = 0; shard < MOVE_SHARDS; shard++)
             expect(&it, &plan, shard, MN_MOVE_HOLD, 3, MN_OK, "");
         expect(&it, &plan, 1, MN_MOVE_TAKE, plan.position, MN_INCOMPLETE, "count");
         move_case_play(&it, 2);
-        plan.position = 0;
+        plan.position = 0; /* what is on its way since is of a step that is over */
+        refused(move_case_write(&it, &plan, &before, &answer), &answer.error, MN_CORRUPT,
+                "payload");
         move_case_move(&it, &plan);
         move_case_play(&it, 3);
         move_case_expect(&it, 3);
@@ -371,6 +376,8 @@ static void nothing_of_a_cancelled_move_comes_late(void **state)
     refused(move_case_write(&it, &plan, &chunk, &second), &second.error, MN_CONFLICT, "move");
     expect(&it, &plan, 1, MN_MOVE_CANCEL, 0, MN_OK, "");
     assert_true(!answer.taken); /* it was never made */
+    expect(&it, &plan, 1, MN_MOVE_DONE, 0, MN_LOST, "move");
+    expect(&it, &plan, 1, MN_MOVE_RELEASE, 0, MN_LOST, "move");
     expect(&it, &plan, 0, MN_MOVE_CANCEL, 0, MN_OK, "");
     struct move_plan unknown = plan_of(1, 0, 6); /* shard 2 never hears of it but so: */
     expect(&it, &plan, 2, MN_MOVE_CANCEL, 0, MN_OK, "");
