@@ -91,8 +91,33 @@ class FillDisk(Fault):
         return f"fill disk of shard {self.shard}"
 
 
+class MoveTiles(Fault):
+    """To a neighbour; of the table of rows, since the other's shards have one each. The mover goes
+    on after the round, unless it dies here, halfway."""
+
+    def __init__(self, stage, dice):
+        super().__init__(stage, dice)
+        self.to = self.shard + 1 if self.shard == 0 else self.shard - 1
+        if 0 < self.shard < SHARDS - 1 and dice.random() < 0.5:
+            self.to = self.shard + 1
+        self.dies = dice.random() < 0.3
+        self.seconds /= 5 if self.dies else 1
+
+    def begin(self):
+        self.mover = self.stage.start_mover("rows", self.shard, self.to)
+
+    def end(self):
+        if self.dies:
+            self.mover.kill()
+
+    def __str__(self):
+        return (f"move a tile from shard {self.shard} to {self.to}"
+                f"{', and kill the mover' if self.dies else ''}")
+
+
 FAULTS = {"kill-shard": KillShard, "stop-shard": StopShard, "kill-trainer": KillTrainer,
-          "cut-link": CutLink, "hold-link": HoldLink, "fill-disk": FillDisk}
+          "cut-link": CutLink, "hold-link": HoldLink, "fill-disk": FillDisk,
+          "move-tiles": MoveTiles}
 
 
 def deal(stage, dice, names):
@@ -170,8 +195,9 @@ def main():
     parser.add_argument("--self-test", action="store_true")
     parser.add_argument("--shard", required=True)
     parser.add_argument("--worker", required=True)
+    parser.add_argument("--mneme", required=True)
     flags = parser.parse_args()
-    programs = {"shard": flags.shard, "worker": flags.worker}
+    programs = {"shard": flags.shard, "worker": flags.worker, "mneme": flags.mneme}
     names = flags.only.split(",")
     if flags.rounds < 1 or not set(names) <= set(FAULTS):
         parser.error(f"rounds are 1 or more, faults of {', '.join(FAULTS)}")

@@ -88,6 +88,7 @@ class Stage:
         self.links = [[Link(port) for port in self.ports] for _ in range(RANKS)] if linked else []
         self.mounted = []
         self.shards, self.trainers = [None] * count, [None] * RANKS
+        self.movers = []
 
     def __enter__(self):
         for i in range(len(self.shards)):
@@ -101,7 +102,7 @@ class Stage:
 
     def __exit__(self, kind, *_):
         """After a failure the folder stays."""
-        for child in self.shards + self.trainers:
+        for child in self.shards + self.trainers + self.movers:
             if child:
                 child.kill()
         for link in sum(self.links, []):
@@ -161,6 +162,15 @@ class Stage:
                                      str(DEADLINE_MS), str(self.pause_ms)])
         self.history.append((f"trainer-{rank}", self.trainers[rank]))
 
+    def start_mover(self, table, old, new):
+        """Past the links, whose faults are the trainers'."""
+        target = "static:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        self.movers.append(Child([self.programs["mneme"], "--target", target, "--group", "chaos",
+                                  "--deadline", "20", "move", table, "--from", str(old), "--to",
+                                  str(new)]))
+        self.history.append(("mover", self.movers[-1]))
+        return self.movers[-1]
+
     # ---- Progress
 
     def step_of(self, rank):
@@ -216,7 +226,8 @@ class Stage:
         counts = {}
         for _, child in self.history:
             for line in child.lines:
-                match = re.match(r"retry \S+ (\w+)$", line) or re.search(
+                match = re.match(r"retry \S+ (\w+)$", line) or re.match(
+                    r"(moved) \d", line) or re.search(
                     r"event=(log_\w+|image\w*|tidy) ", line)
                 if match:
                     counts[match.group(1)] = counts.get(match.group(1), 0) + 1
