@@ -229,45 +229,61 @@ static void ask_later(mn_task *task)
     mn_task_pause(task, ask, &why);
 }
 
-static void complete_list(mn_task *task)
+/* Nobody goes on with it, or a mover waits for it to end. Else it may itself wait for steps that
+ * need this call. */
+static bool in_the_way(mn_task *task)
 {
     mn_moves *moves = task->moves;
-    mn_table *table = table_of(task);
-    if (moves->standing.number) {
-        const mn_moving *it = &moves->standing;
-        moves->orphaned = 0;
-        (void)mn_fail(&task->last, MN_MOVED, "move",
-                      "move %" PRIu64 ", from shard %u to %u, has not ended", it->number, it->from,
-                      it->to);
-        moves->move = *it;
-        moves->settled = ask_later;
-        if (moves->overdue)
-            mn_move_settle(task);
-        else
-            ask_later(task);
-        return;
-    }
-    if (table && all_told(task)) {
-        uint32_t tile = orphan(task, table);
-        moves->orphaned = tile < table->geometry.tiles ? moves->orphaned + 1 : 0;
-        if (moves->orphaned == ORPHANED_MAX) {
-            mn_task_end(task, mn_fail(&task->error, MN_LOST, "tile_first",
-                                      "no shard holds tile %u of \"%s\", and no move of it stands: "
-                                      "load a saved group",
-                                      tile, table->spec.name));
-            return;
-        }
-        if (!agree(task, table)) {
-            (void)mn_fail(&task->last, MN_MOVED, "tile_first",
-                          "the shards do not agree on who holds which tile of \"%s\"",
-                          table->spec.name);
-            ask_later(task);
-            return;
-        }
+    const mn_moving *it = &moves->standing;
+    const bool waits = task->operation->kind == MN_OP_MOVE;
+    if (!it->number || (!moves->overdue && !waits))
+        return false;
+    moves->orphaned = 0;
+    (void)mn_fail(&task->last, MN_MOVED, "move",
+                  "move %" PRIu64 ", from shard %u to %u, has not ended", it->number, it->from,
+                  it->to);
+    moves->move = *it;
+    moves->settled = ask_later;
+    if (moves->overdue)
+        mn_move_settle(task);
+    else
+        ask_later(task);
+    return true;
+}
+
+/* The table's shares become what the shards told. False: they have to be asked again, or the task
+ * has ended. */
+static bool adopt(mn_task *task, mn_table *table)
+{
+    mn_moves *moves = task->moves;
+    if (agree(task, table)) {
         mn_table_remap(table, moves->holdings);
+        return true;
     }
+    uint32_t tile = moves->standing.number ? table->geometry.tiles : orphan(task, table);
+    moves->orphaned = tile < table->geometry.tiles ? moves->orphaned + 1 : 0;
+    if (moves->orphaned == ORPHANED_MAX) {
+        mn_task_end(task, mn_fail(&task->error, MN_LOST, "tile_first",
+                                  "no shard holds tile %u of \"%s\", and no move of it stands: "
+                                  "load a saved group",
+                                  tile, table->spec.name));
+        return false;
+    }
+    (void)mn_fail(&task->last, MN_MOVED, "tile_first",
+                  "the shards do not agree on who holds which tile of \"%s\"", table->spec.name);
+    ask_later(task);
+    return false;
+}
+
+static void complete_list(mn_task *task)
+{
+    mn_table *table = table_of(task);
+    if (in_the_way(task))
+        return;
+    if (table && all_told(task) && !adopt(task, table))
+        return;
     mn_error why = task->last;
-    mn_task_pause(task, moves->again, &why);
+    mn_task_pause(task, task->moves->again, &why);
 }
 
 static const mn_phase list_phase = {

@@ -185,8 +185,8 @@ static void shards_have_to_agree(void **state)
         {holding(0, 3, 1), holding(2, 2, 1)},                         /* a tile twice */
         {holding(2, 2, 1), holding(0, 2, 1)},                         /* not ascending */
         {holding(0, 0, 1), holding(0, 4, 1)},                         /* a hole */
-        {holding(0, 3, 1), moving(holding(3, 1, 1), 2, 1, 0, false)}, /* one stands */
-        {moving(holding(0, 3, 1), 2, 1, 0, true), moving(holding(3, 1, 1), 2, 1, 0, false)},
+        {holding(0, 3, 2), moving(holding(3, 1, 1), 2, 1, 0, false)}, /* one is half made */
+        {moving(holding(0, 3, 2), 2, 1, 0, true), moving(holding(3, 1, 1), 2, 1, 0, false)},
     };
     fake it;
     fake_call call;
@@ -208,6 +208,39 @@ static void shards_have_to_agree(void **state)
     fake_pass(&it, 1000);
     fake_answer_all(&it, MN_VERB_LIST, 4);
     expect_end(&call, MN_MOVED, "tile_first");
+    fake_destroy(&it);
+}
+
+/* It may wait for a step that needs this very call, of a client that knows less of the tiles. */
+static void a_move_that_waits_is_not_waited_for(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call, mover;
+    mn_table *table;
+    world(&it, 2, &columns, 0, &table);
+    data(&it, &call, MN_OP_PUSH, table, 60000);
+    fake_refuse(&it, fake_take(&it, MN_VERB_PUSH, 0), MN_MOVED, "moved");
+    fake_refuse(&it, fake_take(&it, MN_VERB_PUSH, 1), MN_CANCELLED, "call");
+    list_two(&it, moving(holding(0, 3, 1), 2, 1, 0, false),
+             moving(holding(3, 1, 1), 2, 1, 0, false));
+    const mn_request *push = &fake_take(&it, MN_VERB_PUSH, 0)->request;
+    assert_true(push->tile_first == 0 && push->tile_count == 3 && push->moved == 1);
+    fake_answer_all(&it, MN_VERB_PUSH, 4);
+    expect_end(&call, MN_OK, NULL);
+    fake_call_init(&it, &mover, MN_OP_MOVE, 60000); /* another mover does wait for it */
+    mover.operation.table = table;
+    mover.operation.to = 1;
+    mover.operation.count = 1;
+    fake_submit(&it, &mover);
+    list_two(&it, moving(holding(0, 3, 1), 2, 1, 0, false),
+             moving(holding(3, 1, 1), 2, 1, 0, false));
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 0);
+    list_two(&it, holding(0, 3, 1), holding(3, 1, 1));
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 2);
+    mn_core_cancel(it.core, &mover.operation);
+    fake_answer_all(&it, MN_VERB_MOVE, 4);
+    expect_end(&mover, MN_CANCELLED, NULL);
     fake_destroy(&it);
 }
 
@@ -504,6 +537,7 @@ int main(void)
         cmocka_unit_test(a_read_finds_the_tiles),
         cmocka_unit_test(sums_begin_again),
         cmocka_unit_test(shards_have_to_agree),
+        cmocka_unit_test(a_move_that_waits_is_not_waited_for),
         cmocka_unit_test(lists_are_looked_at),
         cmocka_unit_test(a_tile_that_nobody_holds_is_lost),
         cmocka_unit_test(finding_survives_every_allocation),
