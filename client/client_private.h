@@ -188,6 +188,7 @@ typedef struct mn_moves {
     bool apart;               /* shards hold from other steps, or have yet to reach them */
     bool anew;                /* another move, or a save, stands in the way */
     bool all_read;
+    bool busy;        /* the new shard cannot take the tiles yet */
     uint64_t written; /* where the new shard has what it was sent end */
     uint64_t held_ns; /* when the shards were last told that it goes on */
     uint64_t kept_ns; /* of the call's time, for cancelling */

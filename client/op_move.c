@@ -80,6 +80,8 @@ static bool refused_move(mn_task *task, mn_lane *lane, const mn_reply *reply)
 
 /* ---- The new shard takes the tiles; from there on the move is made ---- */
 
+static void copy(mn_task *task);
+
 static void fill_take(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
     (void)lane; /* the new shard's */
@@ -87,19 +89,35 @@ static void fill_take(mn_task *task, mn_lane *lane, mn_slot *slot)
     slot->exchange.request.count = task->moves->written;
 }
 
+/* The new shard copies the rows that it has, which may take long: other shards are to hear of the
+ * move meanwhile. */
+static bool refused_take(mn_task *task, mn_lane *lane, const mn_reply *reply)
+{
+    if (reply->status != MN_BUSY)
+        return refused_move(task, lane, reply);
+    mn_error_of_shard(&task->last, lane->shard, MN_BUSY, reply);
+    task->moves->busy = true;
+    return true;
+}
+
 static void complete_take(mn_task *task)
 {
-    if (task->moves->failure.status) {
+    mn_moves *moves = task->moves;
+    if (moves->failure.status) {
         give_up(task);
-        return;
+    } else if (moves->busy) {
+        mn_error why = task->last;
+        moves->busy = false;
+        mn_task_pause(task, copy, &why);
+    } else {
+        moves->taken = true;
+        moves->settled = settled;
+        mn_move_finish(task);
     }
-    task->moves->taken = true;
-    task->moves->settled = settled;
-    mn_move_finish(task);
 }
 
 static const mn_phase take_phase = {
-    .verb = MN_VERB_MOVE, .fill = fill_take, .refused = refused_move, .complete = complete_take};
+    .verb = MN_VERB_MOVE, .fill = fill_take, .refused = refused_take, .complete = complete_take};
 
 static void take(mn_task *task) { mn_phase_one(task, &take_phase, task->moves->move.to); }
 
@@ -116,7 +134,13 @@ static const mn_phase release_first_phase = {
 /* ---- Rows are read at the old shard, and written at the new one ---- */
 
 static void hold(mn_task *task);
-static void copy(mn_task *task);
+
+static void begin_rows(mn_task *task)
+{
+    mn_moves *moves = task->moves;
+    task->operation->rows_moved = moves->written = 0;
+    moves->all_read = false;
+}
 
 static void fill_write(mn_task *task, mn_lane *lane, mn_slot *slot)
 {
@@ -207,18 +231,18 @@ static const mn_phase read_phase = {.verb = MN_VERB_MOVE,
                                     .refused = refused_move,
                                     .complete = complete_read};
 
-/* The next chunk. Now and then every shard is told that the move goes on. */
+/* The next chunk, then the end. Now and then every shard is told that the move goes on. */
 static void copy(mn_task *task)
 {
     const mn_moves *moves = task->moves;
     if (moves->failure.status || late(task))
         give_up(task);
+    else if (now_ns(task) - moves->held_ns > HOLD_AGAIN_S * ns_per_s)
+        hold(task);
     else if (moves->all_read && (task->core->options.plants & MN_CORE_PLANT_RELEASE_FIRST))
         mn_phase_one(task, &release_first_phase, moves->move.from);
     else if (moves->all_read)
         take(task);
-    else if (now_ns(task) - moves->held_ns > HOLD_AGAIN_S * ns_per_s)
-        hold(task);
     else
         mn_phase_one(task, &read_phase, moves->move.from);
 }
@@ -269,6 +293,8 @@ static void complete_hold(mn_task *task)
 {
     mn_moves *moves = task->moves;
     bool apart = moves->apart;
+    if (moves->step != moves->step_next)
+        begin_rows(task); /* the new shard has thrown away what it had */
     moves->step = moves->step_next;
     if (moves->failure.status || late(task)) {
         give_up(task);
@@ -346,9 +372,9 @@ static void start(mn_task *task)
                     .to = operation->to,
                     .tile_first = share->tile_first + (up ? share->tile_count - tiles : 0),
                     .tile_count = tiles};
-    moves->step = moves->step_next = moves->written = moves->number_next = 0;
-    moves->anew = moves->all_read = false;
-    operation->rows_moved = operation->rows_due = 0;
+    moves->step = moves->step_next = moves->number_next = operation->rows_due = 0;
+    moves->anew = false;
+    begin_rows(task);
     mn_phase_all(task, &probe_phase);
 }
 

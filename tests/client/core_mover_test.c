@@ -1,0 +1,164 @@
+/* The client that moves tiles, against a scripted transport (STEPS.md "Move"). */
+#include "fake.h"
+#include "harness.h"
+
+#include <string.h>
+
+enum { TILES = 4, ROWS = 100, STEP = 5 };
+
+static const mn_table_spec rows = {.name = "t",
+                                   .rows = ROWS,
+                                   .dim = 64,
+                                   .split = MN_ROWS,
+                                   .tiles = TILES,
+                                   .optimizer = {MN_OPTIMIZER_SGD, 0, 0, 0, MN_F32, false}};
+
+static void answer_list(fake *it, uint32_t shard, uint32_t first, uint32_t count)
+{
+    mn_table_info info = {.table = 9, .tile_first = first, .tile_count = count};
+    mn_exchange *list = fake_take(it, MN_VERB_LIST, shard);
+    list->reply.step = 4;
+    list->reply.tables = &info;
+    list->reply.table_count = 1;
+    fake_answer(it, list);
+}
+
+static mn_exchange *take_move(fake *it, uint32_t shard, enum mn_move_phase phase)
+{
+    mn_exchange *move = fake_take(it, MN_VERB_MOVE, shard);
+    assert_int_equal(move->request.move_phase, phase);
+    move->reply.step = 4;
+    return move;
+}
+
+/* From `step` on, as this shard has it. */
+static void answer_hold(fake *it, uint32_t shard, uint64_t asked, uint64_t step)
+{
+    mn_exchange *hold = take_move(it, shard, MN_MOVE_HOLD);
+    assert_int_equal(hold->request.context.step, asked);
+    hold->reply.move = hold->request.move;
+    hold->reply.move_step = step;
+    hold->reply.step = step - 1;
+    fake_answer(it, hold);
+}
+
+/* All rows lie in one chunk. */
+static void answer_read(fake *it)
+{
+    static const uint8_t chunk[64];
+    mn_exchange *read = take_move(it, 0, MN_MOVE_READ);
+    assert_int_equal(read->request.position, 0);
+    read->reply.move_position = read->reply.move_rows = ROWS / TILES;
+    fake_answer_bytes(it, read, chunk, sizeof chunk);
+}
+
+static void answer_write(fake *it)
+{
+    mn_exchange *write = take_move(it, 1, MN_MOVE_WRITE);
+    assert_int_equal(write->request.position, 0);
+    assert_int_equal(write->request.payload.bytes, 64);
+    write->reply.move_position = write->reply.move_rows = ROWS / TILES;
+    fake_answer(it, write);
+}
+
+/* Until the tiles are to be taken. */
+static void begin(fake *it, fake_call *call)
+{
+    mn_core_options options = fake_options();
+    fake_init(it, 2);
+    fake_create(it, &options);
+    fake_join(it);
+    mn_table *table = fake_table(it, &rows);
+    fake_call_init(it, call, MN_OP_MOVE, 60000);
+    call->operation.table = table;
+    call->operation.to = 1;
+    call->operation.count = 1;
+    fake_submit(it, call);
+    answer_list(it, 0, 0, 2);
+    answer_list(it, 1, 2, 2);
+    fake_pass(it, 1000);
+    for (uint32_t shard = 0; shard < 2; shard++)
+        fake_answer(it, take_move(it, shard, MN_MOVE_HOLD)); /* no move has been */
+    answer_hold(it, 0, 0, STEP);
+    answer_hold(it, 1, 0, STEP);
+    fake_pass(it, 1000);
+    answer_hold(it, 0, STEP, STEP);
+    answer_hold(it, 1, STEP, STEP);
+    answer_read(it);
+    answer_write(it);
+    assert_int_equal(call->operation.rows_moved, ROWS / TILES);
+}
+
+/* Up to its end. */
+static void finish(fake *it, fake_call *call)
+{
+    mn_exchange *take = take_move(it, 1, MN_MOVE_TAKE);
+    assert_int_equal(take->request.count, ROWS / TILES);
+    fake_answer(it, take);
+    fake_answer(it, take_move(it, 0, MN_MOVE_RELEASE));
+    fake_answer(it, take_move(it, 0, MN_MOVE_DONE));
+    fake_answer(it, take_move(it, 1, MN_MOVE_DONE));
+    assert_int_equal(call->done, 1);
+    assert_int_equal(call->operation.status, MN_OK);
+    fake_destroy(it);
+}
+
+static void refuse_take(fake *it)
+{
+    fake_refuse(it, take_move(it, 1, MN_MOVE_TAKE), MN_BUSY, "move");
+}
+
+/* The new shard may copy for minutes what it has. Who waits at the other one is not to find that
+ * nobody goes on with the move. */
+static void the_move_goes_on_while_rows_are_copied(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin(&it, &call);
+    uint64_t heard_ns = it.now_ns;
+    for (uint64_t ms = 0; ms < 20000; ms += 500) {
+        if (fake_open(&it, MN_VERB_MOVE) == 2) {
+            answer_hold(&it, 0, STEP, STEP);
+            answer_hold(&it, 1, STEP, STEP);
+            heard_ns = it.now_ns;
+        }
+        assert_true(it.now_ns - heard_ns < UINT64_C(5000000000)); /* half of what shards bear */
+        refuse_take(&it);
+        fake_pass(&it, 500);
+    }
+    if (fake_open(&it, MN_VERB_MOVE) == 2) {
+        answer_hold(&it, 0, STEP, STEP);
+        answer_hold(&it, 1, STEP, STEP);
+    }
+    finish(&it, &call);
+}
+
+/* A shard that forgot the move holds it from a later step on: what was put aside is of before. */
+static void a_later_step_begins_the_rows_anew(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin(&it, &call);
+    refuse_take(&it);
+    fake_pass(&it, 3000);
+    answer_hold(&it, 0, STEP, STEP + 1);
+    answer_hold(&it, 1, STEP, STEP);
+    assert_int_equal(call.operation.rows_moved, 0);
+    fake_pass(&it, 1000);
+    answer_hold(&it, 0, STEP + 1, STEP + 1);
+    answer_hold(&it, 1, STEP + 1, STEP + 1);
+    answer_read(&it);
+    answer_write(&it);
+    finish(&it, &call);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_move_goes_on_while_rows_are_copied),
+        cmocka_unit_test(a_later_step_begins_the_rows_anew),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
