@@ -180,7 +180,7 @@ typedef struct mn_moves {
     bool overdue;                   /* wherever it stands */
     mn_moving move;                 /* being settled, or made */
     bool taken;                     /* at its new shard: it is made */
-    uint32_t orphaned;              /* times in a row that no shard held some tile */
+    uint64_t apart_digest;          /* of what shards held that did not agree; 0: they did */
     mn_holding *holdings;           /* [shards] */
     /* The mover's: */
     uint64_t number_next;     /* above those of all moves that shards tell of */

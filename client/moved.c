@@ -7,8 +7,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { ORPHANED_MAX = 2 }; /* a move that begins between two answers hides a tile once, not twice */
-
 enum mn_status mn_moves_create(mn_task *task)
 {
     mn_core *core = task->core;
@@ -238,7 +236,7 @@ static bool in_the_way(mn_task *task)
     const bool waits = task->operation->kind == MN_OP_MOVE;
     if (!it->number || (!moves->overdue && !waits))
         return false;
-    moves->orphaned = 0;
+    moves->apart_digest = 0;
     (void)mn_fail(&task->last, MN_MOVED, "move",
                   "move %" PRIu64 ", from shard %u to %u, has not ended", it->number, it->from,
                   it->to);
@@ -251,8 +249,36 @@ static bool in_the_way(mn_task *task)
     return true;
 }
 
+/* Of what the shards hold; never 0. */
+static uint64_t digest_of(const mn_task *task)
+{
+    uint64_t digest = 0;
+    for (uint32_t shard = 0; shard < task->core->shards; shard++) {
+        const mn_holding *it = &task->moves->holdings[shard];
+        const uint64_t told[] = {it->tile_first, it->tile_count, it->moved};
+        digest = mn_checksum(told, sizeof told, digest);
+    }
+    return digest | 1;
+}
+
+static void lost(mn_task *task, const mn_table *table)
+{
+    const uint32_t tile = orphan(task, table);
+    if (tile < table->geometry.tiles)
+        mn_task_end(task, mn_fail(&task->error, MN_LOST, "tile_first",
+                                  "no shard holds tile %u of \"%s\", and no move of it stands: "
+                                  "load a saved group",
+                                  tile, table->spec.name));
+    else
+        mn_task_end(task, mn_fail(&task->error, MN_LOST, "moved",
+                                  "the shards hold tiles of \"%s\" twice, or after different "
+                                  "moves, and no move of it stands: load a saved group",
+                                  table->spec.name));
+}
+
 /* The table's shares become what the shards told. False: they have to be asked again, or the task
- * has ended. */
+ * has ended. They may differ because a move was made between their answers; then not twice in the
+ * same way. */
 static bool adopt(mn_task *task, mn_table *table)
 {
     mn_moves *moves = task->moves;
@@ -260,13 +286,10 @@ static bool adopt(mn_task *task, mn_table *table)
         mn_table_remap(table, moves->holdings);
         return true;
     }
-    uint32_t tile = moves->standing.number ? table->geometry.tiles : orphan(task, table);
-    moves->orphaned = tile < table->geometry.tiles ? moves->orphaned + 1 : 0;
-    if (moves->orphaned == ORPHANED_MAX) {
-        mn_task_end(task, mn_fail(&task->error, MN_LOST, "tile_first",
-                                  "no shard holds tile %u of \"%s\", and no move of it stands: "
-                                  "load a saved group",
-                                  tile, table->spec.name));
+    const uint64_t before = moves->apart_digest;
+    moves->apart_digest = moves->standing.number ? 0 : digest_of(task);
+    if (before && before == moves->apart_digest) {
+        lost(task, table);
         return false;
     }
     (void)mn_fail(&task->last, MN_MOVED, "tile_first",
@@ -315,6 +338,6 @@ void mn_moved(mn_task *task, void (*again)(mn_task *task))
         return;
     }
     task->moves->again = again;
-    task->moves->orphaned = 0;
+    task->moves->apart_digest = 0;
     mn_task_restart(task, learn);
 }

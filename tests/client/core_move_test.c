@@ -203,8 +203,8 @@ static void shards_have_to_agree(void **state)
     answer_bag(&it, 1, 3, 1, 1);
     expect_end(&call, MN_OK, NULL);
     refuse_bag(&it, &call, table, 3500); /* not for ever */
-    for (int i = 0; i < 3; i++)
-        list_two(&it, holding(0, 2, 1), holding(2, 2, 2));
+    for (uint64_t move = 2; move < 5; move++)
+        list_two(&it, holding(0, 2, 1), holding(2, 2, move));
     fake_pass(&it, 1000);
     fake_answer_all(&it, MN_VERB_LIST, 4);
     expect_end(&call, MN_MOVED, "tile_first");
@@ -263,7 +263,7 @@ static void lists_are_looked_at(void **state)
     }
 }
 
-/* A move that begins between two answers hides a tile once. */
+/* A move that is made between two answers hides a tile, but not twice the same. */
 static void a_tile_that_nobody_holds_is_lost(void **state)
 {
     (void)state;
@@ -274,12 +274,33 @@ static void a_tile_that_nobody_holds_is_lost(void **state)
     refuse_bag(&it, &call, table, 60000);
     list_two(&it, holding(0, 1, 0), holding(2, 2, 0));
     list_two(&it, holding(0, 1, 0), moving(holding(2, 2, 0), 1, 0, 1, false));
+    list_two(&it, holding(0, 2, 3), holding(3, 1, 0));
     list_two(&it, holding(0, 1, 0), holding(2, 2, 0));
     assert_int_equal(call.done, 0);
     list_two(&it, holding(0, 1, 0), holding(2, 2, 0));
     expect_end(&call, MN_LOST, "tile_first");
     assert_non_null(strstr(call.operation.error.message, "tile 1 of \"t\""));
     fake_destroy(&it);
+}
+
+/* So is who holds which, where a shard has forgotten that it let go. */
+static void tiles_that_stay_apart_are_lost(void **state)
+{
+    (void)state;
+    const mn_table_info apart[][2] = {{holding(0, 3, 0), holding(2, 2, 1)},
+                                      {holding(0, 2, 0), holding(2, 2, 1)}};
+    for (int i = 0; i < 2; i++) {
+        fake it;
+        fake_call call;
+        mn_table *table;
+        world(&it, 2, &columns, 0, &table);
+        refuse_bag(&it, &call, table, 60000);
+        list_two(&it, apart[i][0], apart[i][1]);
+        assert_int_equal(call.done, 0);
+        list_two(&it, apart[i][0], apart[i][1]);
+        expect_end(&call, MN_LOST, "moved");
+        fake_destroy(&it);
+    }
 }
 
 /* Any allocation that finding the tiles takes may fail. */
@@ -540,6 +561,7 @@ int main(void)
         cmocka_unit_test(a_move_that_waits_is_not_waited_for),
         cmocka_unit_test(lists_are_looked_at),
         cmocka_unit_test(a_tile_that_nobody_holds_is_lost),
+        cmocka_unit_test(tiles_that_stay_apart_are_lost),
         cmocka_unit_test(finding_survives_every_allocation),
         cmocka_unit_test(an_overdue_move_is_cancelled),
         cmocka_unit_test(an_overdue_move_that_was_made_is_finished),
