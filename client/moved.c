@@ -194,11 +194,13 @@ static uint32_t orphan(const mn_task *task, const mn_table *table)
 }
 
 /* Each tile once, ascending with the shards that hold any, which are the first ones; all after the
- * same move. */
+ * same move, and none before the one that is known: such an answer was long under way. */
 static bool agree(const mn_task *task, const mn_table *table)
 {
     const mn_holding *holdings = task->moves->holdings;
     uint32_t next = 0;
+    if (holdings[0].moved < table->moved && table->map_epoch == task->core->epoch)
+        return false;
     for (uint32_t shard = 0; shard < task->core->shards; shard++) {
         const mn_holding *it = &holdings[shard];
         bool first = shard == 0 || holdings[shard - 1].tile_count > 0;
@@ -271,8 +273,8 @@ static void lost(mn_task *task, const mn_table *table)
                                   tile, table->spec.name));
     else
         mn_task_end(task, mn_fail(&task->error, MN_LOST, "moved",
-                                  "the shards hold tiles of \"%s\" twice, or after different "
-                                  "moves, and no move of it stands: load a saved group",
+                                  "the shards hold tiles of \"%s\" twice, or have forgotten a "
+                                  "move, and none of it stands: load a saved group",
                                   table->spec.name));
 }
 

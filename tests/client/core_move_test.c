@@ -288,12 +288,17 @@ static void tiles_that_stay_apart_are_lost(void **state)
 {
     (void)state;
     const mn_table_info apart[][2] = {{holding(0, 3, 0), holding(2, 2, 1)},
-                                      {holding(0, 2, 0), holding(2, 2, 1)}};
-    for (int i = 0; i < 2; i++) {
+                                      {holding(0, 2, 0), holding(2, 2, 1)},
+                                      {holding(0, 2, 0), holding(2, 2, 0)}};
+    for (int i = 0; i < 3; i++) {
         fake it;
         fake_call call;
         mn_table *table;
         world(&it, 2, &columns, 0, &table);
+        refuse_bag(&it, &call, table, 60000);
+        list_two(&it, holding(0, 1, 1), holding(1, 3, 1));
+        answer_bag(&it, 0, 0, 1, 1);
+        answer_bag(&it, 1, 1, 3, 1);
         refuse_bag(&it, &call, table, 60000);
         list_two(&it, apart[i][0], apart[i][1]);
         assert_int_equal(call.done, 0);
@@ -488,6 +493,51 @@ static mn_exchange *take_push(fake *it, uint32_t part)
     return NULL;
 }
 
+/* The `place`-th unanswered one, in the order in which they were sent. */
+static mn_exchange *take_list(fake *it, uint32_t shard, uint32_t place)
+{
+    for (uint32_t i = 0; i < it->started_count; i++) {
+        mn_exchange *exchange = it->started[i].exchange;
+        if (exchange && exchange->request.verb == MN_VERB_LIST && it->started[i].shard == shard &&
+            !place--)
+            return exchange;
+    }
+    fail_msg("no List at shard %u", shard);
+    return NULL;
+}
+
+/* What another call has learnt since, and its pieces, are not given up for it. */
+static void an_old_list_changes_nothing(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call early, late;
+    mn_table *table;
+    first_rows();
+    world(&it, 2, &rows, 0, &table);
+    push(&it, &early, table, 0, 0, 2);
+    push(&it, &late, table, 1, 0, 2);
+    fake_refuse(&it, take_push(&it, 0), MN_MOVED, "moved");
+    fake_refuse(&it, take_push(&it, 1), MN_MOVED, "moved");
+    for (uint32_t shard = 0; shard < 2; shard++) { /* of the early one */
+        mn_table_info info = shard ? holding(1, 3, 7) : holding(0, 1, 7);
+        mn_exchange *list = take_list(&it, shard, 0);
+        list->reply.tables = &info;
+        list->reply.table_count = 1;
+        fake_answer(&it, list);
+    }
+    fake_pass(&it, 1000);
+    fake_answer_all(&it, MN_VERB_PUSH, 4);
+    expect_end(&early, MN_OK, NULL);
+    list_two(&it, holding(0, 2, 0), holding(2, 2, 0));
+    assert_int_equal(fake_open(&it, MN_VERB_PUSH), 0);
+    list_two(&it, holding(0, 1, 7), holding(1, 3, 7));
+    fake_answer_all(&it, MN_VERB_PUSH, 4);
+    expect_end(&late, MN_OK, NULL);
+    seal_says(&it, 2, 2);
+    fake_destroy(&it);
+}
+
 /* When shares change, a place that comes free is not for pieces that were cut before. */
 static void no_old_piece_goes_out(void **state)
 {
@@ -567,6 +617,7 @@ int main(void)
         cmocka_unit_test(an_overdue_move_that_was_made_is_finished),
         cmocka_unit_test(calls_that_failed_are_owed),
         cmocka_unit_test(a_planted_bug_keeps_old_counts),
+        cmocka_unit_test(an_old_list_changes_nothing),
         cmocka_unit_test(no_old_piece_goes_out),
         cmocka_unit_test(a_new_epoch_forgets_moves),
     };
