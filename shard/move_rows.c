@@ -151,6 +151,16 @@ static uint32_t rows_that_fit(const mn_shard *shard, const struct file_tile_head
     return rows < head->chunk_rows_max ? (uint32_t)rows : head->chunk_rows_max;
 }
 
+/* Rows from `first` on that were never written: `most`, or eights of them. */
+static uint64_t blank_rows(const struct tile_transfer *transfer, uint64_t first, uint64_t most)
+{
+    const uint32_t *updates = transfer->plane->updates + transfer->row_first + first;
+    uint64_t rows = 0;
+    while (rows < most && !updates[rows])
+        rows++;
+    return rows < most ? rows / 8 * 8 : most;
+}
+
 /* Sets the bits of the rows that were ever written; returns how many. */
 static uint32_t note_written(const struct tile_transfer *transfer, uint64_t first, uint32_t rows)
 {
@@ -197,7 +207,7 @@ enum mn_status mn_shard_move_read(mn_shard *shard, struct group *group, struct t
         return mn_fail(error, MN_INVALID, "position", "%" PRIu64 " of %" PRIu64 " rows", position,
                        all);
     for (uint64_t looked = 0; position < all && looked < JOB_PIECE_ROWS;) {
-        const struct place place = place_of(table, move, position);
+        struct place place = place_of(table, move, position);
         enum mn_status status = mn_shard_transfer_start(shard, transfer, group->name, table,
                                                         place.tile, group->committed, error);
         if (status)
@@ -207,17 +217,20 @@ enum mn_status mn_shard_move_read(mn_shard *shard, struct group *group, struct t
             return mn_fail(error, MN_INVALID, "message_bytes_max",
                            "%u is less than a row of table %s takes",
                            shard->options.message_bytes_max, table->spec.name);
-        const uint64_t left = transfer->rows - place.row;
-        const uint32_t rows = left < max ? (uint32_t)left : max;
+        const uint64_t left = transfer->rows - place.row, look = JOB_PIECE_ROWS - looked;
+        const uint64_t blank = blank_rows(transfer, place.row, left < look ? left : look);
+        position += blank;
+        looked += blank;
+        if (blank == left || looked == JOB_PIECE_ROWS)
+            continue;
+        place.row += blank;
+        const uint32_t rows = left - blank < max ? (uint32_t)(left - blank) : max;
         const uint32_t written = note_written(transfer, place.row, rows);
-        if (written)
-            status = answer_chunk(call, move, &place, rows, written, error);
+        status = answer_chunk(call, move, &place, rows, written, error);
         if (status)
             return status;
         position += rows;
-        looked += rows;
-        if (written)
-            break;
+        break;
     }
     call->reply.move_position = position;
     call->reply.move_rows = all;
