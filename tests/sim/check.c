@@ -288,8 +288,8 @@ static void check_tables(sim_world *world, uint32_t i, uint64_t step)
     sim_shard *shard = &world->shards[i];
     bool moved = world->config.moves && list_tiles(world, shard);
     check_moves(world, i);
-    for (uint32_t table = 0; moved && table < SIM_TABLES; table++)
-        check_tiles(world, table);
+    for (uint32_t table = 0; moved && !world->config.ruin && table < SIM_TABLES; table++)
+        check_tiles(world, table); /* a ruin may take some: callers are told */
     if (shard->shown_epoch == shard->epoch && shard->shown_step == step &&
         shard->shown_life == shard->lives && !moved)
         return;
