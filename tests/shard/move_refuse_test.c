@@ -383,6 +383,13 @@ static void address_space_is_bounded(void **state)
                         "table_bytes_max");
         }
         refused(create(&f, 0, "later", cases[i].later, &error), &error, MN_OK, "");
+        request.verb = MN_VERB_DROP;
+        assert_int_equal(fixture_ask(&f, 1, &request, NULL, 0, &error), MN_OK);
+        request = fixture_request(&f, MN_VERB_CREATE_TABLE, 0, 0); /* all is free there again */
+        request.spec = fixture_spec("all", cases[i].bytes_max / 260, 128);
+        request.spec.tiles = 2;
+        request.table = 70;
+        refused(fixture_ask(&f, 1, &request, NULL, 0, &error), &error, MN_OK, "");
         fixture_deinit(&f);
     }
 }
