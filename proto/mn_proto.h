@@ -34,7 +34,8 @@ typedef struct mn_storage {
      * it. What no sync covers may be lost, however the process ends, and by close(). Of one thread.
      * `urgent`: a log. Its writes and syncs wait for none of files that are not, and its bytes are
      * lent: lend() takes the place of append().
-     * `over`: a file that is not needed takes the name, durably with the first sync. What is
+     * `over`: a file that is not needed takes the name, durably only with the next rename() in its
+     * folder: until then power may give its old name back, to what was written since. What is
      * appended is written over what it holds, and some of that may stand behind it: blocks that a
      * disk knows take half the time of new ones. MN_NOT_FOUND: it is not there. NULL: a new one. */
     enum mn_status (*create_stream)(struct mn_storage *storage, const char *path, const char *over,

@@ -100,7 +100,7 @@ static void close_handle(uv_file handle)
     (void)mn_storage_finish(&call);
 }
 
-/* The name alone: what syncs the file makes it durable, too. */
+/* The name alone: the next storage_rename of the folder makes it durable, no sync of the file. */
 static enum mn_status rename_only(mn_storage *storage, const char *from, const char *to,
                                   mn_error *error)
 {

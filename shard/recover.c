@@ -295,8 +295,9 @@ static enum mn_status check_first(mn_shard *shard, const struct group *group, mn
 }
 
 /* Past the files whose records the image all holds, unread: nothing depends on what stands there,
- * and some may have been written over under a name that power then took back. The newest file that
- * begins in the image is the first that counts. */
+ * and some may have been written over under a name that power then took back. Such a one may begin
+ * with the very head that the next file will have, so none of them is written over again. The
+ * newest file that begins in the image is the first that counts. */
 static enum mn_status pass_over(mn_shard *shard, struct group *group, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
@@ -326,6 +327,7 @@ static enum mn_status pass_over(mn_shard *shard, struct group *group, mn_error *
     }
     group->log.needed = names[first].number;
     mn_shard_log_needless(&group->log, names[at].number);
+    group->log.spare = group->log.needed;
     return MN_OK;
 }
 
