@@ -199,16 +199,6 @@ enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone
 
 static bool float_dtype(enum mn_dtype dtype) { return dtype == MN_F32 || dtype == MN_BF16; }
 
-static uint64_t state_bytes(const struct target *target)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < target->plane_count; i++) {
-        const mn_tile *plane = &target->table->planes[target->plane_first + i];
-        bytes += mn_state_row_bytes(&plane->optimizer, plane->columns);
-    }
-    return bytes;
-}
-
 enum mn_status mn_shard_check_layout(mn_shard *shard, const mn_request *request,
                                      const struct target *target, struct layout *out_layout,
                                      mn_error *error)
@@ -238,7 +228,7 @@ enum mn_status mn_shard_check_layout(mn_shard *shard, const mn_request *request,
     if (mn_verb_kind_of(request->verb) == MN_KIND_CHANGE)
         layout.rows_bytes = request->count * target->columns * mn_dtype_bytes(request->value_dtype);
     if (request->verb == MN_VERB_STORE && request->with_state)
-        layout.states_bytes = request->count * state_bytes(target);
+        layout.states_bytes = request->count * mn_shard_states_row_bytes(target);
     uint64_t bytes =
         layout.indices_bytes + layout.weights_bytes + layout.rows_bytes + layout.states_bytes;
     if (request->payload.bytes != bytes)
