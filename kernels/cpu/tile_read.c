@@ -3,15 +3,17 @@
 #include "tile.h"
 
 /* How far to prefetch: about this many bytes ahead, and at least this many rows; update counts (one
- * line for each) further. Into L2: it waits for three times as many lines at once as L1 (gathers of
- * 512-byte rows ran at 5 GB/s with 8 KiB into L1, at 9 with 24 into L2). */
+ * line for each) further. Into L2, which elsewhere than on AMD waits for three times as many lines
+ * at once as L1 (gathers of 512-byte rows ran at 5 GB/s with 8 KiB into L1, at 9 with 24 into L2).
+ * On AMD into L1, and less far: bags of 256-byte rows ran at 23.3 GB/s so, at 21.2 the other way,
+ * their dot products at 23.7 and 19.9, gathers at 19.2 and 17.3; of 4 KiB rows both alike. */
 enum {
     AHEAD_BYTES = 24576,
+    AHEAD_BYTES_L1 = 8192,
     AHEAD_ROWS = 4,
     COPY_AHEAD_BYTES = 12288, /* where the reads of a row are spread over the copying of another */
     COPY_AHEAD_ROWS = 2,
-    AHEAD_UPDATES = 32,
-    INTO_L2 = 2
+    AHEAD_UPDATES = 32
 };
 
 typedef struct reader {
@@ -19,18 +21,30 @@ typedef struct reader {
     const uint64_t *offsets;
     uint64_t n;
     uint32_t row_bytes, ahead;
-    bool all_written;
+    bool all_written, into_l1;
 } reader;
 
 INLINE reader reader_of(const mn_tile *tile, const uint64_t *offsets, uint64_t n)
 {
-    uint32_t row_bytes = tile->columns * element_bytes(tile->dtype);
+    const uint32_t row_bytes = tile->columns * element_bytes(tile->dtype);
+    const bool into_l1 = __builtin_cpu_is("amd");
+    const uint32_t ahead_bytes = into_l1 ? AHEAD_BYTES_L1 : AHEAD_BYTES;
     return (reader){.tile = tile,
                     .offsets = offsets,
                     .n = n,
                     .row_bytes = row_bytes,
-                    .ahead = AHEAD_ROWS + AHEAD_BYTES / (row_bytes + 1),
-                    .all_written = tile->rows_written == tile->rows};
+                    .ahead = AHEAD_ROWS + ahead_bytes / (row_bytes + 1),
+                    .all_written = tile->rows_written == tile->rows,
+                    .into_l1 = into_l1};
+}
+
+/* Asks for the line at `at`. */
+INLINE void ask(const reader *r, const char *at)
+{
+    if (r->into_l1)
+        __builtin_prefetch(at, 0, 3);
+    else
+        __builtin_prefetch(at, 0, 2);
 }
 
 /* The offset of read i, or of the last when there is none; row 0 for MN_NO_ROW. */
@@ -46,7 +60,7 @@ INLINE void prefetch_first(const reader *r, uint32_t skip, uint32_t bytes)
     for (uint64_t i = 0; i < r->ahead && i < r->n; i++) {
         const char *row = (const char *)r->tile->values + skip + offset_ahead(r, i) * r->row_bytes;
         for (uint32_t b = 0; b < bytes; b += LINE)
-            __builtin_prefetch(row + b, 0, INTO_L2);
+            ask(r, row + b);
     }
 }
 
@@ -59,20 +73,21 @@ INLINE void prefetch_ahead(const reader *r, uint64_t i, uint32_t skip, uint32_t 
     const char *row =
         (const char *)r->tile->values + skip + offset_ahead(r, i + r->ahead) * r->row_bytes;
     for (uint32_t b = 0; b < bytes; b += LINE)
-        __builtin_prefetch(row + b, 0, INTO_L2);
+        ask(r, row + b);
 }
 
 /* Copies a row, and asks for a line of the row to come beside each line copied: asked for in one
  * burst, they wait for each other (512-byte rows: 5.8 GB/s so, 6.7 line by line). */
-INLINE void copy_asking(const char *row, const char *ahead, uint32_t bytes, char *out)
+INLINE void copy_asking(const reader *r, const char *row, const char *ahead, char *out)
 {
+    const uint32_t bytes = r->row_bytes;
     uint32_t b = 0;
     for (; b + LINE <= bytes; b += LINE) {
-        __builtin_prefetch(ahead + b, 0, INTO_L2);
+        ask(r, ahead + b);
         memcpy(out + b, row + b, LINE);
     }
     if (b < bytes) {
-        __builtin_prefetch(ahead + b, 0, INTO_L2);
+        ask(r, ahead + b);
         memcpy(out + b, row + b, bytes - b);
     }
 }
@@ -91,7 +106,7 @@ INLINE void gather_same(const reader *r, char *out_rows, uint64_t out_stride_byt
         if (r->offsets[i] == MN_NO_ROW)
             continue;
         if (__builtin_expect(row_written(tile, r->offsets[i]), 1)) {
-            copy_asking(row_values(tile, r->offsets[i]), ahead, r->row_bytes, out);
+            copy_asking(r, row_values(tile, r->offsets[i]), ahead, out);
             continue;
         }
         for (uint32_t c = 0; c < tile->columns; c += most) {
@@ -110,7 +125,8 @@ void ISA(gather)(const mn_tile *tile, const uint64_t *offsets, uint64_t n, enum 
     const uint32_t out_bytes = element_bytes(out_dtype);
     _Alignas(LINE) float made[CHUNK];
     if (tile->dtype == out_dtype) {
-        r.ahead = COPY_AHEAD_ROWS + COPY_AHEAD_BYTES / (r.row_bytes + 1);
+        r.ahead =
+            COPY_AHEAD_ROWS + (r.into_l1 ? AHEAD_BYTES_L1 : COPY_AHEAD_BYTES) / (r.row_bytes + 1);
         gather_same(&r, out_rows, out_stride_bytes);
         return;
     }
@@ -190,26 +206,26 @@ INLINE bool four_reads_at(const reader *r, uint64_t i, uint32_t c, four_reads *o
 /* Asks for the line of column c of the four reads to come. Line by line of four rows, beside those
  * read, four pages are awaited at once and the reads never pause: half as fast again as asking for
  * row after row. */
-INLINE void prefetch_four(const four_reads *four, uint32_t c, enum mn_dtype dtype)
+INLINE void prefetch_four(const reader *r, const four_reads *four, uint32_t c, enum mn_dtype dtype)
 {
     for (uint32_t j = 0; j < 4; j++)
-        __builtin_prefetch(four->ahead[j] + (size_t)c * element_bytes(dtype), 0, INTO_L2);
+        ask(r, four->ahead[j] + (size_t)c * element_bytes(dtype));
 }
 
 /* accumulate_rows of four. */
-INLINE void accumulate_four(float *sum, const four_reads *four, const float *weights,
-                            uint32_t columns, enum mn_dtype dtype)
+INLINE void accumulate_four(const reader *r, float *sum, const four_reads *four,
+                            const float *weights, uint32_t columns, enum mn_dtype dtype)
 {
     const uint32_t line = LINE / element_bytes(dtype);
     uint32_t c = 0;
     for (; c + line <= columns; c += line) {
-        prefetch_four(four, c, dtype);
+        prefetch_four(r, four, c, dtype);
         for (uint32_t v = 0; v < line; v += LANES)
             accumulate_vector(sum, four->rows, weights, 4, c + v, dtype);
     }
     if (c == columns)
         return;
-    prefetch_four(four, c, dtype);
+    prefetch_four(r, four, c, dtype);
     for (; c + LANES <= columns; c += LANES)
         accumulate_vector(sum, four->rows, weights, 4, c, dtype);
     for (; c < columns; c++)
@@ -226,7 +242,7 @@ INLINE void bag_columns(const reader *r, const float *weights, uint64_t first, u
     memset(sum, 0, sizeof *sum * count);
     for (uint32_t j = 0; j < k;) {
         if (k - j >= 4 && four_reads_at(r, first + j, c, &four)) {
-            accumulate_four(sum, &four, weights + first + j, count, dtype);
+            accumulate_four(r, sum, &four, weights + first + j, count, dtype);
             j += 4;
             continue;
         }
@@ -266,15 +282,15 @@ void ISA(bag)(const mn_tile *tile, const uint64_t *offsets, const float *weights
 }
 
 /* dot_rows of four. */
-INLINE void dot_four(const float *gradient, const four_reads *four, uint32_t columns,
-                     enum mn_dtype dtype, float lanes[4][SIXTEEN])
+INLINE void dot_four(const reader *r, const float *gradient, const four_reads *four,
+                     uint32_t columns, enum mn_dtype dtype, float lanes[4][SIXTEEN])
 {
     const uint32_t line = LINE / element_bytes(dtype);
     vf sums[4][LANE_VECTORS];
     uint32_t c = 0;
     memcpy(sums, lanes, sizeof sums);
     for (; c + line <= columns; c += line) {
-        prefetch_four(four, c, dtype);
+        prefetch_four(r, four, c, dtype);
         for (uint32_t v = 0; v < line; v += LANES)
             for (uint32_t j = 0; j < 4; j++)
                 sums[j][v / LANES % LANE_VECTORS] =
@@ -284,7 +300,7 @@ INLINE void dot_four(const float *gradient, const four_reads *four, uint32_t col
     memcpy(lanes, sums, sizeof sums);
     if (c == columns)
         return;
-    prefetch_four(four, c, dtype);
+    prefetch_four(r, four, c, dtype);
     for (; c < columns; c++)
         for (uint32_t j = 0; j < 4; j++)
             lanes[j][c % SIXTEEN] += gradient[c] * element(four->rows[j], c, dtype);
@@ -306,7 +322,7 @@ INLINE void dot_some(const reader *r, uint64_t first, uint32_t k, uint32_t *j, e
             convert_row(gradient + (size_t)c * element_bytes(gradient_dtype), gradient_dtype, count,
                         MN_F32, wide);
         if (k - begin >= 4 && four_reads_at(r, first + begin, c, &four)) {
-            dot_four(wide, &four, count, dtype, lanes);
+            dot_four(r, wide, &four, count, dtype, lanes);
             *j = begin + 4;
             some = (reads){.places = {begin, begin + 1, begin + 2, begin + 3}, .count = 4};
             continue;
