@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MESSAGE_MAX = 16 << 20, CALLS_MAX = 4096, LINE_FLOATS = 16, AHEAD = 24 };
+enum { MESSAGE_MAX = 16 << 20, CALLS_MAX = 4096, LINE_FLOATS = 16, LINE = 64, AHEAD_BYTES = 8192 };
 
 typedef struct row_line {
     _Alignas(64) uint64_t words[8];
@@ -86,21 +86,30 @@ static void call_all(echo_client *client)
     }
 }
 
-/* Reads the rows as fast as we know how, each line once and the next rows' asked for beside it, and
- * keeps but a sum. */
-static uint64_t read_rows(const echo_client *client)
+/* Reads the rows as fast as we know how, each line once and the rows to come asked for beside it,
+ * into the cache that waits for more of them at once (tile_read.c), and keeps but a sum. */
+static inline uint64_t read_into(const echo_client *client, bool into_l1)
 {
+    const uint64_t ahead = 1 + AHEAD_BYTES * (into_l1 ? 1 : 3) / (client->lines * LINE);
     uint64_t sum = 0;
     for (uint64_t i = 0; i < client->reads; i++) {
-        uint64_t ahead = i + AHEAD < client->reads ? i + AHEAD : i;
-        const row_line *next = client->table + client->indices[ahead] * client->lines;
+        uint64_t later = i + ahead < client->reads ? i + ahead : i;
+        const row_line *next = client->table + client->indices[later] * client->lines;
         const row_line *row = client->table + client->indices[i] * client->lines;
         for (uint64_t at = 0; at < client->lines; at++) {
-            __builtin_prefetch(next + at, 0, 2);
+            if (into_l1)
+                __builtin_prefetch(next + at, 0, 3);
+            else
+                __builtin_prefetch(next + at, 0, 2);
             sum += row[at].words[0];
         }
     }
     return sum;
+}
+
+static uint64_t read_rows(const echo_client *client)
+{
+    return __builtin_cpu_is("amd") ? read_into(client, true) : read_into(client, false);
 }
 
 static double run(echo_client *client, uint32_t calls, double share, bool with_read)
