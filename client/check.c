@@ -15,6 +15,9 @@ static const uint64_t elements_max = UINT64_C(1) << 40;
 enum mn_status mn_check_array(const char *field, const mn_array *array, enum mn_dtype one,
                               enum mn_dtype other, mn_error *error)
 {
+    if (one == other && array->dtype != one)
+        return mn_fail(error, MN_INVALID, field, "dtype %s is not %s", mn_dtype_name(array->dtype),
+                       mn_dtype_name(one));
     if (array->dtype != one && array->dtype != other)
         return mn_fail(error, MN_INVALID, field, "dtype %s is neither %s nor %s",
                        mn_dtype_name(array->dtype), mn_dtype_name(one), mn_dtype_name(other));
@@ -125,7 +128,7 @@ static enum mn_status check_counts(const mn_operation *operation, mn_error *erro
         return mn_fail(error, MN_INVALID, bags ? "queries" : "count",
                        "%" PRIu64 " in one call are too many", operation->count);
     if (operation->kind != MN_OP_FETCH && operation->kind != MN_OP_BAG && operation->step == 0)
-        return mn_fail(error, MN_STEP, "step", "steps are numbered from 1");
+        return mn_fail(error, MN_STEP, "step", "0: steps are numbered from 1");
     return MN_OK;
 }
 

@@ -16,8 +16,8 @@ static bool check_path(mn_task *task)
     const char *path = task->operation->name;
     if (path[0] && memchr(path, 0, MN_PATH_BYTES))
         return true;
-    mn_task_end(task, mn_fail(&task->error, MN_INVALID, "path", "a path has between 1 and %d bytes",
-                              MN_PATH_BYTES - 1));
+    mn_task_end(task, mn_fail(&task->error, MN_INVALID, "path", "\"%.32s%s\" has not 1 to %d bytes",
+                              path, path[0] ? "..." : "", MN_PATH_BYTES - 1));
     return false;
 }
 

@@ -129,6 +129,10 @@ typedef struct mn_table_id {
 enum mn_status mn_spec_check(const mn_table_spec *spec, mn_table_spec *out_spec, mn_error *error);
 bool mn_spec_equal(const mn_table_spec *a, const mn_table_spec *b,
                    const char **out_field); /* field that differs */
+/* The value of the field that mn_spec_equal named, as text; "?" of another. */
+enum { MN_SPEC_VALUE_BYTES = 24 };
+void mn_spec_value(const mn_table_spec *spec, const char *field,
+                   char out_value[MN_SPEC_VALUE_BYTES]);
 bool mn_name_valid(const char *name);
 /* A spec as a record of a file holds it, snapshot or frozen table: X(type, field), types as in
  * shard/files_format.h and client/frozen.h. */

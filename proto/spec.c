@@ -2,6 +2,7 @@
 #include "placement.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 bool mn_name_valid(const char *name)
@@ -168,31 +169,49 @@ enum mn_status mn_spec_check(const mn_table_spec *spec, mn_table_spec *out_spec,
     return MN_OK;
 }
 
+/* X(member, shape): what two tables of one name must agree in, beside it. */
+#define MEMBERS(X)                                                                                 \
+    X(rows, WHOLE)                                                                                 \
+    X(dim, WHOLE)                                                                                  \
+    X(dtype, DTYPE)                                                                                \
+    X(split, WHOLE)                                                                                \
+    X(tiles, WHOLE)                                                                                \
+    X(seed, WHOLE)                                                                                 \
+    X(init.kind, WHOLE)                                                                            \
+    X(init.a, REAL)                                                                                \
+    X(init.b, REAL)                                                                                \
+    X(optimizer.kind, WHOLE)                                                                       \
+    X(optimizer.beta1, REAL)                                                                       \
+    X(optimizer.beta2, REAL)                                                                       \
+    X(optimizer.eps, REAL)                                                                         \
+    X(optimizer.state_dtype, DTYPE)                                                                \
+    X(optimizer.row_correction, WHOLE)
+
 bool mn_spec_equal(const mn_table_spec *a, const mn_table_spec *b, const char **out_field)
 {
     const char *field = NULL;
-#define COMPARE(member)                                                                            \
-    if (!field && a->member != b->member)                                                          \
-        field = #member;
     if (strncmp(a->name, b->name, MN_NAME_BYTES) != 0)
         field = "name";
-    COMPARE(rows)
-    COMPARE(dim)
-    COMPARE(dtype)
-    COMPARE(split)
-    COMPARE(tiles)
-    COMPARE(seed)
-    COMPARE(init.kind)
-    COMPARE(init.a)
-    COMPARE(init.b)
-    COMPARE(optimizer.kind)
-    COMPARE(optimizer.beta1)
-    COMPARE(optimizer.beta2)
-    COMPARE(optimizer.eps)
-    COMPARE(optimizer.state_dtype)
-    COMPARE(optimizer.row_correction)
+#define COMPARE(member, shape)                                                                     \
+    if (!field && a->member != b->member)                                                          \
+        field = #member;
+    MEMBERS(COMPARE)
 #undef COMPARE
     if (field && out_field)
         *out_field = field;
     return !field;
+}
+
+void mn_spec_value(const mn_table_spec *spec, const char *field,
+                   char out_value[MN_SPEC_VALUE_BYTES])
+{
+    (void)snprintf(out_value, MN_SPEC_VALUE_BYTES, "%s", "?");
+#define WHOLE(value) "%llu", (unsigned long long)(value)
+#define REAL(value)  "%.9g", (double)(value)
+#define DTYPE(value) "%s", mn_dtype_name(value)
+#define PRINT(member, shape)                                                                       \
+    if (!strcmp(field, #member))                                                                   \
+        (void)snprintf(out_value, MN_SPEC_VALUE_BYTES, shape(spec->member)); /* it fits */
+    MEMBERS(PRINT)
+#undef PRINT
 }

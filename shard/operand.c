@@ -103,8 +103,13 @@ enum mn_status mn_shard_check_finite(const char *field, enum mn_dtype dtype, con
     uint64_t place = 0;
     while (finite(bytes + place * size, 1))
         place++;
-    return mn_fail(error, MN_INVALID, field,
-                   "the value at place %" PRIu64 " of %" PRIu64 " is not finite", place, count);
+    float value;
+    uint16_t half;
+    memcpy(dtype == MN_F32 ? (void *)&value : &half, bytes + place * size, size);
+    if (dtype != MN_F32)
+        value = mn_bf16_to_f32(half);
+    return mn_fail(error, MN_INVALID, field, "%f at place %" PRIu64 " of %" PRIu64 " is not finite",
+                   (double)value, place, count);
 }
 
 enum {

@@ -333,10 +333,12 @@ enum mn_status mn_shard_table_named(mn_shard *shard, struct group *group, const 
 {
     const char *name = request->table ? NULL : request->spec.name;
     struct table *table = mn_shard_table_find(shard, group, request->table, name);
+    if (!table && name)
+        return mn_fail(error, MN_NOT_FOUND, "table", "\"%.63s\" is no table of group %s here", name,
+                       group->name);
     if (!table)
-        return mn_fail(error, MN_NOT_FOUND, "table",
-                       "%" PRIu64 " %.63s is no table of group %s here", request->table,
-                       name ? name : "", group->name);
+        return mn_fail(error, MN_NOT_FOUND, "table", "%" PRIu64 " is no table of group %s here",
+                       request->table, group->name);
     *out_table = table;
     return MN_OK;
 }
@@ -440,9 +442,13 @@ static enum mn_status check_same(const struct table *table, const mn_request *re
                                  const mn_table_spec *checked, mn_error *error)
 {
     const char *field = "spec";
-    if (!mn_spec_equal(&table->spec, checked, &field))
-        return mn_fail(error, MN_CONFLICT, field, "table %s stands with another %s",
-                       table->spec.name, field);
+    if (!mn_spec_equal(&table->spec, checked, &field)) {
+        char stands[MN_SPEC_VALUE_BYTES], asked[MN_SPEC_VALUE_BYTES];
+        mn_spec_value(&table->spec, field, stands);
+        mn_spec_value(checked, field, asked);
+        return mn_fail(error, MN_CONFLICT, field, "table %s stands with %s %s, not %s",
+                       table->spec.name, field, stands, asked);
+    }
     if (request->table && request->table != table->id)
         return mn_fail(error, MN_CONFLICT, "table", "%" PRIu64 ", but %s is %" PRIu64 " here",
                        request->table, table->spec.name, table->id);

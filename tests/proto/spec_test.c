@@ -138,6 +138,7 @@ static void every_field_makes_a_difference(void **state)
     (void)state;
     const mn_table_spec a = valid();
     mn_table_spec b = a;
+    char value[2][MN_SPEC_VALUE_BYTES];
     const char *field = NULL;
     assert_true(mn_spec_equal(&a, &b, &field));
     assert_null(field);
@@ -146,6 +147,9 @@ static void every_field_makes_a_difference(void **state)
     b.member = 0;                                                                                  \
     assert_false(mn_spec_equal(&a, &b, &field));                                                   \
     assert_string_equal(field, #member);                                                           \
+    mn_spec_value(&a, field, value[0]);                                                            \
+    mn_spec_value(&b, field, value[1]);                                                            \
+    assert_true(strcmp(value[0], value[1]) && value[0][0] != '?' && value[1][0] != '?');           \
     assert_false(mn_spec_equal(&a, &b, NULL));
     DIFFER(rows)
     DIFFER(dim)
@@ -168,6 +172,18 @@ static void every_field_makes_a_difference(void **state)
     b.optimizer.row_correction = true;
     assert_false(mn_spec_equal(&a, &b, &field));
     assert_string_equal(field, "optimizer.row_correction");
+    mn_spec_value(&b, field, value[0]);
+    assert_string_equal(value[0], "1");
+    b.seed = UINT64_MAX;
+    b.optimizer.beta2 = -1.17549435e-38f;
+    mn_spec_value(&b, "seed", value[0]);
+    assert_string_equal(value[0], "18446744073709551615"); /* none is longer */
+    mn_spec_value(&b, "optimizer.beta2", value[0]);
+    assert_string_equal(value[0], "-1.17549435e-38");
+    mn_spec_value(&b, "dtype", value[0]);
+    assert_string_equal(value[0], mn_dtype_name(b.dtype));
+    mn_spec_value(&b, "no such field", value[0]);
+    assert_string_equal(value[0], "?");
     b = a;
     b.name[5] = 'x';
     assert_false(mn_spec_equal(&a, &b, &field));
