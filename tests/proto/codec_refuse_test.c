@@ -14,15 +14,18 @@ static const char letters[600] = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 
 static void wire_begin(void) { w.count = inner.count = innermost.count = 0; }
 
-static void refused(enum mn_verb verb, enum mn_status status, const char *field)
+/* The message holds `number`: what was given, or of how many bytes. */
+static void refused(enum mn_verb verb, enum mn_status status, const char *field, uint64_t number)
 {
     mn_error error = {0};
+    char value[24];
+    (void)snprintf(value, sizeof value, "%llu", (unsigned long long)number);
     memset(&request, 0x5a, sizeof request);
     before = request;
     assert_int_equal(mn_request_decode(verb, w.bytes, w.count, &request, &error), status);
     assert_int_equal(error.status, status);
     assert_string_equal(error.field, field);
-    assert_true(error.message[0] != 0);
+    assert_non_null(strstr(error.message, value));
     assert_memory_equal(&request, &before, sizeof request);
 }
 
@@ -74,9 +77,9 @@ static void unknown_enums(void **state)
         wire_enum(cases[i].outer, cases[i].middle, cases[i].number, least - 1);
         accepted(cases[i].verb);
         wire_enum(cases[i].outer, cases[i].middle, cases[i].number, least);
-        refused(cases[i].verb, MN_INVALID, cases[i].field);
+        refused(cases[i].verb, MN_INVALID, cases[i].field, least);
         wire_enum(cases[i].outer, cases[i].middle, cases[i].number, UINT64_MAX); /* -1 */
-        refused(cases[i].verb, MN_INVALID, cases[i].field);
+        refused(cases[i].verb, MN_INVALID, cases[i].field, UINT32_MAX);
     }
 }
 
@@ -107,7 +110,7 @@ static void long_names(void **state)
             if (length < cases[i].bytes)
                 accepted(cases[i].verb);
             else
-                refused(cases[i].verb, MN_INVALID, cases[i].field);
+                refused(cases[i].verb, MN_INVALID, cases[i].field, length);
         }
 }
 
@@ -121,7 +124,7 @@ static void request_id_has_16_bytes(void **state)
         if (length == 0 || length == 16)
             accepted(MN_VERB_STATUS);
         else
-            refused(MN_VERB_STATUS, MN_INVALID, "request_id");
+            refused(MN_VERB_STATUS, MN_INVALID, "request_id", length);
     }
 }
 
@@ -144,9 +147,9 @@ static void long_lists(void **state)
     assert_int_equal(request.proposal.set_count, MN_COMMIT_SETS_MAX);
     assert_int_equal(request.proposal.sets[0].table_count, MN_COMMIT_TABLES_MAX);
     wire_proposal(MN_COMMIT_SETS_MAX + 1, 1);
-    refused(MN_VERB_SEAL, MN_INVALID, "sets");
+    refused(MN_VERB_SEAL, MN_INVALID, "sets", MN_COMMIT_SETS_MAX + 1);
     wire_proposal(1, MN_COMMIT_TABLES_MAX + 1);
-    refused(MN_VERB_SEAL, MN_INVALID, "tables");
+    refused(MN_VERB_SEAL, MN_INVALID, "tables", MN_COMMIT_TABLES_MAX + 1);
 
     static const float factors[MN_COMMIT_SETS_MAX + 1] = {1};
     for (uint32_t n = 0; n <= MN_COMMIT_SETS_MAX + 1; n++) {
@@ -155,7 +158,7 @@ static void long_lists(void **state)
         if (n == 2)
             accepted(MN_VERB_COMMIT);
         else
-            refused(MN_VERB_COMMIT, MN_INVALID, "factors");
+            refused(MN_VERB_COMMIT, MN_INVALID, "factors", n);
     }
 }
 
@@ -252,7 +255,7 @@ static void swollen_messages(void **state)
     wire_begin();
     while (w.count < MN_HEADER_BYTES_MAX - 4)
         wire_number(&w, 1000, 0); /* unknown */
-    refused(MN_VERB_FETCH, MN_INVALID, "header");
+    refused(MN_VERB_FETCH, MN_INVALID, "header", w.count);
 }
 
 static void not_a_message(void **state)
@@ -260,10 +263,10 @@ static void not_a_message(void **state)
     (void)state;
     wire_begin();
     wire_bytes(&w, 2, "a", 1); /* table is an integer */
-    refused(MN_VERB_FETCH, MN_CORRUPT, "header");
+    refused(MN_VERB_FETCH, MN_CORRUPT, "header", w.count);
     wire_begin();
     wire_raw(&w, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 11);
-    refused(MN_VERB_FETCH, MN_CORRUPT, "header");
+    refused(MN_VERB_FETCH, MN_CORRUPT, "header", w.count);
 }
 
 static void error_details(void **state)
