@@ -60,9 +60,9 @@ typedef struct mn_client_options {
 } mn_client_options;
 
 /* Opens the client, joins the group at every shard as the next incarnation of this rank (fencing
- * any earlier one), finishes or drops the step that an earlier incarnation left open (design.md
- * §5). Blocks. MN_INVALID names the option; MN_UNAVAILABLE names the shard. *out_client is to be
- * closed. */
+ * any earlier one), finishes the step that an earlier incarnation left open where all shards hold
+ * its seal, else drops that part of it. Blocks. MN_INVALID names the option; MN_UNAVAILABLE names
+ * the shard. *out_client is to be closed. */
 enum mn_status mn_client_open(const mn_client_options *options, mn_client **out_client,
                               mn_error *error);
 /* Cancels what is in flight, waits for it, frees the client with its tables and futures: no other
@@ -412,10 +412,11 @@ typedef struct mn_product_keys {
 } mn_product_keys;
 
 /* For one token, on the calling thread: out_rows, out_weights [heads * per_head], heads one after
- * the other, each best first (ties: design.md §8), ready for mn_frozen_bag. input [width], or
- * [heads][2 * half] without query_weights. scratch: mn_product_scratch_bytes, 64-byte aligned, one
- * per thread. Sums of 16 lanes: the same bits on any x86-64 CPU, and other roundings than a
- * trainer's matrix products. MN_INVALID names the field; "scores": one is not a number. */
+ * the other, each best first, ready for mn_frozen_bag. Equal sub-scores go by the key's number,
+ * equal sums by the place of the first key, then of the second. input [width], or [heads][2 * half]
+ * without query_weights. scratch: mn_product_scratch_bytes, 64-byte aligned, one per thread. Sums
+ * of 16 lanes: the same bits on any x86-64 CPU, and other roundings than a trainer's matrix
+ * products. MN_INVALID names the field; "scores": one is not a number. */
 uint64_t mn_product_scratch_bytes(const mn_product_keys *keys); /* 0: the keys are not valid */
 enum mn_status mn_product_select(const mn_product_keys *keys, const float *input, void *scratch,
                                  int64_t *out_rows, float *out_weights, mn_error *error);

@@ -2,12 +2,11 @@
  * (plain C, AVX2, AVX-512: one source compiled three times, equal by memcmp) and kernels/cuda
  * (mn_kernels_cuda.h). No function here allocates, blocks, or keeps a pointer.
  *
- * Bits (design.md §5): only + - * / sqrt and integer operations, multiply and add rounded
- * separately, no libm. Reductions along a row use 16 lanes (column c of the tile in lane c mod 16,
- * columns ascending, from +0), then the fixed tree for (w = 8; w; w /= 2) for (i < w) lane[i] +=
- * lane[i + w]. Callers' buffers may have any alignment unless said; row buffers are fastest at 64
- * bytes. A tile's arrays are aligned to their elements; scratch to 64 bytes. Outputs never alias
- * inputs. */
+ * Bits: only + - * / sqrt and integer operations, multiply and add rounded separately, no libm.
+ * Reductions along a row use 16 lanes (column c of the tile in lane c mod 16, columns ascending,
+ * from +0), then the fixed tree for (w = 8; w; w /= 2) for (i < w) lane[i] += lane[i + w]. Callers'
+ * buffers may have any alignment unless said; row buffers are fastest at 64 bytes. A tile's arrays
+ * are aligned to their elements; scratch to 64 bytes. Outputs never alias inputs. */
 #ifndef MN_KERNELS_H
 #define MN_KERNELS_H
 
@@ -153,9 +152,10 @@ typedef struct mn_kernels {
      * to 64 bytes. False if any is a NaN or an infinity. */
     bool (*stage)(const void *in, uint64_t bytes, enum mn_dtype dtype, void *out);
 
-    /* Product-key selection (Lample et al. 2019 §3.2; facts: exactness over pairs (a+1)(b+1) <= k).
-     * scores1, scores2 [n] f32: the k best sums, best first, ties by rank (design.md §8):
-     * sub-scores by (score desc, key asc), sums by (rounded f32 sum desc, rank a asc, rank b asc).
+    /* Product-key selection (Lample et al. 2019 §3.2). scores1, scores2 [n] f32: the k best sums,
+     * best first: sub-scores by (score desc, key asc), sums by (rounded f32 sum desc, rank a asc,
+     * rank b asc); the pair of ranks (a, b) is behind (a+1)(b+1) - 1 others, so it can be among
+     * the k best only if (a+1)(b+1) <= k.
      * -0 counts as +0. out_rows[i] = key1*n + key2. Returns false (nothing promised about out) on
      * NaN. k <= 128, k <= n*n. scratch: mn_select_scratch_bytes(n, k). */
     bool (*select)(const float *scores1, const float *scores2, uint32_t n, uint32_t k,
@@ -205,8 +205,8 @@ uint64_t mn_search_scratch_bytes(const mn_search *search);
 enum mn_status mn_product_search(const mn_search *search, const float *queries, const float *keys,
                                  uint64_t *out_rows, float *out_scores, void *scratch,
                                  mn_error *error);
-/* Gradients of the selected scores (facts §1.1): dq1 += ds*K1[i1], dK1[i1] += ds*q1, same for
- * half 2. Adds into both outputs, each element's terms in (token, j) order. rows and
+/* Gradients of the selected scores (Lample et al. 2019 §3.1): dq1 += ds*K1[i1], dK1[i1] += ds*q1,
+ * same for half 2. Adds into both outputs, each element's terms in (token, j) order. rows and
  * score_gradients [tokens][heads][k]. */
 void mn_product_search_grad(const mn_search *search, const float *queries, const float *keys,
                             const uint64_t *rows, const float *score_gradients,

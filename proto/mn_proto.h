@@ -156,8 +156,8 @@ bool mn_name_valid(const char *name);
 
 /* A checked spec's geometry. Columns: tile t holds columns [first, first + columns) of all rows.
  * Rows: tile t (a block) holds rows_per_tile rows of all columns; row r lies at p = (multiplier *
- * r) mod rows: tile p / rows_per_tile, offset p % rows_per_tile (design: the high part picks the
- * block). */
+ * r) mod rows: tile p / rows_per_tile, offset p % rows_per_tile (the high part picks the block: the
+ * low bits would put a whole column of a grid of keys into one). */
 typedef struct mn_geometry {
     enum mn_split split;
     uint32_t tiles;

@@ -102,7 +102,7 @@ enum mn_durability {
 };
 const char *mn_durability_name(enum mn_durability durability); /* "process"; "?" if unknown */
 
-/* How a table is split into tiles (design: one axis, for ever). Columns serve bags; rows serve
+/* How a table is split into tiles: one axis, for ever. Columns serve bags; rows serve
  * fetch and push. */
 enum mn_split { MN_COLUMNS = 0, MN_ROWS = 1 };
 

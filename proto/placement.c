@@ -1,4 +1,4 @@
-/* Where a row or a column lies: tiles of a table, shards of a map (design: "Data"). */
+/* Where a row or a column lies: tiles of a table, shards of a map. */
 #include "placement.h"
 
 #include <assert.h>

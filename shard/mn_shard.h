@@ -13,7 +13,7 @@ extern "C" {
 
 typedef struct mn_shard mn_shard;
 
-/* Zero means the default named. Budgets are per shard and never shared (design.md §5): a full one
+/* Zero means the default named. Budgets are per shard and never shared: a full one
  * answers MN_BUSY. */
 typedef struct mn_shard_options {
     uint32_t shard, shards;        /* ordinal and size of the static map; shards 0 means 1 */

@@ -31,7 +31,7 @@ static int by_sum(const void *a, const void *b)
     return x->rank2 < y->rank2 ? -1 : x->rank2 > y->rank2;
 }
 
-/* Every pair of all n keys, sorted as design.md §8 orders them. Returns [n*n], to be freed. */
+/* Every pair of all n keys, sorted as mn_kernels.h orders them. Returns [n*n], to be freed. */
 static pair *brute_force(const float *scores1, const float *scores2, uint32_t n)
 {
     ranked *lists[2] = {malloc(n * sizeof(ranked)), malloc(n * sizeof(ranked))};
@@ -139,7 +139,7 @@ static void test_select_refuses_nan(void **state)
     free(scratch);
 }
 
-/* Lample et al.'s k*k candidates, cut to pairs that can win: the counts of facts §1.1. */
+/* Lample et al.'s k*k candidates, cut to pairs that can win. */
 static void test_candidate_counts(void **state)
 {
     (void)state;

@@ -38,6 +38,8 @@ LIBRARY_CALLS = re.compile(r"\b(printf|puts|exit|getenv)\s*\(")
 MARKS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b|#i" r"f 0\b")
 LINE_MAX, FILE_MAX, FUNCTION_MAX, README_MAX = 100, 800, 70, 149
 CODE = (".c", ".h", ".cu", ".cuh")
+# In a page, `tests/run --quick` or [x](client/mneme.h): what begins with a folder of ours.
+PATH_NAMED = re.compile(r"(?:`|\]\()((?:" + "|".join(FOLDERS + ["deploy", "tests"]) + r")/[\w./-]*\w)(?![\w*/])")
 
 
 def files_of(root):
@@ -145,6 +147,21 @@ def check_tests_named(root, paths, findings):
                 findings.append(f"README.md: there is no test {name}")
 
 
+def check_pages_named(root, paths, findings):
+    """Nobody can read a page that is not here, nor run or open what a page names and nobody has."""
+    pages = {os.path.basename(path) for path in paths if path.endswith(".md")}
+    for path in paths:
+        if not path.endswith(CODE + (".py", ".proto", ".md", "CMakeLists.txt")):
+            continue
+        with open(os.path.join(root, path), encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                findings.extend(f"{path}:{number}: there is no page {name}"
+                                for name in re.findall(r"[\w-]+\.md\b", line) if name not in pages)
+                named = re.findall(PATH_NAMED, line) if path.endswith(".md") else ()
+                findings.extend(f"{path}:{number}: there is no {name}" for name in named
+                                if not os.path.exists(os.path.join(root, name)))
+
+
 def check(root):
     findings = []
     paths = files_of(root)
@@ -163,6 +180,7 @@ def check(root):
                 check_calls(path, text, findings)
     check_functions(root, code, findings)
     check_tests_named(root, paths, findings)
+    check_pages_named(root, paths, findings)
     readme = os.path.join(root, "README.md")
     if os.path.exists(readme):
         with open(readme, encoding="utf-8") as file:
@@ -187,6 +205,8 @@ WRONG = {
     "no marks": ("proto/a.c", "/* TO" "DO */\n", "unfinished"),
     "tests named exist":
         ("README.md", "| promise | test |\n|---|---|\n| x | `no_such_test` |\n", "no test no_such_test"),
+    "pages named exist": ("proto/a.c", "/* as no_such_page" ".md says */\n", "no page no_such_page"),
+    "paths named exist": ("README.md", "see `tests/no_such_run --help`\n", "no tests/no_such_run"),
     "README is short": ("README.md", "x\n" * 150, "at most 149"),
 }
 

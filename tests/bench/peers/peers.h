@@ -31,8 +31,8 @@ void peer_tcp_ask(peer_tcp *peer, enum peer_operation operation, const uint32_t 
 void peer_tcp_take(peer_tcp *peer, uint32_t count, float *out_rows);
 void peer_tcp_sink(peer_tcp *peer, const float *rows, uint32_t count);
 
-/* redis-server, rows as values of 8-byte binary keys; MGET of 64 keys, 8 requests in flight (the
- * best of facts' sweep). */
+/* redis-server, rows as values of 8-byte binary keys; MGET of 64 keys, 8 requests in flight: the
+ * fastest of 64, 256 and 1,024 keys by 4 and 8. */
 typedef struct peer_redis {
     bench_child server;
     int connection;
