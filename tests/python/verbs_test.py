@@ -251,5 +251,88 @@ class Verbs(unittest.TestCase):
         self.assertEqual(caught.exception.code.name, "NOT_FOUND")
 
 
+class Moves(unittest.TestCase):
+    """Tiles of a table go from one shard to the other, phase by phase."""
+
+    def test_move(self):
+        tile, rows, wide, number = DIM // 2, list(range(0, ROWS, 7)), 2 * DIM, 77
+        with Shard("--shard", "0", "--shards", "2") as first, \
+                Shard("--shard", "1", "--shards", "2") as second:
+            old, new = self.callers = Caller(first.address), Caller(second.address)
+            old.join(1)
+            new.incarnation, new.map_epoch = old.incarnation, old.map_epoch
+            new.call("Join", ranks=1, phase=pb.JOIN_FENCE)
+            table = old.call("CreateTable", ranks=1, spec=spec(dim=wide)).table
+            new.call("CreateTable", ranks=1, table=table, spec=spec(dim=wide))
+            self.assertEqual(self.held(table), [(0, 2, 0), (2, 2, 0)])
+            values = [[float(row + column % 5) for column in range(wide)] for row in rows]
+            for shard, caller in enumerate(self.callers):
+                mine = [row[shard * DIM:shard * DIM + DIM] for row in values]
+                caller.call("Store", step=1, table=table, tile_first=2 * shard, tile_count=2,
+                            count=len(rows), payload=u32(*rows) + f32(sum(mine, [])))
+            self.commit(1, pieces=1)
+
+            move = dict(table=table, tile_first=1, tile_count=1, move=number, move_from=0,
+                        move_to=1)
+            steps = [caller.call("Move", move_phase=pb.MOVE_HOLD, **move).move_step
+                     for caller in self.callers]
+            for caller in self.callers:
+                reply = caller.call("Move", step=max(steps), move_phase=pb.MOVE_HOLD, **move)
+                self.assertEqual((reply.move, reply.move_step), (number, max(steps)))
+            push = dict(step=2, table=table, count=1, payload=u32(7) + f32([1.0] * DIM))
+            with self.assertRaises(Failure) as caught:  # changes wait meanwhile
+                old.call("Push", tile_first=0, tile_count=2, **push)
+            self.assertEqual((caught.exception.status, caught.exception.detail.field),
+                             ("BUSY", "move"))
+            position, ended = 0, 0
+            while True:
+                chunk = old.call("Move", move_phase=pb.MOVE_READ, position=position, **move)
+                if chunk.payload:
+                    new.call("Move", move_phase=pb.MOVE_WRITE, position=ended,
+                             payload=chunk.payload, **move)
+                    ended = chunk.move_position
+                position = chunk.move_position
+                if position == chunk.move_rows:
+                    break
+            self.assertEqual(position, ROWS)
+            self.assertGreater(ended, rows[-1])
+            self.assertTrue(new.call("Move", move_phase=pb.MOVE_TAKE, count=ended,
+                                     **move).move_taken)
+            old.call("Move", move_phase=pb.MOVE_RELEASE, **move)
+            new.call("Move", move_phase=pb.MOVE_DONE, **move)
+
+            self.assertEqual(self.held(table), [(0, 1, number), (1, 3, number)])
+            reply = new.call("Fetch", read=pb.READ_LATEST, table=table, tile_first=1, tile_count=3,
+                             count=len(rows), payload=u32(*rows))
+            self.assertEqual(floats(reply.payload), sum((row[tile:] for row in values), []))
+            for first_tile, count, field in ((2, 2, "tile_count"), (1, 3, "moved")):  # of before
+                push["payload"] = u32(7) + f32([1.0] * count * tile)
+                with self.assertRaises(Failure) as caught:
+                    new.call("Push", tile_first=first_tile, tile_count=count, **push)
+                self.assertEqual((caught.exception.status, caught.exception.detail.field),
+                                 ("MOVED", field))
+            new.call("Push", tile_first=1, tile_count=3, moved=number, **push)
+            push["payload"] = u32(7) + f32([1.0] * tile)
+            old.call("Push", tile_first=0, tile_count=1, moved=number, **push)
+            self.commit(2, pieces=1)
+            reply = new.call("Fetch", read=pb.READ_LATEST, table=table, tile_first=1, tile_count=3,
+                             count=1, payload=u32(7))
+            self.assertEqual(floats(reply.payload), [v - RATE for v in values[1][tile:]])
+            for caller in self.callers:
+                caller.channel.close()
+
+    def held(self, table):
+        told = [caller.call("Describe", table=table).tables[0] for caller in self.callers]
+        return [(t.tile_first, t.tile_count, t.moved) for t in told]
+
+    def commit(self, step, pieces):
+        proposal = pb.Proposal(sets=[pb.CommitSet(learning_rate=RATE)])
+        seals = [caller.call("Seal", step=step, pieces=pieces, proposal=proposal)
+                 for caller in self.callers]
+        for caller in self.callers:
+            caller.call("Commit", step=step, proposal=proposal, factors=[1.0],
+                        incarnation_sum=seals[0].incarnation_sum)
+
+
 if __name__ == "__main__":
     unittest.main()
