@@ -8,9 +8,7 @@ build=$1 source=$2 cc=$3 flags=${4:-}
 prefix=$build/tests/client/installed
 rm -rf "$prefix"
 cmake --install "$build" --component library --prefix "$prefix" >/dev/null
-pc=$(find "$prefix" -name mneme.pc)
-sed -i "s|^prefix=.*|prefix=$prefix|" "$pc"
-PKG_CONFIG_PATH=$(dirname "$pc")
+PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name mneme.pc)")
 export PKG_CONFIG_PATH
 LD_LIBRARY_PATH=$(pkg-config --variable=libdir mneme)
 export LD_LIBRARY_PATH
