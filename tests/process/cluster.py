@@ -133,9 +133,9 @@ class Proxy:
 
 
 class Cluster:
-    def __init__(self, programs, shards, durability="process"):
+    def __init__(self, programs, shards, durability="process", groups=16):
         self.programs, self.count, self.proxies = programs, shards, {}
-        self.durability = durability
+        self.durability, self.groups = durability, groups
         self.folder = tempfile.mkdtemp(prefix="mneme-process-")
         os.mkdir(os.path.join(self.folder, "data"))
         self.ports, self.shards, self.workers = free_ports(shards), [None] * shards, []
@@ -157,7 +157,7 @@ class Cluster:
                 "--shards", str(self.count), "--data", os.path.join(self.folder, "data"),
                 "--durability", self.durability, "--port-file",
                 os.path.join(self.folder, f"port{i}"), "--usage-budget", "1MiB",
-                "--log-cut-bytes", "64KiB", *more]
+                "--log-cut-bytes", "64KiB", "--groups-max", str(self.groups), *more]
 
     def refused_shard(self, i, *more):
         """What a server that must not start says; its exit status is 1."""
@@ -176,16 +176,24 @@ class Cluster:
             assert time.monotonic() < end, f"shard {i} does not serve: {self.shards[i].lines}"
             time.sleep(0.02)
 
-    def worker(self, rank, ranks, steps, deadline_ms=5000, pause_ms=0, patience_s=60):
-        child = Child([self.programs["worker"], self.target(), str(rank), str(ranks), str(steps),
-                       str(deadline_ms), str(pause_ms), str(patience_s * 1000)])
+    def worker(self, rank, ranks, steps, deadline_ms=5000, pause_ms=0, patience_s=60,
+               group="process"):
+        return self._join(["worker", self.target(), group, rank, ranks, steps, deadline_ms,
+                           pause_ms, patience_s * 1000])
+
+    def mover(self, group, table, old, new, tiles, phase, number):
+        """It says "at PHASE NUMBER" before that request of the move, and waits there."""
+        return self._join(["mover", self.target(), group, table, old, new, tiles, phase, number])
+
+    def _join(self, words):
+        child = Child([self.programs[words[0]]] + [str(word) for word in words[1:]])
         self.workers.append(child)
         return child
 
-    def command(self, *words):
+    def command(self, *words, group="process"):
         """mneme's exit status, standard output and standard error."""
         done = subprocess.run([self.programs["mneme"], "--target", self.target(), "--group",
-                               "process", *words], capture_output=True, text=True, timeout=60)
+                               group, *words], capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout, done.stderr
 
     def __enter__(self):

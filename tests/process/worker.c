@@ -10,7 +10,7 @@ enum { ROWS = 96, DIM = 128, QUERIES = 8, PER_QUERY = 6, PUSHED = 16, PARTS = 2 
 enum { LATE_MS = 2000, REST_MS = 50 };
 
 typedef struct worker {
-    const char *target;
+    const char *target, *group;
     uint32_t rank, ranks;
     uint64_t steps, pause_ms;
     trying trying;
@@ -33,7 +33,7 @@ static float number(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 static void open_all(worker *w)
 {
     mn_client_options options = {.target = w->target,
-                                 .group = "process",
+                                 .group = w->group,
                                  .rank = w->rank,
                                  .ranks = w->ranks,
                                  .deadline_ms = w->trying.deadline_ms,
@@ -113,21 +113,22 @@ static uint64_t hash_tables(worker *w)
 
 int main(int count, char **arguments)
 {
-    if (count != 8) {
-        (void)fprintf(stderr, "usage: worker TARGET RANK RANKS STEPS DEADLINE_MS PAUSE_MS "
+    if (count != 9) {
+        (void)fprintf(stderr, "usage: worker TARGET GROUP RANK RANKS STEPS DEADLINE_MS PAUSE_MS "
                               "PATIENCE_MS\n");
         return 2;
     }
     worker state = {.target = arguments[1],
-                    .rank = (uint32_t)strtoul(arguments[2], NULL, 10),
-                    .ranks = (uint32_t)strtoul(arguments[3], NULL, 10),
-                    .steps = strtoull(arguments[4], NULL, 10),
-                    .trying = {.deadline_ms = strtoull(arguments[5], NULL, 10),
+                    .group = arguments[2],
+                    .rank = (uint32_t)strtoul(arguments[3], NULL, 10),
+                    .ranks = (uint32_t)strtoul(arguments[4], NULL, 10),
+                    .steps = strtoull(arguments[5], NULL, 10),
+                    .trying = {.deadline_ms = strtoull(arguments[6], NULL, 10),
                                .late_ms = LATE_MS,
-                               .patience_ms = strtoull(arguments[7], NULL, 10),
+                               .patience_ms = strtoull(arguments[8], NULL, 10),
                                .patience_from_ms = now_ms(),
                                .rest_ms = REST_MS},
-                    .pause_ms = strtoull(arguments[6], NULL, 10)};
+                    .pause_ms = strtoull(arguments[7], NULL, 10)};
     worker *w = &state;
     open_all(w);
     while (mn_client_step(w->client) < w->steps) {

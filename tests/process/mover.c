@@ -1,0 +1,89 @@
+/* A client that moves tiles, and stops before a chosen request of the move goes out: it says "at
+ * PHASE NUMBER", then waits to be killed, or for SIGUSR1 to go on. So a test meets a mover at every
+ * place where one can die. At its end it says "moved STEP" or "failed STATUS FIELD: MESSAGE". */
+#include "mn_proto.h"
+#include "support/worker.h"
+
+#include <signal.h>
+#include <string.h>
+
+static const char *const phases[] = {"hold", "read", "write", "take", "release", "done", "cancel"};
+enum { PHASES = sizeof phases / sizeof *phases, DEADLINE_MS = 30000 };
+
+static struct {
+    uint32_t phase, number, seen;
+    sigset_t go_on;
+} stop;
+
+/* The linker puts this before the codec's function, which each request passes on its way out. */
+enum mn_status __real_mn_request_encode(const mn_request *request, uint8_t *header,
+                                        uint32_t header_bytes_max, uint32_t *out_bytes,
+                                        mn_error *error);
+enum mn_status __wrap_mn_request_encode(const mn_request *request, uint8_t *header,
+                                        uint32_t header_bytes_max, uint32_t *out_bytes,
+                                        mn_error *error);
+
+enum mn_status __wrap_mn_request_encode(const mn_request *request, uint8_t *header,
+                                        uint32_t header_bytes_max, uint32_t *out_bytes,
+                                        mn_error *error)
+{
+    int number;
+    const bool counts = request->verb == MN_VERB_MOVE && request->move &&
+                        request->move_phase == (enum mn_move_phase)stop.phase;
+    if (counts && ++stop.seen == stop.number) {
+        say("at %s %u", phases[stop.phase], stop.number);
+        (void)sigwait(&stop.go_on, &number); /* the set is a good one */
+    }
+    return __real_mn_request_encode(request, header, header_bytes_max, out_bytes, error);
+}
+
+static int failed(enum mn_status status, const mn_error *error)
+{
+    say("failed %s %s: %s", mn_status_name(status), error->field, error->message);
+    return EXIT_CALL_FAILED;
+}
+
+static int move(char **words)
+{
+    const mn_client_options options = {.target = words[0],
+                                       .group = words[1],
+                                       .reader = true,
+                                       .deadline_ms = DEADLINE_MS,
+                                       .log_level = MN_LOG_SILENT};
+    mn_client *client;
+    mn_table *table;
+    mn_error error;
+    enum mn_status status = mn_client_open(&options, &client, &error);
+    if (status)
+        return failed(status, &error);
+    status = mn_table_find(client, words[2], &table, &error);
+    if (status)
+        return failed(status, &error);
+    mn_future *moving =
+        mn_move_start(table, (uint32_t)strtoul(words[3], NULL, 10),
+                      (uint32_t)strtoul(words[4], NULL, 10), (uint32_t)strtoul(words[5], NULL, 10));
+    while (!mn_ready(moving))
+        rest(1);
+    const uint64_t step = mn_answered_step(moving);
+    status = mn_wait(moving, &error);
+    if (status)
+        return failed(status, &error);
+    say("moved %llu", (unsigned long long)step);
+    mn_client_close(client);
+    return 0;
+}
+
+int main(int count, char **words)
+{
+    while (count == 9 && stop.phase < PHASES && strcmp(words[7], phases[stop.phase]) != 0)
+        stop.phase++;
+    if (count != 9 || stop.phase == PHASES) {
+        (void)fprintf(stderr, "usage: mover TARGET GROUP TABLE FROM TO TILES PHASE NUMBER\n");
+        return 2;
+    }
+    stop.number = (uint32_t)strtoul(words[8], NULL, 10);
+    (void)sigemptyset(&stop.go_on); /* valid arguments, here and below */
+    (void)sigaddset(&stop.go_on, SIGUSR1);
+    (void)sigprocmask(SIG_BLOCK, &stop.go_on, NULL); /* every thread inherits it */
+    return move(words + 1);
+}
