@@ -1,5 +1,6 @@
 /* Tiles go from one shard to its neighbour while training goes on (STEPS.md "Move"): nothing is
  * lost, no bit changes, and what comes at the wrong time is refused. */
+#include "files.h"
 #include "move_case.h"
 
 #include <stdlib.h>
@@ -479,6 +480,141 @@ static void many_rows_are_copied_piece_by_piece(void **state)
     move_case_end(&it);
 }
 
+/* ---- Rows never written */
+
+enum { SPARSE = 1 << 22, SPARSE_TILE = SPARSE / 16, FEW = 4, NEAR = 3, SPARSE_DIM_MAX = 1024 };
+
+struct sparse {
+    mn_table_spec spec;
+    struct move_plan plan;
+    uint64_t places[FEW]; /* rows that are written, by their place in the tiles that move */
+    uint32_t reads, chunks, few;
+};
+
+static uint64_t row_at(const struct fixture_table *table, uint32_t tile_first, uint64_t place)
+{
+    const uint64_t rows = mn_tile_rows(&table->geometry, tile_first);
+    return mn_row_of(&table->geometry, tile_first + (uint32_t)(place / rows), place % rows);
+}
+
+static uint64_t written_at(struct move_case *it, uint32_t shard)
+{
+    mn_request request = fixture_request(&it->f, MN_VERB_DESCRIBE, 0, 0);
+    request.table = it->tables[2].id;
+    struct answer *look = fixture_send(&it->f, shard, &request, NULL, 0);
+    const uint64_t rows = look->tables[0].rows_written;
+    fixture_free(look);
+    return rows;
+}
+
+/* As move_case_carry; what goes over the wire is counted. */
+static uint64_t carry_counted(struct move_case *it, struct move_plan *plan, uint32_t *out_reads,
+                              uint32_t *out_chunks)
+{
+    static struct move_answer chunk;
+    uint64_t bytes = 0;
+    *out_reads = *out_chunks = 0;
+    for (uint64_t position = 0; !position || position < chunk.rows; position = chunk.position) {
+        assert_int_equal(move_case_ask(it, plan, plan->from, MN_MOVE_READ, position, &chunk),
+                         MN_OK);
+        if (chunk.bytes)
+            assert_int_equal(move_case_write(it, plan, &chunk, &answer), MN_OK);
+        *out_chunks += chunk.bytes > 0;
+        bytes += chunk.bytes;
+        ++*out_reads;
+    }
+    return bytes;
+}
+
+static void move_sparse(struct move_case *it, const struct sparse *due)
+{
+    struct move_plan plan = due->plan;
+    uint32_t reads, chunks;
+    const mn_table_spec *spec = &it->tables[2].spec;
+    const bool rows = spec->split == MN_ROWS;
+    const uint64_t columns = rows ? spec->dim : spec->dim / 16;
+    const uint64_t row_bytes = columns * 3 * sizeof(float) + sizeof(uint32_t);
+    const uint64_t span_bytes = FILE_BYTES_chunk_head + FILE_CHUNK_BYTES / row_bytes / 8;
+    const uint64_t written = due->few * (uint64_t)(rows ? 1 : plan.tile_count);
+    const uint64_t before = written_at(it, 1);
+    (void)move_case_hold(it, &plan);
+    const uint64_t bytes = carry_counted(it, &plan, &reads, &chunks);
+    assert_int_equal(reads, due->reads);
+    assert_int_equal(chunks, due->chunks);
+    assert_true(bytes >= written * row_bytes);
+    assert_true(bytes - written * row_bytes <= chunks * span_bytes);
+    move_case_settle(it);
+    assert_int_equal(move_case_ask(it, &plan, plan.to, MN_MOVE_TAKE, plan.position, &answer),
+                     MN_OK);
+    move_case_finish(it, &plan);
+    assert_int_equal(written_at(it, 1), rows ? before + due->few : before);
+    fixture_look(&it->f, &it->tables[2]);
+}
+
+/* Rows that are written, then moved or not, then pushed to with their neighbours, of which some
+ * begin now: what all of them hold then. */
+static void play_sparse(const struct sparse *due, bool moves, float *out_rows)
+{
+    enum { ALL = FEW * (1 + NEAR) };
+    static float numbers[ALL * SPARSE_DIM_MAX];
+    struct move_case it;
+    uint64_t rows[ALL], pieces[2][1][FIXTURE_SHARDS_MAX] = {{{0}}};
+    const struct fixture_piece store = {.step = 1}, push = {.step = 2};
+    const mn_proposal proposal = fixture_proposal(0.5f);
+    move_case_start(&it, NULL);
+    it.tables[2] = fixture_table(&it.f, &due->spec);
+    for (uint32_t i = 0; i < ALL; i++)
+        rows[i] = row_at(&it.tables[2], due->plan.tile_first, due->places[i % FEW] - i / FEW * 17);
+    for (uint32_t i = 0; i < ALL * SPARSE_DIM_MAX; i++)
+        numbers[i] = (float)(i % 101) - 50;
+    if (due->few)
+        assert_int_equal(
+            fixture_store(&it.f, &it.tables[2], &store, rows, due->few, numbers, pieces[0][0]),
+            MN_OK);
+    fixture_commit(&it.f, 1, &proposal, 1, pieces[0]);
+    if (moves)
+        move_sparse(&it, due);
+    assert_int_equal(fixture_push(&it.f, &it.tables[2], &push, rows, ALL, numbers, pieces[1][0]),
+                     MN_OK);
+    fixture_commit(&it.f, 2, &proposal, 1, pieces[1]);
+    assert_int_equal(fixture_fetch(&it.f, &it.tables[2], 3, rows, ALL, out_rows), MN_OK);
+    move_case_end(&it);
+}
+
+/* A READ looks at a million rows: those are passed over, and told of. */
+static void rows_never_written_are_passed_over(void **state)
+{
+    (void)state;
+    enum { COLUMN_ROWS = 8192, VALUES = FEW * (1 + NEAR) * SPARSE_DIM_MAX };
+    static float still[VALUES], moved[VALUES];
+    struct sparse cases[] = {
+        {.spec = fixture_spec("rows", SPARSE, 4),
+         .plan = {1, 2, 1, 5, 0, 1, 0},
+         .places = {1100000, 1100001, 1100007, 5 * SPARSE_TILE - 1},
+         .reads = 3,
+         .chunks = 2,
+         .few = FEW},
+        {.spec = fixture_spec("columns", COLUMN_ROWS, SPARSE_DIM_MAX),
+         .plan = {1, 2, 4, 2, 0, 1, 0},
+         .places = {100, 5000, 5001, COLUMN_ROWS - 1},
+         .reads = 6,
+         .chunks = 6,
+         .few = FEW},
+        {.spec = fixture_spec("blank", COLUMN_ROWS, SPARSE_DIM_MAX),
+         .plan = {1, 2, 4, 2, 0, 1, 0},
+         .places = {100, 200, 300, 400},
+         .reads = 1},
+    };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cases[i].spec.split = i ? MN_COLUMNS : MN_ROWS;
+        cases[i].spec.tiles = 16;
+        cases[i].spec.optimizer = mn_adam(0.9f, 0.99f, 1e-8f);
+        play_sparse(&cases[i], false, still);
+        play_sparse(&cases[i], true, moved);
+        assert_memory_equal(still, moved, sizeof still);
+    }
+}
+
 /* ---- How rows are read */
 
 static uint64_t counted(struct move_case *it, uint32_t table, uint32_t shard, uint64_t *out_reads)
@@ -550,6 +686,7 @@ int main(void)
         cmocka_unit_test(nothing_of_a_cancelled_move_comes_late),
         cmocka_unit_test(a_look_changes_nothing),
         cmocka_unit_test(many_rows_are_copied_piece_by_piece),
+        cmocka_unit_test(rows_never_written_are_passed_over),
         cmocka_unit_test(reads_are_counted_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
