@@ -108,5 +108,6 @@ void bench_durable_push(void);
 void bench_durable_bag_grad(void);
 void bench_snapshot(void);
 void bench_recovery(void);
+void bench_move(void);
 
 #endif

@@ -22,7 +22,8 @@ static const struct {
                {"durable-push", bench_durable_push},
                {"durable-bag-grad", bench_durable_bag_grad},
                {"snapshot", bench_snapshot},
-               {"recovery", bench_recovery}};
+               {"recovery", bench_recovery},
+               {"move", bench_move}};
 
 enum { BENCHES = sizeof benches / sizeof *benches };
 
@@ -46,6 +47,6 @@ int main(int argc, char **argv)
     if (known < named)
         bench_die("no such bench; there are fetch push bag bag-grad bag-latency layer-step scale "
                   "frozen search kernel-bag kernel-bag-grad adamw durable-push durable-bag-grad "
-                  "snapshot recovery");
+                  "snapshot recovery move");
     return 0;
 }
