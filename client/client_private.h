@@ -173,6 +173,11 @@ typedef struct mn_moving {
 } mn_moving;
 
 /* What a task learns of moves (moved.c), and the one that it makes (op_move.c). */
+typedef struct mn_carried {
+    uint8_t *bytes; /* of a chunk of rows; count 0: none */
+    uint64_t count, max;
+} mn_carried;
+
 typedef struct mn_moves {
     void (*again)(mn_task *task);   /* once the shards agree */
     void (*settled)(mn_task *task); /* once `move` is made everywhere, or is cancelled */
@@ -188,13 +193,12 @@ typedef struct mn_moves {
     bool apart;               /* shards hold from other steps, or have yet to reach them */
     bool anew;                /* another move, or a save, stands in the way */
     bool all_read;
-    bool busy;        /* the new shard cannot take the tiles yet */
-    uint64_t written; /* where the new shard has what it was sent end */
-    uint64_t held_ns; /* when the shards were last told that it goes on */
-    uint64_t kept_ns; /* of the call's time, for cancelling */
-    mn_error failure; /* why it is cancelled */
-    uint8_t *chunk;   /* of rows, on its way */
-    uint64_t chunk_bytes, chunk_bytes_max;
+    bool busy;             /* the new shard cannot take the tiles yet */
+    uint64_t written;      /* where the new shard has what it was sent end */
+    uint64_t held_ns;      /* when the shards were last told that it goes on */
+    uint64_t kept_ns;      /* of the call's time, for cancelling */
+    mn_error failure;      /* why it is cancelled */
+    mn_carried read, sent; /* one is read while the one before it is written */
 } mn_moves;
 
 struct mn_task {

@@ -29,7 +29,8 @@ void mn_moves_destroy(mn_task *task)
     mn_moves *moves = task->moves;
     if (!moves)
         return;
-    mn_core_release(core, moves->chunk, moves->chunk_bytes_max);
+    mn_core_release(core, moves->read.bytes, moves->read.max);
+    mn_core_release(core, moves->sent.bytes, moves->sent.max);
     mn_core_release(core, moves->holdings, core->shards * sizeof *moves->holdings);
     mn_core_release(core, moves, sizeof *moves);
     task->moves = NULL;

@@ -131,7 +131,7 @@ static void fill_release(mn_task *task, mn_lane *lane, mn_slot *slot)
 static const mn_phase release_first_phase = {
     .verb = MN_VERB_MOVE, .fill = fill_release, .refused = refused_move, .complete = take};
 
-/* ---- Rows are read at the old shard, and written at the new one ---- */
+/* ---- A chunk of rows is read at the old shard while the one before it is written */
 
 static void hold(mn_task *task);
 
@@ -139,36 +139,26 @@ static void begin_rows(mn_task *task)
 {
     mn_moves *moves = task->moves;
     task->operation->rows_moved = moves->written = 0;
+    moves->read.count = 0;
     moves->all_read = false;
 }
 
-static void fill_write(mn_task *task, mn_lane *lane, mn_slot *slot)
+static bool writes(const mn_task *task, const mn_lane *lane)
 {
-    (void)lane; /* the new shard's */
+    return lane->shard == task->moves->move.to;
+}
+
+static void fill_carry(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
     const mn_moves *moves = task->moves;
-    mn_fill_move(task, slot, MN_MOVE_WRITE);
-    slot->exchange.request.position = moves->written;
-    mn_fill_payload(slot, moves->chunk, moves->chunk_bytes);
-}
-
-static enum mn_status answered_write(mn_task *task, mn_lane *lane, mn_slot *slot)
-{
-    (void)lane; /* the new shard's */
-    task->moves->written = slot->exchange.reply.move_position;
-    return MN_OK;
-}
-
-static const mn_phase write_phase = {.verb = MN_VERB_MOVE,
-                                     .fill = fill_write,
-                                     .answered = answered_write,
-                                     .refused = refused_move,
-                                     .complete = copy};
-
-static void fill_read(mn_task *task, mn_lane *lane, mn_slot *slot)
-{
-    (void)lane; /* the old shard's */
-    mn_fill_move(task, slot, MN_MOVE_READ);
-    slot->exchange.request.position = task->operation->rows_moved;
+    if (writes(task, lane)) {
+        mn_fill_move(task, slot, MN_MOVE_WRITE);
+        slot->exchange.request.position = moves->written;
+        mn_fill_payload(slot, moves->sent.bytes, moves->sent.count);
+    } else {
+        mn_fill_move(task, slot, MN_MOVE_READ);
+        slot->exchange.request.position = task->operation->rows_moved;
+    }
 }
 
 /* A failure waits until the phase is complete: the move is to be cancelled. */
@@ -176,12 +166,13 @@ static bool take_chunk(mn_task *task, const mn_payload *payload)
 {
     mn_core *core = task->core;
     mn_moves *moves = task->moves;
-    if (payload->bytes > moves->chunk_bytes_max) {
-        mn_core_release(core, moves->chunk, moves->chunk_bytes_max);
-        moves->chunk = mn_core_allocate(core, payload->bytes);
-        moves->chunk_bytes_max = moves->chunk ? payload->bytes : 0;
+    mn_carried *read = &moves->read;
+    if (payload->bytes > read->max) {
+        mn_core_release(core, read->bytes, read->max);
+        read->bytes = mn_core_allocate(core, payload->bytes);
+        read->max = read->bytes ? payload->bytes : 0;
     }
-    if (payload->bytes && !moves->chunk) {
+    if (payload->bytes && !read->bytes) {
         (void)mn_fail(&moves->failure, MN_NO_MEMORY, "move", "no memory for %" PRIu64 " bytes",
                       payload->bytes);
         return false;
@@ -189,16 +180,15 @@ static bool take_chunk(mn_task *task, const mn_payload *payload)
     mn_cursor cursor;
     mn_cursor_init(&cursor, payload, 0);
     if (payload->bytes)
-        mn_cursor_read(&cursor, moves->chunk, payload->bytes);
-    moves->chunk_bytes = payload->bytes;
+        mn_cursor_read(&cursor, read->bytes, payload->bytes);
+    read->count = payload->bytes;
     return true;
 }
 
-static enum mn_status answered_read(mn_task *task, mn_lane *lane, mn_slot *slot)
+static void answered_read(mn_task *task, const mn_lane *lane, const mn_reply *reply)
 {
     mn_moves *moves = task->moves;
     mn_operation *operation = task->operation;
-    const mn_reply *reply = &slot->exchange.reply;
     uint64_t from = operation->rows_moved, to = reply->move_position, rows = reply->move_rows;
     if (reply->payload.bytes > CHUNK_BYTES_MAX || to > rows || to < from ||
         (to == from && to < rows)) {
@@ -206,30 +196,43 @@ static enum mn_status answered_read(mn_task *task, mn_lane *lane, mn_slot *slot)
                       "shard %u answered %" PRIu64 " bytes of rows up to %" PRIu64 " of %" PRIu64
                       ", asked from %" PRIu64,
                       lane->shard, reply->payload.bytes, to, rows, from);
-        return MN_OK;
+        return;
     }
     if (!take_chunk(task, &reply->payload))
-        return MN_OK;
+        return;
     operation->rows_moved = to;
     operation->rows_due = rows;
     moves->all_read = to == rows;
+}
+
+static enum mn_status answered_carry(mn_task *task, mn_lane *lane, mn_slot *slot)
+{
+    if (writes(task, lane))
+        task->moves->written = slot->exchange.reply.move_position;
+    else
+        answered_read(task, lane, &slot->exchange.reply);
     return MN_OK;
 }
 
-static void complete_read(mn_task *task)
-{
-    const mn_moves *moves = task->moves;
-    if (!moves->failure.status && moves->chunk_bytes)
-        mn_phase_one(task, &write_phase, moves->move.to);
-    else
-        copy(task);
-}
+static const mn_phase carry_phase = {.verb = MN_VERB_MOVE,
+                                     .fill = fill_carry,
+                                     .answered = answered_carry,
+                                     .refused = refused_move,
+                                     .complete = copy};
 
-static const mn_phase read_phase = {.verb = MN_VERB_MOVE,
-                                    .fill = fill_read,
-                                    .answered = answered_read,
-                                    .refused = refused_move,
-                                    .complete = complete_read};
+static void carry(mn_task *task)
+{
+    mn_moves *moves = task->moves;
+    const mn_carried free = moves->sent;
+    moves->sent = moves->read;
+    moves->read = (mn_carried){free.bytes, 0, free.max};
+    mn_phase_begin(task, &carry_phase);
+    if (moves->sent.count)
+        mn_lane_open(task, moves->move.to, 1);
+    if (!moves->all_read)
+        mn_lane_open(task, moves->move.from, 1);
+    mn_phase_go(task);
+}
 
 /* The next chunk, then the end. Now and then every shard is told that the move goes on. */
 static void copy(mn_task *task)
@@ -239,12 +242,12 @@ static void copy(mn_task *task)
         give_up(task);
     else if (now_ns(task) - moves->held_ns > HOLD_AGAIN_S * ns_per_s)
         hold(task);
-    else if (moves->all_read && (task->core->options.plants & MN_CORE_PLANT_RELEASE_FIRST))
+    else if (!moves->all_read || moves->read.count)
+        carry(task);
+    else if (task->core->options.plants & MN_CORE_PLANT_RELEASE_FIRST)
         mn_phase_one(task, &release_first_phase, moves->move.from);
-    else if (moves->all_read)
-        take(task);
     else
-        mn_phase_one(task, &read_phase, moves->move.from);
+        take(task);
 }
 
 /* ---- Changes are held everywhere, from the same step on ---- */

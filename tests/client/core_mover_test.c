@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { TILES = 4, ROWS = 100, STEP = 5 };
+enum { TILES = 4, ROWS = 100, STEP = 5, MOVED_ROWS = ROWS / TILES };
 
 static const mn_table_spec rows = {.name = "t",
                                    .rows = ROWS,
@@ -42,27 +42,32 @@ static void answer_hold(fake *it, uint32_t shard, uint64_t asked, uint64_t step)
     fake_answer(it, hold);
 }
 
-/* All rows lie in one chunk. */
-static void answer_read(fake *it)
+/* Of the tile's rows, those up to `to`; what the chunk holds tells which it is. */
+static void answer_read(fake *it, uint64_t from, uint64_t to)
 {
-    static const uint8_t chunk[64];
+    uint8_t chunk[64];
+    memset(chunk, (int)from, sizeof chunk);
     mn_exchange *read = take_move(it, 0, MN_MOVE_READ);
-    assert_int_equal(read->request.position, 0);
-    read->reply.move_position = read->reply.move_rows = ROWS / TILES;
+    assert_int_equal(read->request.position, from);
+    read->reply.move_position = to;
+    read->reply.move_rows = MOVED_ROWS;
     fake_answer_bytes(it, read, chunk, sizeof chunk);
 }
 
-static void answer_write(fake *it)
+static void answer_write(fake *it, uint64_t from, uint64_t to)
 {
     mn_exchange *write = take_move(it, 1, MN_MOVE_WRITE);
-    assert_int_equal(write->request.position, 0);
-    assert_int_equal(write->request.payload.bytes, 64);
-    write->reply.move_position = write->reply.move_rows = ROWS / TILES;
+    const mn_payload *payload = &write->request.payload;
+    assert_int_equal(write->request.position, from);
+    assert_int_equal(payload->bytes, 64);
+    assert_int_equal(((const uint8_t *)payload->spans[0].bytes)[63], from);
+    write->reply.move_position = to;
+    write->reply.move_rows = MOVED_ROWS;
     fake_answer(it, write);
 }
 
-/* Until the tiles are to be taken. */
-static void begin(fake *it, fake_call *call)
+/* Until rows are to be read. */
+static void begin_reading(fake *it, fake_call *call)
 {
     mn_core_options options = fake_options();
     fake_init(it, 2);
@@ -84,16 +89,22 @@ static void begin(fake *it, fake_call *call)
     fake_pass(it, 1000);
     answer_hold(it, 0, STEP, STEP);
     answer_hold(it, 1, STEP, STEP);
-    answer_read(it);
-    answer_write(it);
-    assert_int_equal(call->operation.rows_moved, ROWS / TILES);
+}
+
+/* Until the tiles are to be taken: all rows lie in one chunk. */
+static void begin(fake *it, fake_call *call)
+{
+    begin_reading(it, call);
+    answer_read(it, 0, MOVED_ROWS);
+    answer_write(it, 0, MOVED_ROWS);
+    assert_int_equal(call->operation.rows_moved, MOVED_ROWS);
 }
 
 /* Up to its end. */
 static void finish(fake *it, fake_call *call)
 {
     mn_exchange *take = take_move(it, 1, MN_MOVE_TAKE);
-    assert_int_equal(take->request.count, ROWS / TILES);
+    assert_int_equal(take->request.count, MOVED_ROWS);
     fake_answer(it, take);
     fake_answer(it, take_move(it, 0, MN_MOVE_RELEASE));
     fake_answer(it, take_move(it, 0, MN_MOVE_DONE));
@@ -149,8 +160,50 @@ static void a_later_step_begins_the_rows_anew(void **state)
     fake_pass(&it, 1000);
     answer_hold(&it, 0, STEP + 1, STEP + 1);
     answer_hold(&it, 1, STEP + 1, STEP + 1);
-    answer_read(&it);
-    answer_write(&it);
+    answer_read(&it, 0, MOVED_ROWS);
+    answer_write(&it, 0, MOVED_ROWS);
+    finish(&it, &call);
+}
+
+/* Two shards work at once; what is read waits until the chunk before it has been written. */
+static void a_chunk_is_read_while_another_is_written(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin_reading(&it, &call);
+    answer_read(&it, 0, 8);
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 2);
+    answer_read(&it, 8, 16);
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 1);
+    answer_write(&it, 0, 8);
+    answer_write(&it, 8, 16);
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 1);
+    answer_read(&it, 16, MOVED_ROWS);
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 1);
+    answer_write(&it, 16, MOVED_ROWS);
+    finish(&it, &call);
+}
+
+/* Nor is what was read before a raised hold written after it. */
+static void a_chunk_of_before_a_later_step_is_dropped(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin_reading(&it, &call);
+    answer_read(&it, 0, 8);
+    answer_read(&it, 8, MOVED_ROWS);
+    fake_pass(&it, 3000);
+    answer_write(&it, 0, 8);
+    answer_hold(&it, 0, STEP, STEP + 1);
+    answer_hold(&it, 1, STEP, STEP);
+    fake_pass(&it, 1000);
+    answer_hold(&it, 0, STEP + 1, STEP + 1);
+    answer_hold(&it, 1, STEP + 1, STEP + 1);
+    assert_int_equal(fake_open(&it, MN_VERB_MOVE), 1);
+    answer_read(&it, 0, MOVED_ROWS);
+    answer_write(&it, 0, MOVED_ROWS);
     finish(&it, &call);
 }
 
@@ -159,6 +212,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_move_goes_on_while_rows_are_copied),
         cmocka_unit_test(a_later_step_begins_the_rows_anew),
+        cmocka_unit_test(a_chunk_is_read_while_another_is_written),
+        cmocka_unit_test(a_chunk_of_before_a_later_step_is_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
