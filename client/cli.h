@@ -47,6 +47,10 @@ void cli_number(cli_line *line, const char *name, int width, uint64_t value);
 void cli_bytes(cli_line *line, const char *name, int width, uint64_t bytes); /* JSON: exact */
 void cli_line_end(cli_line *line);
 void cli_amount(uint64_t bytes, char out_text[32]); /* "1.5 MiB" */
+/* 0 to 100; and 100 of what is due already. */
+unsigned cli_percent(uint64_t done, uint64_t due);
+enum { CLI_BAR_BYTES = 33 };
+void cli_bar(unsigned percent, char out_bar[CLI_BAR_BYTES]); /* "[####....]" */
 
 /* What a shard saves or loads, if that goes on: fields of an object, a line for people, or an
  * object of its own at a shard without groups. */

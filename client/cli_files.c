@@ -14,8 +14,7 @@ enum {
     SHOW_TERMINAL_MS = 200, /* how often progress is shown: */
     SHOW_PROGRAM_MS = 1000,
     SHOW_LOG_MS = 5000,
-    WATCH_DEADLINE_MS = 1000, /* of a shard that does not say how far it is */
-    BAR_COLUMNS = 30
+    WATCH_DEADLINE_MS = 1000 /* of a shard that does not say how far it is */
 };
 
 /* ---- What is at work at a shard, for status ---- */
@@ -27,18 +26,12 @@ static const char *doing(const mn_files_status *files)
     return files->tiles ? "saves to" : "writes the manifest of";
 }
 
-/* 0 to 100; what may grow while it is written is never all. */
-static unsigned percent(uint64_t bytes, uint64_t bytes_due)
-{
-    return bytes < bytes_due ? (unsigned)((double)bytes / (double)bytes_due * 100) : 100;
-}
-
 static void amounts(uint64_t bytes, uint64_t bytes_due, char out_text[96])
 {
     char done[32], due[32];
     cli_amount(bytes, done);
     cli_amount(bytes_due, due);
-    (void)snprintf(out_text, 96, "%s of %s (%u %%)", done, due, percent(bytes, bytes_due));
+    (void)snprintf(out_text, 96, "%s of %s (%u %%)", done, due, cli_percent(bytes, bytes_due));
 }
 
 void cli_files_fields(cli_line *line, const mn_files_status *files)
@@ -110,20 +103,17 @@ static void show_json(const show *it, const mn_files_progress *progress, uint64_
 
 static void show_text(show *it, const mn_files_progress *progress, uint64_t now_ms)
 {
-    static const char bar[] = "##############################",
-                      gap[] = "..............................";
-    char text[96], speed[32];
+    char text[96], speed[32], bar[CLI_BAR_BYTES];
     double seconds = (double)(now_ms - it->begun_ms) * 1e-3;
     double rate = (double)progress->bytes / seconds, left = 0;
     if (progress->bytes_due > progress->bytes && rate > 0)
         left = (double)(progress->bytes_due - progress->bytes) / rate;
     amounts(progress->bytes, progress->bytes_due, text);
     cli_amount((uint64_t)rate, speed);
-    int full = (int)(percent(progress->bytes, progress->bytes_due) * BAR_COLUMNS / 100);
+    cli_bar(cli_percent(progress->bytes, progress->bytes_due), bar);
     const char *verb = it->saving ? "saving to" : "loading from";
     if (it->terminal)
-        (void)fprintf(stderr, "\r[%.*s%.*s] %s, %s/s, %.0f s left \033[K", full, bar,
-                      BAR_COLUMNS - full, gap, text, speed, left);
+        (void)fprintf(stderr, "\r%s %s, %s/s, %.0f s left \033[K", bar, text, speed, left);
     else
         (void)fprintf(stderr, "mneme: %s %s: %s, %s/s, %.0f s left\n", verb, it->path, text, speed,
                       left);

@@ -9,20 +9,32 @@
 
 enum { LOOK_MS = 10, SHOW_TERMINAL_MS = 200, SHOW_PROGRAM_MS = 1000, SHOW_LOG_MS = 5000 };
 
+/* No row is read before all shards stand at one step. */
+static void words_of(const mn_move_progress *progress, char out_text[128])
+{
+    if (progress->rows_due)
+        (void)snprintf(out_text, 128, "%" PRIu64 " of %" PRIu64 " rows (%u %%)", progress->rows,
+                       progress->rows_due, cli_percent(progress->rows, progress->rows_due));
+    else
+        (void)snprintf(out_text, 128, "steps that were begun, and other moves, are to end first");
+}
+
 static void show(const cli_flags *flags, const mn_move_progress *progress, bool terminal)
 {
     const char *name = flags->words[1];
-    unsigned percent = (unsigned)((double)progress->rows / (double)progress->rows_due * 100);
+    char text[128], bar[CLI_BAR_BYTES];
     if (flags->json) {
         (void)printf("{\"moving\":\"%s\",\"rows\":%" PRIu64 ",\"rows_due\":%" PRIu64 "}\n", name,
                      progress->rows, progress->rows_due);
         (void)fflush(stdout); /* who reads it wants it now */
         return;
     }
-    (void)fprintf(stderr,
-                  terminal ? "\rmoving %s: %" PRIu64 " of %" PRIu64 " rows (%u %%)\033[K"
-                           : "mneme: moving %s: %" PRIu64 " of %" PRIu64 " rows (%u %%)\n",
-                  name, progress->rows, progress->rows_due, percent);
+    words_of(progress, text);
+    cli_bar(progress->rows_due ? cli_percent(progress->rows, progress->rows_due) : 0, bar);
+    if (terminal)
+        (void)fprintf(stderr, "\r%s %s\033[K", bar, text);
+    else
+        (void)fprintf(stderr, "mneme: moving %s: %s\n", name, text);
 }
 
 static void await(const cli_flags *flags, const mn_future *future)
@@ -36,7 +48,7 @@ static void await(const cli_flags *flags, const mn_future *future)
     for (unsigned looks = 1; !mn_ready(future); looks++) {
         (void)nanosleep(&pause, NULL); /* cut short by a signal: no harm */
         const mn_move_progress progress = mn_move_watch(future);
-        if (looks % (every_ms / LOOK_MS) || !progress.rows_due)
+        if (looks % (every_ms / LOOK_MS))
             continue;
         show(flags, &progress, terminal);
         drawn = true;

@@ -85,6 +85,22 @@ void cli_amount(uint64_t bytes, char out_text[32])
     (void)snprintf(out_text, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
 }
 
+unsigned cli_percent(uint64_t done, uint64_t due)
+{
+    return done < due ? (unsigned)((double)done / (double)due * 100) : 100;
+}
+
+void cli_bar(unsigned percent, char out_bar[CLI_BAR_BYTES])
+{
+    enum { COLUMNS = CLI_BAR_BYTES - 3 };
+    const unsigned full = percent * COLUMNS / 100;
+    out_bar[0] = '[';
+    for (unsigned column = 0; column < COLUMNS; column++)
+        out_bar[1 + column] = column < full ? '#' : '.';
+    out_bar[COLUMNS + 1] = ']';
+    out_bar[COLUMNS + 2] = 0;
+}
+
 void cli_bytes(cli_line *line, const char *field, int width, uint64_t bytes)
 {
     char text[32];

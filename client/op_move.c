@@ -362,10 +362,10 @@ static void start(mn_task *task)
     const mn_share *share = &table->shares[operation->shard];
     if (operation->count >= share->tile_count) {
         mn_task_end(task, mn_fail(&task->error, MN_INVALID, "tiles",
-                                  "%" PRIu64 " of the %u tiles of \"%s\" that shard %u holds: one "
-                                  "has to stay",
-                                  operation->count, share->tile_count, table->spec.name,
-                                  operation->shard));
+                                  "%" PRIu64 " cannot go: shard %u holds %u of the tiles of "
+                                  "\"%s\", and one has to stay",
+                                  operation->count, operation->shard, share->tile_count,
+                                  table->spec.name));
         return;
     }
     uint32_t tiles = (uint32_t)operation->count, up = operation->to > operation->shard;
@@ -390,9 +390,15 @@ static enum mn_status check_move(mn_task *task)
     if (from >= shards)
         return mn_fail(&task->error, MN_INVALID, "from", "%u is not one of the %u shards", from,
                        shards);
-    if (to >= shards || (to != from + 1 && to + 1 != from))
-        return mn_fail(&task->error, MN_INVALID, "to",
-                       "%u is not a neighbour of shard %u among the %u shards", to, from, shards);
+    if (to >= shards)
+        return mn_fail(&task->error, MN_INVALID, "to", "%u is not one of the %u shards", to,
+                       shards);
+    if (to != from + 1 && to + 1 != from)
+        return mn_fail(
+            &task->error, MN_INVALID, "to",
+            "%u is not a neighbour of shard %u: tiles go to the shard before it or after "
+            "it",
+            to, from);
     if (operation->count == 0)
         return mn_fail(&task->error, MN_INVALID, "tiles", "there are none to move");
     return MN_OK;

@@ -22,6 +22,17 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def drawn_on(terminal):
+    """Until the other end has closed, which a terminal tells as an error."""
+    drawn = b""
+    try:
+        while True:
+            drawn += os.read(terminal, 4096)
+    except OSError:
+        os.close(terminal)
+    return drawn.decode()
+
+
 class Command(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -127,19 +138,23 @@ class Command(unittest.TestCase):
             self.assertRegex(self.run_well("describe", name), r"tiles, moved since they were made\n")
         self.assertEqual([self.run_well("--json", "fetch", name, "0-95")
                           for name in ("bags", "rows")], rows)
-        self.assertIn("INVALID: tiles", self.run_badly(1, "move", "bags", "--from", "1", "--to", "0"))
-        self.assertIn("INVALID: to", self.run_badly(1, "move", "bags", "--from", "1", "--to", "3"))
-        self.assertIn("NOT_FOUND", self.run_badly(1, "move", "none", "--from", "1", "--to", "0"))
+        for table, old, new, said in (
+                ("bags", 1, 0, 'INVALID: tiles: 1 cannot go: shard 1 holds 1 of the tiles of "bags"'),
+                ("bags", 1, 3, "INVALID: to: 3 is not one of the 2 shards"),
+                ("bags", 1, 1, "INVALID: to: 1 is not a neighbour of shard 1"),
+                ("bags", 2, 1, "INVALID: from: 2 is not one of the 2 shards"),
+                ("none", 1, 0, 'NOT_FOUND: table: shard 0: "none" is no table of group process')):
+            self.assertIn(said, self.run_badly(1, "move", table, "--from", str(old), "--to",
+                                               str(new)))
         for words in (["--to", "1"], ["--from", "0", "--to", "x"], ["--from", "0", "--to"],
                       ["--from", "0", "--to", "1", "--tiles", "0"]):
             self.assertIn("mneme --help", self.run_badly(2, "move", "bags", *words), words)
         self.run_well("move", "rows", "--from", "1", "--to", "0", "--tiles", "3")
         self.run_well("move", "bags", "--from", "0", "--to", "1")
 
-    def start(self, *words, stderr=subprocess.PIPE):
+    def start(self, *words, stderr=subprocess.PIPE, group="process"):
         return subprocess.Popen([PROGRAMS["mneme"], "--target", self.cluster.target(), "--group",
-                                 "process", *words], stdout=subprocess.PIPE, stderr=stderr,
-                                text=True)
+                                 group, *words], stdout=subprocess.PIPE, stderr=stderr, text=True)
 
     def test_progress(self):
         saving = self.start("--json", "save", "slowly", "--rate", "0.02")
@@ -176,6 +191,45 @@ class Command(unittest.TestCase):
         saving.communicate(timeout=60)
         self.assertEqual(saving.returncode, 0)
         os.close(ours)
+
+    def test_progress_of_a_move(self):
+        """Three at once, each in a group of its own, whose rows take their time to the new shard;
+        and one that waits for a step that its other trainer has not begun."""
+        waits = self.cluster.worker(0, 2, 1, group="waits")
+        for group in ("json", "log", "terminal"):
+            self.assertEqual(self.cluster.worker(0, 1, STEPS, group=group).end(), 0)
+        link = self.cluster.proxy(1)
+        link.large_s = 2
+        self.addCleanup(self.cluster.remove_proxy, 1)
+        move = ("move", "rows", "--from", "0", "--to", "1", "--tiles", "4")
+        ours, theirs = pty.openpty()
+        waiting = self.start("--json", *move, group="waits")
+        told = self.start("--json", *move, group="json")
+        log = self.start(*move, group="log")
+        terminal = self.start(*move, group="terminal", stderr=theirs)
+        os.close(theirs)
+        drawn = drawn_on(ours)
+        self.assertEqual(terminal.communicate(timeout=60)[0].split()[0], "moved")
+        self.assertRegex(drawn, r"\r\[#+\.+\] \d+ of 24 rows \(\d+ %\)\x1b\[K")
+        self.assertTrue(drawn.endswith("\r\x1b[K"), drawn)
+        out, err = log.communicate(timeout=60)
+        self.assertEqual((log.returncode, out.split()[0]), (0, "moved"))
+        self.assertRegex(err, r"^(mneme: moving rows: \d+ of 24 rows \(\d+ %\)\n)+$")
+        out, err = told.communicate(timeout=60)
+        *told, moved = lines(out)
+        self.assertEqual((err, moved), ("", {"moved": "rows", "tiles": 4, "from": 0, "to": 1,
+                                             "step": STEPS}))
+        self.assertEqual({(line["moving"], line["rows_due"]) for line in told}, {("rows", 24)})
+        rows = [line["rows"] for line in told]
+        self.assertEqual(rows, sorted(rows))
+        self.assertTrue(0 < rows[0] < rows[-1] <= 24, rows)
+        self.assertEqual(json.loads(waiting.stdout.readline()),
+                         {"moving": "rows", "rows": 0, "rows_due": 0})
+        self.assertIsNone(waiting.poll())
+        link.large_s = 0
+        self.assertEqual([self.cluster.worker(1, 2, 1, group="waits").end(), waits.end()], [0, 0])
+        out, err = waiting.communicate(timeout=60)
+        self.assertEqual((err, lines(out)[-1]["step"]), ("", 1))
 
     def test_freeze(self):
         self.run_well("save", "to-freeze")

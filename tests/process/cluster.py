@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 
+LARGE = 2048  # bytes: a chunk of rows, not a message without any
 PATIENCE_S = 90  # a child that says nothing for so long hangs
 
 
@@ -78,6 +79,8 @@ def free_ports(count):
 class Proxy:
     """Stands before a shard and carries its bytes, until told to hold them back or to hang up."""
 
+    large_s = 0  # what more than LARGE bytes at once take
+
     def __init__(self, port):
         self.port, self.pairs = port, []
         self.flowing = threading.Event()
@@ -106,6 +109,8 @@ class Proxy:
                 self.flowing.wait()
                 if not data:
                     break
+                if len(data) > LARGE:
+                    time.sleep(self.large_s)
                 sink.sendall(data)
         except OSError:
             pass
@@ -151,6 +156,9 @@ class Cluster:
         """Workers started from here on reach shard i through it."""
         self.proxies[i] = Proxy(self.ports[i])
         return self.proxies[i]
+
+    def remove_proxy(self, i):
+        self.proxies.pop(i).close()
 
     def shard_words(self, i, *more):
         return [self.programs["shard"], "--listen", f"127.0.0.1:{self.ports[i]}", "--shard", str(i),
