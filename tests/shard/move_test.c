@@ -149,7 +149,9 @@ static void hold_keeps_what_follows_waiting(void **state)
     expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
     refused(seal(&it, 2, 4, &error), &error, MN_BUSY, "move");
     move_case_expect(&it, 3); /* reads go on */
-    it.f.world.now_ns += UINT64_C(11000000000);
+    it.f.world.now_ns += UINT64_C(9000000000);
+    refused(seal(&it, 2, 4, &error), &error, MN_BUSY, "move");
+    it.f.world.now_ns += UINT64_C(2000000000);
     refused(seal(&it, 2, 4, &error), &error, MN_MOVED, "move");
     assert_int_equal(move_case_push(&it, 0, 4, none), MN_MOVED);
     expect(&it, &plan, 2, MN_MOVE_HOLD, 0, MN_OK, ""); /* somebody goes on */
