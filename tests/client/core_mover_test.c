@@ -207,6 +207,55 @@ static void a_chunk_of_before_a_later_step_is_dropped(void **state)
     finish(&it, &call);
 }
 
+/* With rows to copy, and little time left. */
+static void begin_late(fake *it, fake_call *call)
+{
+    begin_reading(it, call);
+    fake_pass(it, 50000);
+    answer_read(it, 0, 8);
+    answer_hold(it, 0, STEP, STEP);
+    answer_hold(it, 1, STEP, STEP);
+    fake_pass(it, 4000);
+    answer_write(it, 0, 8);
+    answer_read(it, 8, 16);
+}
+
+/* The new shard first: it may have been made to take the tiles. */
+static void a_late_move_is_cancelled(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin_late(&it, &call);
+    fake_answer(&it, take_move(&it, 1, MN_MOVE_CANCEL));
+    assert_int_equal(call.done, 0);
+    fake_answer(&it, take_move(&it, 0, MN_MOVE_CANCEL));
+    assert_int_equal(call.done, 1);
+    assert_int_equal(call.operation.status, MN_DEADLINE);
+    assert_string_equal(call.operation.error.message,
+                        "the call's time ran out before 16 of 25 rows were copied");
+    fake_destroy(&it);
+}
+
+/* Whoever else went on with it: it is finished. */
+static void a_late_move_that_was_made_is_finished(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin_late(&it, &call);
+    mn_exchange *cancel = take_move(&it, 1, MN_MOVE_CANCEL);
+    cancel->reply.move_taken = true;
+    fake_answer(&it, cancel);
+    fake_answer(&it, take_move(&it, 0, MN_MOVE_RELEASE));
+    fake_answer(&it, take_move(&it, 0, MN_MOVE_DONE));
+    fake_answer(&it, take_move(&it, 1, MN_MOVE_DONE));
+    assert_int_equal(call.done, 1);
+    assert_int_equal(call.operation.status, MN_OK);
+    assert_int_equal(call.operation.answered_step, STEP - 1);
+    fake_destroy(&it);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -214,6 +263,8 @@ int main(void)
         cmocka_unit_test(a_later_step_begins_the_rows_anew),
         cmocka_unit_test(a_chunk_is_read_while_another_is_written),
         cmocka_unit_test(a_chunk_of_before_a_later_step_is_dropped),
+        cmocka_unit_test(a_late_move_is_cancelled),
+        cmocka_unit_test(a_late_move_that_was_made_is_finished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
