@@ -189,9 +189,10 @@ class Cluster:
         return self._join(["worker", self.target(), group, rank, ranks, steps, deadline_ms,
                            pause_ms, patience_s * 1000])
 
-    def mover(self, group, table, old, new, tiles, phase, number):
+    def mover(self, group, table, old, new, tiles, phase, number, deadline_ms):
         """It says "at PHASE NUMBER" before that request of the move, and waits there."""
-        return self._join(["mover", self.target(), group, table, old, new, tiles, phase, number])
+        return self._join(["mover", self.target(), group, table, old, new, tiles, phase, number,
+                           deadline_ms])
 
     def _join(self, words):
         child = Child([self.programs[words[0]]] + [str(word) for word in words[1:]])

@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const char *const phases[] = {"hold", "read", "write", "take", "release", "done", "cancel"};
-enum { PHASES = sizeof phases / sizeof *phases, DEADLINE_MS = 30000 };
+enum { PHASES = sizeof phases / sizeof *phases };
 
 static struct {
     uint32_t phase, number, seen;
@@ -55,7 +55,7 @@ static int move(char **words)
     const mn_client_options options = {.target = words[0],
                                        .group = words[1],
                                        .reader = true,
-                                       .deadline_ms = DEADLINE_MS,
+                                       .deadline_ms = strtoull(words[8], NULL, 10),
                                        .log_level = MN_LOG_SILENT};
     mn_client *client;
     mn_table *table;
@@ -82,10 +82,11 @@ static int move(char **words)
 
 int main(int count, char **words)
 {
-    while (count == 9 && stop.phase < PHASES && strcmp(words[7], phases[stop.phase]) != 0)
+    while (count == 10 && stop.phase < PHASES && strcmp(words[7], phases[stop.phase]) != 0)
         stop.phase++;
-    if (count != 9 || stop.phase == PHASES) {
-        (void)fprintf(stderr, "usage: mover TARGET GROUP TABLE FROM TO TILES PHASE NUMBER\n");
+    if (count != 10 || stop.phase == PHASES) {
+        (void)fprintf(stderr,
+                      "usage: mover TARGET GROUP TABLE FROM TO TILES PHASE NUMBER DEADLINE_MS\n");
         return 2;
     }
     stop.number = (uint32_t)strtoul(words[8], NULL, 10);
