@@ -13,9 +13,9 @@ static const mn_table_spec rows = {.name = "t",
                                    .tiles = TILES,
                                    .optimizer = {MN_OPTIMIZER_SGD, 0, 0, 0, MN_F32, false}};
 
-static void answer_list(fake *it, uint32_t shard, uint32_t first, uint32_t count)
+static void answer_list(fake *it, uint32_t shard, uint32_t first, uint32_t count, uint64_t moved)
 {
-    mn_table_info info = {.table = 9, .tile_first = first, .tile_count = count};
+    mn_table_info info = {.table = 9, .tile_first = first, .tile_count = count, .moved = moved};
     mn_exchange *list = fake_take(it, MN_VERB_LIST, shard);
     list->reply.step = 4;
     list->reply.tables = &info;
@@ -66,8 +66,19 @@ static void answer_write(fake *it, uint64_t from, uint64_t to)
     fake_answer(it, write);
 }
 
-/* Until rows are to be read. */
-static void begin_reading(fake *it, fake_call *call)
+/* The first shard holds the first tiles, the other one the others; nobody knows of a standing move.
+ */
+static void answer_lists(fake *it, uint32_t first_tiles, uint64_t moved)
+{
+    answer_list(it, 0, 0, first_tiles, moved);
+    answer_list(it, 1, first_tiles, TILES - first_tiles, moved);
+    fake_pass(it, 1000);
+    for (uint32_t shard = 0; shard < 2; shard++)
+        fake_answer(it, take_move(it, shard, MN_MOVE_HOLD)); /* no move has been */
+}
+
+/* Until changes are to be held. */
+static void begin_holding(fake *it, fake_call *call)
 {
     mn_core_options options = fake_options();
     fake_init(it, 2);
@@ -79,11 +90,13 @@ static void begin_reading(fake *it, fake_call *call)
     call->operation.to = 1;
     call->operation.count = 1;
     fake_submit(it, call);
-    answer_list(it, 0, 0, 2);
-    answer_list(it, 1, 2, 2);
-    fake_pass(it, 1000);
-    for (uint32_t shard = 0; shard < 2; shard++)
-        fake_answer(it, take_move(it, shard, MN_MOVE_HOLD)); /* no move has been */
+    answer_lists(it, 2, 0);
+}
+
+/* Until rows are to be read. */
+static void begin_reading(fake *it, fake_call *call)
+{
+    begin_holding(it, call);
     answer_hold(it, 0, 0, STEP);
     answer_hold(it, 1, 0, STEP);
     fake_pass(it, 1000);
@@ -207,6 +220,59 @@ static void a_chunk_of_before_a_later_step_is_dropped(void **state)
     finish(&it, &call);
 }
 
+static void refused_hold_begins_anew(enum mn_status status, const char *field)
+{
+    fake it;
+    fake_call call;
+    begin_holding(&it, &call);
+    const mn_exchange *hold = fake_take(&it, MN_VERB_MOVE, 0);
+    assert_int_equal(hold->request.tile_first, 1);
+    const uint64_t number = hold->request.move;
+    fake_refuse(&it, take_move(&it, 0, MN_MOVE_HOLD), status, field);
+    answer_hold(&it, 1, 0, STEP);
+    mn_exchange *cancel = take_move(&it, 1, MN_MOVE_CANCEL);
+    assert_int_equal(cancel->request.move, number);
+    fake_answer(&it, cancel);
+    fake_answer(&it, take_move(&it, 0, MN_MOVE_CANCEL));
+    fake_pass(&it, 1000);
+    answer_lists(&it, 3, 7);
+    hold = fake_take(&it, MN_VERB_MOVE, 0);
+    assert_true(hold->request.tile_first == 2 && hold->request.tile_count == 1);
+    assert_int_not_equal(hold->request.move, number);
+    answer_hold(&it, 0, 0, STEP);
+    answer_hold(&it, 1, 0, STEP);
+    fake_pass(&it, 1000);
+    answer_hold(&it, 0, STEP, STEP);
+    answer_hold(&it, 1, STEP, STEP);
+    answer_read(&it, 0, MOVED_ROWS);
+    answer_write(&it, 0, MOVED_ROWS);
+    finish(&it, &call);
+}
+
+/* Another move has ended since the tiles were chosen; one stands, or a save runs. */
+static void tiles_are_chosen_anew(void **state)
+{
+    (void)state;
+    refused_hold_begins_anew(MN_INVALID, "tile_first");
+    refused_hold_begins_anew(MN_BUSY, "move");
+}
+
+/* Other refusals are the call's end. */
+static void a_refused_hold_is_the_end(void **state)
+{
+    (void)state;
+    fake it;
+    fake_call call;
+    begin_holding(&it, &call);
+    fake_refuse(&it, take_move(&it, 0, MN_MOVE_HOLD), MN_UNSUPPORTED, "device");
+    answer_hold(&it, 1, 0, STEP);
+    fake_answer(&it, take_move(&it, 1, MN_MOVE_CANCEL));
+    fake_answer(&it, take_move(&it, 0, MN_MOVE_CANCEL));
+    assert_int_equal(call.done, 1);
+    assert_int_equal(call.operation.status, MN_UNSUPPORTED);
+    fake_destroy(&it);
+}
+
 /* With rows to copy, and little time left. */
 static void begin_late(fake *it, fake_call *call)
 {
@@ -263,6 +329,8 @@ int main(void)
         cmocka_unit_test(a_later_step_begins_the_rows_anew),
         cmocka_unit_test(a_chunk_is_read_while_another_is_written),
         cmocka_unit_test(a_chunk_of_before_a_later_step_is_dropped),
+        cmocka_unit_test(tiles_are_chosen_anew),
+        cmocka_unit_test(a_refused_hold_is_the_end),
         cmocka_unit_test(a_late_move_is_cancelled),
         cmocka_unit_test(a_late_move_that_was_made_is_finished),
     };
