@@ -231,13 +231,21 @@ const char *mn_version(void) { return MN_VERSION; }
 
 /* ---- Tables ---- */
 
+static enum mn_status check_name(const char *name, mn_error *error)
+{
+    if (strnlen(name, MN_NAME_BYTES) < MN_NAME_BYTES)
+        return MN_OK;
+    return mn_fail(error, MN_INVALID, "name", "\"%.100s\" has more than %d bytes", name,
+                   MN_NAME_BYTES - 1);
+}
+
 static enum mn_status table_call(mn_client *client, enum mn_operation_kind kind,
                                  const mn_table_spec *spec, const char *name, mn_table **out_table,
                                  mn_error *error)
 {
-    if (name && strlen(name) >= MN_NAME_BYTES)
-        return mn_fail(error, MN_INVALID, "name", "\"%.100s\" has more than %d bytes", name,
-                       MN_NAME_BYTES - 1);
+    enum mn_status status = name ? check_name(name, error) : MN_OK;
+    if (status)
+        return status;
     mn_future *future = mn_future_take(client, kind);
     if (!future)
         return too_many(error);
@@ -245,7 +253,7 @@ static enum mn_status table_call(mn_client *client, enum mn_operation_kind kind,
         future->operation.spec = *spec;
     if (name)
         memcpy(future->operation.spec.name, name, strlen(name));
-    enum mn_status status = mn_future_run(future, error);
+    status = mn_future_run(future, error);
     if (status == MN_OK && out_table)
         *out_table = future->operation.table;
     mn_future_release(future);
@@ -384,49 +392,72 @@ static enum mn_status propose(const mn_commit_options *options, mn_proposal *out
     return MN_OK;
 }
 
+/* A future that has ended before it began. */
+static mn_future *refused(mn_future *future, const mn_error *why)
+{
+    mn_client_lock(future->client);
+    future->operation.status = why->status;
+    future->operation.error = *why;
+    future->done = true;
+    mn_client_unlock(future->client);
+    return future;
+}
+
+mn_future *mn_commit_start(mn_client *client, uint64_t step, const mn_commit_options *options,
+                           double *out_norms)
+{
+    mn_error why;
+    mn_future *future = mn_future_take(client, MN_OP_COMMIT);
+    if (!future)
+        return NULL;
+    future->operation.step = step;
+    future->operation.norms = out_norms;
+    if (propose(options, &future->operation.proposal, &why))
+        return refused(future, &why);
+    return mn_future_start(future);
+}
+
 enum mn_status mn_commit(mn_client *client, uint64_t step, const mn_commit_options *options,
                          double *out_norms, mn_error *error)
 {
+    return mn_wait(mn_commit_start(client, step, options, out_norms), error);
+}
+
+mn_future *mn_discard_start(mn_client *client, uint64_t step)
+{
     mn_future *future = mn_future_take(client, MN_OP_COMMIT);
     if (!future)
-        return too_many(error);
+        return NULL;
     future->operation.step = step;
-    future->operation.norms = out_norms;
-    enum mn_status status = propose(options, &future->operation.proposal, error);
-    if (status == MN_OK)
-        status = mn_future_run(future, error);
-    mn_future_release(future);
-    return status;
+    future->operation.proposal.discard = true;
+    return mn_future_start(future);
 }
 
 enum mn_status mn_discard(mn_client *client, uint64_t step, mn_error *error)
 {
-    mn_future *future = mn_future_take(client, MN_OP_COMMIT);
+    return mn_wait(mn_discard_start(client, step), error);
+}
+
+mn_future *mn_reduce_start(mn_client *client, uint64_t step, const char *name, double *values,
+                           uint32_t count)
+{
+    mn_error why;
+    mn_future *future = mn_future_take(client, MN_OP_REDUCE);
     if (!future)
-        return too_many(error);
+        return NULL;
+    if (check_name(name, &why))
+        return refused(future, &why);
     future->operation.step = step;
-    future->operation.proposal.discard = true;
-    enum mn_status status = mn_future_run(future, error);
-    mn_future_release(future);
-    return status;
+    memcpy(future->operation.name, name, strlen(name));
+    future->operation.reduce_values = values;
+    future->operation.count = count;
+    return mn_future_start(future);
 }
 
 enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, double *values,
                          uint32_t count, mn_error *error)
 {
-    if (strlen(name) >= MN_NAME_BYTES)
-        return mn_fail(error, MN_INVALID, "name", "\"%.100s\" has more than %d bytes", name,
-                       MN_NAME_BYTES - 1);
-    mn_future *future = mn_future_take(client, MN_OP_REDUCE);
-    if (!future)
-        return too_many(error);
-    future->operation.step = step;
-    memcpy(future->operation.name, name, strlen(name));
-    future->operation.reduce_values = values;
-    future->operation.count = count;
-    enum mn_status status = mn_future_run(future, error);
-    mn_future_release(future);
-    return status;
+    return mn_wait(mn_reduce_start(client, step, name, values, count), error);
 }
 
 /* ---- Operations ---- */

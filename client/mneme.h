@@ -213,6 +213,15 @@ enum mn_status mn_discard(mn_client *client, uint64_t step, mn_error *error);
  * name). Blocks until all came. */
 enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, double *values,
                          uint32_t count, mn_error *error);
+/* Likewise, without blocking: the next batch is prepared meanwhile, its reads already on their way.
+ * options and name are lent for the call, out_norms and values belong to the future. mn_cancel
+ * leaves the step as a failure would, sealed or not, permanent or not: the same call made again
+ * ends it. */
+mn_future *mn_commit_start(mn_client *client, uint64_t step, const mn_commit_options *options,
+                           double *out_norms);
+mn_future *mn_discard_start(mn_client *client, uint64_t step);
+mn_future *mn_reduce_start(mn_client *client, uint64_t step, const char *name, double *values,
+                           uint32_t count);
 
 /* ---- Operations ---- */
 

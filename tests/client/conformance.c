@@ -209,6 +209,7 @@ int main(void)
         cmocka_unit_test(reads_are_counted),
         cmocka_unit_test(wide_rows_go_as_they_lie),
         cmocka_unit_test(every_way_to_wait),
+        cmocka_unit_test(steps_in_flight),
         cmocka_unit_test(moves_keep_the_bits),
         cmocka_unit_test(moves_that_cannot_be),
     };

@@ -21,6 +21,7 @@ void readers_look_on(void **state);
 void reads_are_counted(void **state);
 void wide_rows_go_as_they_lie(void **state);
 void every_way_to_wait(void **state);
+void steps_in_flight(void **state);
 void moves_keep_the_bits(void **state);
 void moves_that_cannot_be(void **state);
 
