@@ -172,12 +172,13 @@ typedef struct mn_moving {
     uint32_t tile_first, tile_count; /* 0: another's, which alone the shards know */
 } mn_moving;
 
-/* What a task learns of moves (moved.c), and the one that it makes (op_move.c). */
+/* A chunk of rows on its way; count 0: none. */
 typedef struct mn_carried {
-    uint8_t *bytes; /* of a chunk of rows; count 0: none */
+    uint8_t *bytes;
     uint64_t count, max;
 } mn_carried;
 
+/* What a task learns of moves (moved.c), and the one that it makes (op_move.c). */
 typedef struct mn_moves {
     void (*again)(mn_task *task);   /* once the shards agree */
     void (*settled)(mn_task *task); /* once `move` is made everywhere, or is cancelled */
