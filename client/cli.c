@@ -1,5 +1,6 @@
 /* mneme: the operator's command. A reader of the group: it fences nobody. */
 #include "cli.h"
+#include "mn_proto.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -402,6 +403,7 @@ mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_m
         .group = flags->group,
         .reader = true,
         .authorization = flags->authorization ? bearer : NULL,
+        .traceparent = mn_traceparent_given(),
         .deadline_ms = deadline_ms,
         .log_level = MN_LOG_SILENT,
     };

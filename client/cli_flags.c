@@ -47,6 +47,7 @@ static const char help[] =
     "  --token TOKEN       sent to the shards as \"Bearer TOKEN\"\n"
     "  --help, --version\n"
     "\n"
+    "TRACEPARENT in the environment (W3C Trace Context) goes to the shards, which log it.\n"
     "save, load and move show how far they are: on a terminal at once, else every 5 seconds, both\n"
     "on standard error; with --json an object every second on standard output.\n"
     "The command joins no group and fences no trainer. It exits with 0 when all went well, 1 when\n"

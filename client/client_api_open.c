@@ -117,8 +117,10 @@ static enum mn_status open_static(mn_client *client, const mn_client_options *op
     char *list = env->allocate(env->context, list_bytes);
     const char **addresses = env->allocate(env->context, addresses_bytes);
     enum mn_status status = MN_OK;
-    mn_grpc_client_options grpc = {
-        .addresses = addresses, .authorization = options->authorization, .env = env};
+    mn_grpc_client_options grpc = {.addresses = addresses,
+                                   .authorization = options->authorization,
+                                   .traceparent = options->traceparent,
+                                   .env = env};
     if (!list || !addresses)
         status = mn_fail(error, MN_NO_MEMORY, "target", "no memory for its addresses");
     if (!status) {

@@ -56,6 +56,9 @@ typedef struct mn_client_options {
     uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
     uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */
     const char *authorization;   /* sent to the shards' admission function: printable ASCII */
+    /* static: only, NULL for none. A W3C trace context, "00-TRACE-PARENT-FLAGS", sent with every
+     * call and written beside it in the shards' logs. */
+    const char *traceparent;
     enum mn_log_level log_level; /* default MN_LOG_WARNING; one line an event, standard error */
 } mn_client_options;
 

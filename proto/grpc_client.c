@@ -56,7 +56,7 @@ struct client_call {
     uint64_t late_ns; /* since when */
     char *peer;       /* gRPC's text, kept only of a late call */
     grpc_byte_buffer *request, *reply;
-    grpc_metadata authorization;
+    grpc_metadata metadata[2]; /* that it sends */
     grpc_metadata_array initial, trailing;
     grpc_status_code code;
     grpc_slice text;
@@ -74,7 +74,7 @@ typedef struct grpc_transport {
     struct channel *channels; /* [shards] */
     grpc_completion_queue *queue;
     pthread_t thread;
-    char authorization[MN_AUTHORIZATION_BYTES_MAX + 1];
+    char authorization[MN_AUTHORIZATION_BYTES_MAX + 1], traceparent[MN_TRACEPARENT_BYTES];
 
     pthread_mutex_t lock; /* guards these, and exchange->transport_data */
     struct client_call *slots, *free;
@@ -213,16 +213,25 @@ static void start_batch(grpc_call *started, const grpc_op *ops, size_t count, st
     assert(error == GRPC_CALL_OK); /* our own bug otherwise */
 }
 
+/* Adds an entry whose value is not "". */
+static void send_metadata(struct client_call *call, grpc_op *op, const char *key, const char *value)
+{
+    if (!value[0])
+        return;
+    op->data.send_initial_metadata.metadata = call->metadata;
+    grpc_metadata *entry = &call->metadata[op->data.send_initial_metadata.count++];
+    entry->key = grpc_slice_from_static_string(key);
+    entry->value = grpc_slice_from_static_string(value);
+}
+
 static void start_sending(const grpc_transport *transport, struct client_call *call,
                           grpc_call *started)
 {
     grpc_op ops[3];
     memset(ops, 0, sizeof ops);
     ops[0].op = GRPC_OP_SEND_INITIAL_METADATA;
-    if (transport->authorization[0]) {
-        ops[0].data.send_initial_metadata.count = 1;
-        ops[0].data.send_initial_metadata.metadata = &call->authorization;
-    }
+    send_metadata(call, &ops[0], "authorization", transport->authorization);
+    send_metadata(call, &ops[0], "traceparent", transport->traceparent);
     ops[1].op = GRPC_OP_SEND_MESSAGE;
     ops[1].data.send_message.send_message = call->request;
     ops[2].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
@@ -288,8 +297,6 @@ static void transport_start(mn_transport *base, uint32_t shard, mn_exchange *exc
     call->late = false;
     call->code = GRPC_STATUS_OK;
     call->text = grpc_empty_slice();
-    call->authorization.key = grpc_slice_from_static_string("authorization");
-    call->authorization.value = grpc_slice_from_static_string(transport->authorization);
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
     exchange->reply.status = make_request(call, &exchange->reply.error);
@@ -691,9 +698,13 @@ static enum mn_status check_options(const mn_grpc_client_options *options, mn_er
             return mn_fail(error, MN_INVALID, "address", "shard %u: \"%.100s\" is not HOST:PORT", i,
                            options->addresses[i]);
     }
-    return options->authorization ? mn_authorization_check("authorization", options->authorization,
-                                                           MN_AUTHORIZATION_BYTES_MAX, error)
-                                  : MN_OK;
+    enum mn_status status = MN_OK;
+    if (options->authorization)
+        status = mn_authorization_check("authorization", options->authorization,
+                                        MN_AUTHORIZATION_BYTES_MAX, error);
+    if (!status && options->traceparent)
+        status = mn_traceparent_check("traceparent", options->traceparent, error);
+    return status;
 }
 
 static enum mn_status acquire(grpc_transport *transport, const mn_grpc_client_options *options,
@@ -745,6 +756,9 @@ enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
     if (options->authorization)
         (void)snprintf(transport->authorization, sizeof transport->authorization, "%s",
                        options->authorization); /* its length was checked */
+    if (options->traceparent)
+        (void)snprintf(transport->traceparent, sizeof transport->traceparent, "%s",
+                       options->traceparent); /* likewise */
     mn_grpc_init();
     (void)pthread_mutex_init(&transport->lock, NULL); /* default attributes: cannot fail */
     init_wake(&transport->wake);

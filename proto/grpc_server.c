@@ -134,6 +134,17 @@ static enum mn_status admit(struct server_call *call, mn_error *error)
     return MN_DENIED;
 }
 
+/* Into the call, for the log. A bad one is as none: the caller's tracing is not what it is here
+ * for. Versions to come may be longer and begin like this one. */
+static void read_trace(struct server_call *call)
+{
+    mn_error error;
+    char *trace = call->base.traceparent;
+    copy_metadata(&call->metadata, "traceparent", trace, MN_TRACEPARENT_BYTES);
+    if (trace[0] && mn_traceparent_check("traceparent", trace, &error))
+        trace[0] = '\0';
+}
+
 static enum mn_status decode(struct server_call *call, mn_error *error)
 {
     mn_grpc_server *server = call->server;
@@ -181,6 +192,7 @@ static void serve_verb(struct server_call *call)
         status = decode(call, &error);
     if (!status)
         status = admit(call, &error);
+    read_trace(call);
     if (status) {
         mn_server_refuse(call, &error);
         return;

@@ -485,12 +485,20 @@ typedef struct mn_reply {
 
 /* ---- 5. The call at a shard ---- */
 
+/* A trace's id in metadata "traceparent" (W3C Trace Context §3.2): VERSION-TRACE-PARENT-FLAGS, 2,
+ * 32, 16 and 2 hexadecimal digits in lower case, neither id all zeros, no version "ff". MN_INVALID
+ * `field`. */
+enum { MN_TRACEPARENT_BYTES = 56 }; /* with its NUL */
+enum mn_status mn_traceparent_check(const char *field, const char *text, mn_error *error);
+const char *mn_traceparent_given(void); /* by TRACEPARENT in the environment; NULL: none, or bad */
+
 /* One request being served. The adapter owns the memory, fills request and the functions, and hands
  * it to the core, which answers exactly once by finish(call), maybe later, always on the core's
  * thread. */
 typedef struct mn_call {
     mn_request request;
     mn_reply reply;
+    char traceparent[MN_TRACEPARENT_BYTES]; /* the caller's trace, for the log; "": none */
     /* A contiguous, 64-byte aligned reply buffer, sent as reply.payload when the call finishes; at
      * most once per call. NULL when the adapter's reply budget is full: the core then answers
      * MN_BUSY. */
@@ -672,6 +680,7 @@ typedef struct mn_grpc_client_options {
     const char *const *addresses; /* [shards] "host:port", copied */
     uint32_t shards;
     const char *authorization; /* sent as metadata, or NULL; mn_authorization_check */
+    const char *traceparent;   /* likewise; mn_traceparent_check */
     const mn_env *env;
 } mn_grpc_client_options;
 /* One channel a shard and one completion queue, drained by whoever polls, else by a thread of its

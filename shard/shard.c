@@ -196,8 +196,10 @@ void mn_shard_log(mn_shard *shard, int level, const char *event, const mn_call *
         (void)snprintf(id + i * 2, 3, "%02x", context->request_id[i]); /* it fits */
     /* A name that was refused may hold what ends a line of the log. */
     const char *group = mn_name_valid(context->group) ? context->group : "?";
-    int length = snprintf(text, sizeof text, "shard=%u group=%s rank=%u request=%s ",
-                          shard->options.shard, group, context->rank, id);
+    const char *trace = call->traceparent;
+    int length = snprintf(text, sizeof text, "shard=%u group=%s rank=%u request=%s %s%s%s",
+                          shard->options.shard, group, context->rank, id,
+                          trace[0] ? "traceparent=" : "", trace, trace[0] ? " " : "");
     va_list arguments;
     va_start(arguments, key_values);
     (void)vsnprintf(text + length, sizeof text - (size_t)length, key_values, arguments); /* cut */

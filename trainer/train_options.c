@@ -309,7 +309,9 @@ void mn_train_options_help(FILE *out)
         fprintf(out, strlen(left) < 28 ? "  %-28s" : "  %s\n                              ", left);
         fprintf(out, f->initial ? "%s [%s]\n" : "%s\n", f->help, f->initial);
     }
-    fputs("\n  --help                      this\n", out);
+    fputs("\n  --help                      this\n\n"
+          "TRACEPARENT in the environment (W3C Trace Context) goes to the servers, which log it.\n",
+          out);
 }
 
 /* As few digits as give the same float back. */

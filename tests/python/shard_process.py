@@ -16,14 +16,14 @@ MESSAGE_BYTES = [("grpc.max_receive_message_length", 8 << 20), ("grpc.max_send_m
 class Shard:
     """One server process; `with Shard(...) as shard` stops it and checks that it ends well."""
 
-    def __init__(self, *flags, listen="127.0.0.1:0"):
+    def __init__(self, *flags, listen="127.0.0.1:0", log=None):
         self.folder = tempfile.TemporaryDirectory()
         self.data = os.path.join(self.folder.name, "data")
         os.mkdir(self.data)
         port_file = os.path.join(self.folder.name, "port")
         self.process = subprocess.Popen(
             [os.environ["MNEME_SHARD"], "--listen", listen, "--port-file", port_file,
-             "--data", self.data, "--log-level", "warning", *flags])
+             "--data", self.data, "--log-level", "warning", *flags], stderr=log)
         began = time.monotonic()
         while not os.path.exists(port_file):
             if self.process.poll() is not None or time.monotonic() - began > 20:

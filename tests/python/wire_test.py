@@ -5,6 +5,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -188,6 +189,26 @@ class Wire(unittest.TestCase):
                                      (status, "authorization"))
                     self.assertEqual(failure.code, grpc.StatusCode.PERMISSION_DENIED)
                 caller.channel.close()
+
+    def test_trace_in_the_log(self):
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        longer = "01-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-00"
+        given = {"plain": trace, "later": longer + "-more", "bad": "00-nonsense", "none": None}
+        with tempfile.TemporaryFile("w+") as log:
+            with Shard("--log-level", "info", log=log) as shard:
+                for group, value in given.items():
+                    metadata = (("traceparent", value),) if value else ()
+                    caller = Caller(shard.address, group=group, metadata=metadata)
+                    caller.join(1)
+                    caller.channel.close()
+            log.seek(0)
+            lines = [line for line in log if "join" in line]
+        said = {group: [line for line in lines if f"group={group} " in line] for group in given}
+        self.assertTrue(all(said.values()), lines)
+        for group, wanted in {"plain": trace, "later": longer, "bad": None, "none": None}.items():
+            for line in said[group]:
+                self.assertEqual(line.count(f"traceparent={wanted} "), 1 if wanted else 0, line)
+                self.assertEqual("traceparent" in line, wanted is not None, line)
 
     def test_second_server_on_one_port(self):
         second = subprocess.run([os.environ["MNEME_SHARD"], "--listen", self.shard.address],

@@ -392,6 +392,61 @@ static void test_admission(void **state)
     rig_stop(&server);
 }
 
+static const char trace[] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/* What a client is given arrives with each of its calls, and none without. */
+static void test_trace(void **state)
+{
+    (void)state;
+    rig server;
+    rig_call call;
+    rig_start(&server, &(rig_options){0});
+    const char *addresses[] = {server.address};
+    mn_grpc_client_options options = {.addresses = addresses, .shards = 1, .env = &server.env};
+    const char *const given[] = {trace, NULL};
+    for (int i = 0; i < 2; i++) {
+        mn_transport *client;
+        mn_error error;
+        options.authorization = i ? NULL : "Bearer beside";
+        options.traceparent = given[i];
+        assert_int_equal(mn_grpc_client_create(&options, &client, &error), MN_OK);
+        for (int times = 0; times < 2; times++) {
+            assert_int_equal(ask(&server, client, MN_VERB_STATUS, 5000, &call), MN_OK);
+            rig_end(&call);
+            pthread_mutex_lock(&server.lock);
+            assert_string_equal(server.last_trace, given[i] ? given[i] : "");
+            pthread_mutex_unlock(&server.lock);
+        }
+        client->destroy(client);
+    }
+    rig_stop(&server);
+}
+
+static void test_traces_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t at;
+        char put;
+    } wrong[] = {{0, 'F'}, {2, '_'}, {10, 'g'}, {35, '0'}, {54, '\0'}, {36, '-'}, {53, 'A'}};
+    mn_error error;
+    assert_int_equal(mn_traceparent_check("traceparent", trace, &error), MN_OK);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char text[MN_TRACEPARENT_BYTES];
+        memcpy(text, trace, sizeof text);
+        text[wrong[i].at] = wrong[i].put;
+        assert_int_equal(mn_traceparent_check("traceparent", text, &error), MN_INVALID);
+        assert_string_equal(error.field, "traceparent");
+        assert_non_null(strstr(error.message, text));
+    }
+    static const char *const bad[] = {"", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                                      "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+                                      "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+                                      "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-011"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(mn_traceparent_check("traceparent", bad[i], &error), MN_INVALID);
+}
+
 static void test_client_options(void **state)
 {
     (void)state;
@@ -416,6 +471,10 @@ static void test_client_options(void **state)
         assert_string_equal(error.field, "authorization");
         assert_null(strstr(error.message, "Bearer")); /* no secret leaves */
     }
+    options.authorization = NULL;
+    options.traceparent = "none";
+    assert_int_equal(mn_grpc_client_create(&options, &transport, &error), MN_INVALID);
+    assert_string_equal(error.field, "traceparent");
     assert_null(transport);
 }
 
@@ -436,6 +495,8 @@ int main(void)
         cmocka_unit_test(test_second_server_is_refused),
         cmocka_unit_test(test_stop_with_calls_in_flight),
         cmocka_unit_test(test_admission),
+        cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_traces_refused),
         cmocka_unit_test(test_client_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

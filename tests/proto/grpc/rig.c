@@ -79,6 +79,7 @@ static void handle(void *core, mn_call *call)
     pthread_mutex_lock(&it->lock);
     it->last_verb = call->request.verb;
     it->last_context = call->request.context;
+    memcpy(it->last_trace, call->traceparent, sizeof it->last_trace);
     pthread_mutex_unlock(&it->lock);
     call->reply.step = call->request.context.step;
     switch (call->request.verb) {

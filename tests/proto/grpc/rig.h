@@ -28,6 +28,7 @@ typedef struct rig {
     uint32_t parked_count, abandoned;
     enum mn_verb last_verb;
     mn_context last_context;
+    char last_trace[MN_TRACEPARENT_BYTES];
 } rig;
 
 typedef struct rig_options {
