@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import unittest
@@ -204,6 +205,7 @@ class Command(unittest.TestCase):
         move = ("move", "rows", "--from", "0", "--to", "1", "--tiles", "4")
         ours, theirs = pty.openpty()
         waiting = self.start("--json", *move, group="waits")
+        self.addCleanup(waiting.kill)
         told = self.start("--json", *move, group="json")
         log = self.start(*move, group="log")
         terminal = self.start(*move, group="terminal", stderr=theirs)
@@ -223,6 +225,7 @@ class Command(unittest.TestCase):
         rows = [line["rows"] for line in told]
         self.assertEqual(rows, sorted(rows))
         self.assertTrue(0 < rows[0] < rows[-1] <= 24, rows)
+        self.assertTrue(select.select([waiting.stdout], [], [], 0)[0], "it says nothing")
         self.assertEqual(json.loads(waiting.stdout.readline()),
                          {"moving": "rows", "rows": 0, "rows_due": 0})
         self.assertIsNone(waiting.poll())
