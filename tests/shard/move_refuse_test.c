@@ -588,6 +588,18 @@ static void a_tile_that_comes_back_is_saved_anew(void **state)
     move_case_end(&it);
 }
 
+/* The tile's file in the folder of saves. */
+static void file_of(const struct move_case *it, uint32_t table, uint32_t tile, char out_path[128])
+{
+    char start[32];
+    (void)snprintf(start, sizeof start, "snap/%u-%u-", (unsigned)it->tables[table].id, tile);
+    out_path[0] = '\0';
+    for (uint32_t i = 0; mem_storage_path(it->f.storage, i); i++)
+        if (!strncmp(mem_storage_path(it->f.storage, i), start, strlen(start)))
+            (void)snprintf(out_path, 128, "%s", mem_storage_path(it->f.storage, i));
+    assert_true(out_path[0]);
+}
+
 /* What was carried is in the name of a tile's file: what the new shard had logged before does not
  * tell it. */
 static void a_state_tells_what_was_carried(void **state)
@@ -597,7 +609,6 @@ static void a_state_tells_what_was_carried(void **state)
     for (int i = 0; i < 2; i++) {
         struct move_case it;
         mn_error error = {0};
-        char start[32];
         move_case_start(&it, NULL);
         const uint64_t row = row_in(&it.tables[2], 5);
         store(&it, 1, &row, 1, (float)i);
@@ -605,15 +616,34 @@ static void a_state_tells_what_was_carried(void **state)
         plan.table = 2;
         move_case_move(&it, &plan);
         refused(files(&it.f, 1, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, &error), &error, MN_OK, "");
-        (void)snprintf(start, sizeof start, "snap/%u-5-", (unsigned)it.tables[2].id);
-        names[i][0] = '\0';
-        for (uint32_t j = 0; mem_storage_path(it.f.storage, j); j++)
-            if (!strncmp(mem_storage_path(it.f.storage, j), start, strlen(start)))
-                (void)snprintf(names[i], sizeof names[i], "%s", mem_storage_path(it.f.storage, j));
-        assert_true(names[i][0]);
+        file_of(&it, 2, 5, names[i]);
         move_case_end(&it);
     }
     assert_string_not_equal(names[0], names[1]);
+}
+
+/* A move is no change of the tiles that stay, at either end. */
+static void tiles_that_stay_are_not_saved_anew(void **state)
+{
+    (void)state;
+    for (uint32_t table = 0; table < MOVE_TABLES; table++) {
+        char before[MOVE_TILES][128], after[128];
+        struct move_case it;
+        move_case_start(&it, NULL);
+        move_case_play(&it, 1);
+        save(&it, 1);
+        for (uint32_t tile = 0; tile < MOVE_TILES; tile++)
+            file_of(&it, table, tile, before[tile]);
+        struct move_plan plan = right;
+        plan.table = table;
+        move_case_move(&it, &plan);
+        save(&it, 1);
+        for (uint32_t tile = 0; tile < MOVE_TILES; tile++) {
+            file_of(&it, table, tile, after);
+            assert_int_equal(strcmp(before[tile], after) == 0, tile != plan.tile_first);
+        }
+        move_case_end(&it);
+    }
 }
 
 /* Tiles that go from a shard that has yet to write its part to one that has are in none. */
@@ -664,6 +694,7 @@ int main(void)
         cmocka_unit_test(saves_and_moves_take_turns),
         cmocka_unit_test(a_tile_that_comes_back_is_saved_anew),
         cmocka_unit_test(a_state_tells_what_was_carried),
+        cmocka_unit_test(tiles_that_stay_are_not_saved_anew),
         cmocka_unit_test(a_move_amid_a_save_is_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
