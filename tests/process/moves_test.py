@@ -160,7 +160,8 @@ class Moves(unittest.TestCase):
         for name, mover in movers.items():
             gives_up = "cancel" in name
             self.assertEqual(mover.end(), 3 if gives_up else 0, (name, mover.lines))
-            self.assertRegex(mover.lines[-1], r"^failed DEADLINE " if gives_up else r"^moved \d+$")
+            self.assertRegex(mover.lines[-1],
+                             "^failed (DEADLINE|UNAVAILABLE) " if gives_up else r"^moved \d+$")
         self.check_tables()
         self.check_places([phase for _, phase, _ in POINTS if phase != "cancel"])
 
