@@ -1,8 +1,7 @@
 /* Frozen groups: the files, and what is open of them. Private to the folder.
  *
  * A frozen group is a folder: one file NAME.frozen for each table, and `manifest.frozen`, written
- * last, which names them with their sizes and checksums. All little-endian. A record is its fields,
- * then the checksum of its bytes, seeded with the checksum of the record before it.
+ * last, which names them with their sizes and checksums. Records as in mn_proto.h, section 9.
  *
  *   table file   frozen_table, zeros up to FROZEN_PAGE_BYTES, rows (mn_frozen_rows) 0 .. rows - 1
  *   manifest     frozen_manifest, frozen_entry [tables]
@@ -18,7 +17,6 @@
 enum {
     FROZEN_FORMAT_VERSION = 1,
     FROZEN_READER_LEAST = 1,
-    FROZEN_ENDIANNESS = 0x01020304,
     FROZEN_PAGE_BYTES = 4096,
     FROZEN_PIECE_BYTES = 4 << 20, /* whole rows of at most so many bytes are checksummed at once */
     FROZEN_NAME_BYTES = MN_NAME_BYTES + 8 /* NAME.frozen */
@@ -28,17 +26,14 @@ enum {
 
 /* Every file begins with these. */
 #define FROZEN_PREAMBLE_FIELDS(X)                                                                  \
-    X(U64, magic)                                                                                  \
-    X(U32, format_version)                                                                         \
-    X(U32, least_reader) /* the oldest reader that understands this file */                        \
-    X(U32, endianness)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(U64, step)
 
 #define FROZEN_TABLE_FIELDS(X)                                                                     \
     FROZEN_PREAMBLE_FIELDS(X)                                                                      \
-    X(U32, row_dtype) /* of the rows here; dtype: of the table that was trained */                 \
+    X(U32, row_dtype) /* of the rows here; the spec is of the table that was trained */            \
     X(U64, row_bytes)                                                                              \
-    MN_SPEC_FIELDS(X)
+    X(SPEC, spec)
 
 #define FROZEN_MANIFEST_FIELDS(X)                                                                  \
     FROZEN_PREAMBLE_FIELDS(X)                                                                      \
@@ -55,32 +50,11 @@ enum {
     X(frozen_manifest, FROZEN_MANIFEST_FIELDS)                                                     \
     X(frozen_entry, FROZEN_ENTRY_FIELDS)
 
-#define FROZEN_IN_STRUCT(type, field) FROZEN_IN_STRUCT_##type(field)
-#define FROZEN_IN_STRUCT_U32(field)   uint32_t field;
-#define FROZEN_IN_STRUCT_U64(field)   uint64_t field;
-#define FROZEN_IN_STRUCT_F32(field)   float field;
-#define FROZEN_IN_STRUCT_NAME(field)  char field[MN_NAME_BYTES];
-
-#define FROZEN_FIELD_BYTES(type, field) +FROZEN_FIELD_BYTES_##type
-#define FROZEN_FIELD_BYTES_U32          4
-#define FROZEN_FIELD_BYTES_U64          8
-#define FROZEN_FIELD_BYTES_F32          4
-#define FROZEN_FIELD_BYTES_NAME         MN_NAME_BYTES
-
-/* struct frozen_table, BYTES_frozen_table (with the checksum), and so on. */
-#define FROZEN_RECORD_DECLARE(record, FIELDS)                                                      \
-    struct record {                                                                                \
-        FIELDS(FROZEN_IN_STRUCT)                                                                   \
-    };                                                                                             \
-    enum { BYTES_##record = 0 FIELDS(FROZEN_FIELD_BYTES) + 8 };                                    \
-    /* Both advance *chain, the checksum of the record before. Decode: false on a wrong one. */    \
-    void mn_encode_##record(const struct record *in, uint64_t *chain, uint8_t *out_bytes);         \
-    bool mn_decode_##record(const uint8_t *bytes, uint64_t *chain, struct record *out_record);
-FROZEN_RECORD_LIST(FROZEN_RECORD_DECLARE)
-#undef FROZEN_RECORD_DECLARE
+FROZEN_RECORD_LIST(MN_FILE_RECORD_DECLARE)
 
 enum {
-    FROZEN_MANIFEST_BYTES_MAX = BYTES_frozen_manifest + MN_COMMIT_TABLES_MAX * BYTES_frozen_entry
+    FROZEN_MANIFEST_BYTES_MAX =
+        FILE_BYTES_frozen_manifest + MN_COMMIT_TABLES_MAX * FILE_BYTES_frozen_entry
 };
 
 static const char mn_frozen_manifest_name[] = "manifest.frozen";
@@ -91,8 +65,8 @@ uint64_t mn_frozen_piece_bytes(uint64_t row_bytes);
 
 /* A manifest, verified. */
 struct frozen_contents {
-    struct frozen_manifest head;
-    struct frozen_entry entries[MN_COMMIT_TABLES_MAX]; /* [head.tables] */
+    struct file_frozen_manifest head;
+    struct file_frozen_entry entries[MN_COMMIT_TABLES_MAX]; /* [head.tables] */
 };
 
 /* `file` is for errors. MN_CORRUPT, MN_UNSUPPORTED (a version to come). */

@@ -6,66 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "rows are read as they lie in the file: little-endian machines only"
-#endif
-
-static uint8_t *put_bytes(uint8_t *at, const void *value, size_t bytes)
-{
-    memcpy(at, value, bytes);
-    return at + bytes;
-}
-
-static const uint8_t *get_bytes(const uint8_t *at, void *out_value, size_t bytes)
-{
-    memcpy(out_value, at, bytes);
-    return at + bytes;
-}
-
-static uint8_t *put_name(uint8_t *at, const char name[MN_NAME_BYTES])
-{
-    memset(at, 0, MN_NAME_BYTES);
-    memcpy(at, name, strnlen(name, MN_NAME_BYTES - 1));
-    return at + MN_NAME_BYTES;
-}
-
-static const uint8_t *get_name(const uint8_t *at, char out_name[MN_NAME_BYTES])
-{
-    at = get_bytes(at, out_name, MN_NAME_BYTES);
-    out_name[MN_NAME_BYTES - 1] = '\0';
-    return at;
-}
-
-#define PUT_U32(field)         at = put_bytes(at, &in->field, 4);
-#define PUT_U64(field)         at = put_bytes(at, &in->field, 8);
-#define PUT_F32(field)         at = put_bytes(at, &in->field, 4);
-#define PUT_NAME(field)        at = put_name(at, in->field);
-#define GET_U32(field)         at = get_bytes(at, &out_record->field, 4);
-#define GET_U64(field)         at = get_bytes(at, &out_record->field, 8);
-#define GET_F32(field)         at = get_bytes(at, &out_record->field, 4);
-#define GET_NAME(field)        at = get_name(at, out_record->field);
-#define PUT_FIELD(type, field) PUT_##type(field)
-#define GET_FIELD(type, field) GET_##type(field)
-
-#define RECORD_CODEC(record, FIELDS)                                                               \
-    void mn_encode_##record(const struct record *in, uint64_t *chain, uint8_t *out_bytes)          \
-    {                                                                                              \
-        uint8_t *at = out_bytes;                                                                   \
-        FIELDS(PUT_FIELD)                                                                          \
-        *chain = mn_checksum(out_bytes, BYTES_##record - 8, *chain);                               \
-        (void)put_bytes(at, chain, 8); /* the last field: where it ends is known */                \
-    }                                                                                              \
-    bool mn_decode_##record(const uint8_t *bytes, uint64_t *chain, struct record *out_record)      \
-    {                                                                                              \
-        const uint8_t *at = bytes;                                                                 \
-        uint64_t standing;                                                                         \
-        (void)get_bytes(bytes + BYTES_##record - 8, &standing, 8);                                 \
-        *chain = mn_checksum(bytes, BYTES_##record - 8, *chain);                                   \
-        FIELDS(GET_FIELD)                                                                          \
-        return *chain == standing;                                                                 \
-    }                                                                                              \
-    _Static_assert((int)BYTES_##record <= (int)FROZEN_PAGE_BYTES, "rows begin at the next page");
-FROZEN_RECORD_LIST(RECORD_CODEC)
+FROZEN_RECORD_LIST(MN_FILE_RECORD_DEFINE)
+_Static_assert((int)FILE_BYTES_frozen_table <= (int)FROZEN_PAGE_BYTES,
+               "rows begin at the next page");
 
 void mn_frozen_file_name(const char *table, char out_name[FROZEN_NAME_BYTES])
 {
@@ -92,11 +35,11 @@ static enum mn_status check_preamble(const char *file, const uint8_t *bytes, uin
     uint32_t version, least_reader, endianness;
     if (count < sizeof magic + 12)
         return wrong_size(file, count, least_bytes, error);
-    bytes = get_bytes(bytes, &magic, sizeof magic);
-    bytes = get_bytes(bytes, &version, sizeof version);
-    bytes = get_bytes(bytes, &least_reader, sizeof least_reader);
-    (void)get_bytes(bytes, &endianness, sizeof endianness);
-    if (magic != magic_due || endianness != FROZEN_ENDIANNESS)
+    bytes = mn_file_get_U64(bytes, &magic);
+    bytes = mn_file_get_U32(bytes, &version);
+    bytes = mn_file_get_U32(bytes, &least_reader);
+    (void)mn_file_get_U32(bytes, &endianness);
+    if (magic != magic_due || endianness != MN_FILE_ENDIANNESS)
         return mn_fail(error, MN_CORRUPT, "magic", "%.150s is no frozen file of this kind", file);
     if (least_reader > FROZEN_FORMAT_VERSION)
         return mn_fail(error, MN_UNSUPPORTED, "format_version",
@@ -110,20 +53,21 @@ enum mn_status mn_frozen_contents_decode(const char *file, const uint8_t *bytes,
 {
     struct frozen_contents contents;
     uint64_t chain = 0;
-    enum mn_status status =
-        check_preamble(file, bytes, count, FROZEN_MANIFEST_MAGIC, BYTES_frozen_manifest, error);
+    enum mn_status status = check_preamble(file, bytes, count, FROZEN_MANIFEST_MAGIC,
+                                           FILE_BYTES_frozen_manifest, error);
     if (status)
         return status;
-    if (!mn_decode_frozen_manifest(bytes, &chain, &contents.head) ||
+    if (!mn_file_decode_frozen_manifest(bytes, &chain, &contents.head) ||
         contents.head.tables > MN_COMMIT_TABLES_MAX)
         return damaged(file, "head", error);
-    uint64_t due = BYTES_frozen_manifest + (uint64_t)contents.head.tables * BYTES_frozen_entry;
+    uint64_t due =
+        FILE_BYTES_frozen_manifest + (uint64_t)contents.head.tables * FILE_BYTES_frozen_entry;
     if (count != due)
         return wrong_size(file, count, due, error);
-    bytes += BYTES_frozen_manifest;
-    for (uint32_t i = 0; i < contents.head.tables; i++, bytes += BYTES_frozen_entry) {
-        struct frozen_entry *entry = &contents.entries[i];
-        bool good = mn_decode_frozen_entry(bytes, &chain, entry) && mn_name_valid(entry->name);
+    bytes += FILE_BYTES_frozen_manifest;
+    for (uint32_t i = 0; i < contents.head.tables; i++, bytes += FILE_BYTES_frozen_entry) {
+        struct file_frozen_entry *entry = &contents.entries[i];
+        bool good = mn_file_decode_frozen_entry(bytes, &chain, entry) && mn_name_valid(entry->name);
         for (uint32_t j = 0; j < i && good; j++)
             good = strcmp(contents.entries[j].name, entry->name) != 0;
         if (!good)
@@ -131,27 +75,6 @@ enum mn_status mn_frozen_contents_decode(const char *file, const uint8_t *bytes,
     }
     *out_contents = contents;
     return MN_OK;
-}
-
-static mn_table_spec spec_of(const struct frozen_table *head)
-{
-    mn_table_spec spec = {
-        .rows = head->rows,
-        .dim = head->dim,
-        .dtype = (enum mn_dtype)head->dtype,
-        .split = (enum mn_split)head->split,
-        .tiles = head->tiles,
-        .seed = head->seed,
-        .init = {(enum mn_init_kind)head->init_kind, head->init_a, head->init_b},
-        .optimizer = {.kind = (enum mn_optimizer_kind)head->optimizer_kind,
-                      .beta1 = head->beta1,
-                      .beta2 = head->beta2,
-                      .eps = head->eps,
-                      .state_dtype = (enum mn_dtype)head->state_dtype,
-                      .row_correction = head->row_correction != 0},
-    };
-    memcpy(spec.name, head->name, sizeof spec.name);
-    return spec;
 }
 
 static bool row_dtype_valid(uint32_t dtype)
@@ -177,8 +100,8 @@ enum mn_status mn_frozen_table_init(const char *file, const uint8_t *bytes, uint
                                     const struct frozen_contents *contents, uint32_t entry,
                                     bool rows_too, mn_frozen_table *out_table, mn_error *error)
 {
-    const struct frozen_entry *due = &contents->entries[entry];
-    struct frozen_table head;
+    const struct file_frozen_entry *due = &contents->entries[entry];
+    struct file_frozen_table head;
     mn_frozen_table table = {.kernels = mn_frozen_kernels_best()};
     const char *field;
     uint64_t chain = 0;
@@ -188,21 +111,21 @@ enum mn_status mn_frozen_table_init(const char *file, const uint8_t *bytes, uint
         return status;
     if (count != due->bytes)
         return wrong_size(file, count, due->bytes, error);
-    if (!mn_decode_frozen_table(bytes, &chain, &head) || chain != due->head_checksum ||
-        strcmp(head.name, due->name) || head.step != contents->head.step)
+    if (!mn_file_decode_frozen_table(bytes, &chain, &head) || chain != due->head_checksum ||
+        strcmp(head.spec.name, due->name) || head.step != contents->head.step)
         return damaged(file, "head", error);
-    mn_table_spec spec = spec_of(&head);
-    if (mn_spec_check(&spec, &table.spec, NULL) || !mn_spec_equal(&spec, &table.spec, &field))
+    if (mn_spec_check(&head.spec, &table.spec, NULL) ||
+        !mn_spec_equal(&head.spec, &table.spec, &field))
         return damaged(file, "table spec", error);
     if (!row_dtype_valid(head.row_dtype) ||
-        head.row_bytes != mn_frozen_row_bytes((enum mn_dtype)head.row_dtype, head.dim))
+        head.row_bytes != mn_frozen_row_bytes((enum mn_dtype)head.row_dtype, head.spec.dim))
         return damaged(file, "row_bytes", error);
     /* rows <= 2^40 and row_bytes <= 2^18 + 64: no overflow. */
-    if (count != FROZEN_PAGE_BYTES + head.rows * head.row_bytes)
-        return wrong_size(file, count, FROZEN_PAGE_BYTES + head.rows * head.row_bytes, error);
+    if (count != FROZEN_PAGE_BYTES + head.spec.rows * head.row_bytes)
+        return wrong_size(file, count, FROZEN_PAGE_BYTES + head.spec.rows * head.row_bytes, error);
     if (rows_too && file_checksum(bytes, count, head.row_bytes) != due->checksum)
         return damaged(file, "rows", error);
-    table.rows = (mn_frozen_rows){bytes + FROZEN_PAGE_BYTES, head.row_bytes, head.dim,
+    table.rows = (mn_frozen_rows){bytes + FROZEN_PAGE_BYTES, head.row_bytes, head.spec.dim,
                                   (enum mn_dtype)head.row_dtype};
     table.file_bytes = count;
     *out_table = table;

@@ -192,33 +192,17 @@ static enum mn_status pack(freezing *job, const mn_frozen_rows *rows, uint64_t f
 static uint64_t put_head(const freezing *job, const mn_table_spec *spec, const mn_frozen_rows *rows,
                          uint8_t *out_page)
 {
-    const mn_optimizer *optimizer = &spec->optimizer;
-    struct frozen_table head = {.magic = FROZEN_TABLE_MAGIC,
-                                .format_version = FROZEN_FORMAT_VERSION,
-                                .least_reader = FROZEN_READER_LEAST,
-                                .endianness = FROZEN_ENDIANNESS,
-                                .step = job->contents.head.step,
-                                .row_dtype = rows->dtype,
-                                .row_bytes = rows->row_bytes,
-                                .rows = spec->rows,
-                                .dim = spec->dim,
-                                .dtype = spec->dtype,
-                                .split = spec->split,
-                                .tiles = spec->tiles,
-                                .seed = spec->seed,
-                                .init_kind = spec->init.kind,
-                                .init_a = spec->init.a,
-                                .init_b = spec->init.b,
-                                .optimizer_kind = optimizer->kind,
-                                .beta1 = optimizer->beta1,
-                                .beta2 = optimizer->beta2,
-                                .eps = optimizer->eps,
-                                .state_dtype = optimizer->state_dtype,
-                                .row_correction = optimizer->row_correction};
+    const struct file_frozen_table head = {.magic = FROZEN_TABLE_MAGIC,
+                                           .format_version = FROZEN_FORMAT_VERSION,
+                                           .least_reader = FROZEN_READER_LEAST,
+                                           .endianness = MN_FILE_ENDIANNESS,
+                                           .step = job->contents.head.step,
+                                           .row_dtype = rows->dtype,
+                                           .row_bytes = rows->row_bytes,
+                                           .spec = *spec};
     uint64_t chain = 0;
-    memcpy(head.name, spec->name, sizeof head.name);
     memset(out_page, 0, FROZEN_PAGE_BYTES);
-    mn_encode_frozen_table(&head, &chain, out_page);
+    mn_file_encode_frozen_table(&head, &chain, out_page);
     return chain;
 }
 
@@ -247,7 +231,7 @@ static enum mn_status write_rows(freezing *job, mn_table *table, const mn_frozen
 static enum mn_status write_table(freezing *job, uint32_t number, mn_error *error)
 {
     const mn_freeze_options *options = job->options;
-    struct frozen_entry *entry = &job->contents.entries[number];
+    struct file_frozen_entry *entry = &job->contents.entries[number];
     char name[FROZEN_NAME_BYTES];
     frozen_file file = {0};
     mn_table *table;
@@ -275,10 +259,10 @@ static enum mn_status write_manifest(const freezing *job, mn_error *error)
     uint8_t bytes[FROZEN_MANIFEST_BYTES_MAX], *at = bytes;
     uint64_t chain = 0;
     frozen_file file;
-    mn_encode_frozen_manifest(&job->contents.head, &chain, at);
-    at += BYTES_frozen_manifest;
-    for (uint32_t i = 0; i < job->table_count; i++, at += BYTES_frozen_entry)
-        mn_encode_frozen_entry(&job->contents.entries[i], &chain, at);
+    mn_file_encode_frozen_manifest(&job->contents.head, &chain, at);
+    at += FILE_BYTES_frozen_manifest;
+    for (uint32_t i = 0; i < job->table_count; i++, at += FILE_BYTES_frozen_entry)
+        mn_file_encode_frozen_entry(&job->contents.entries[i], &chain, at);
     enum mn_status status = file_begin(&file, job->storage, mn_frozen_manifest_name, error);
     if (!status)
         status = file_append(&file, bytes, (uint64_t)(at - bytes), error);
@@ -294,13 +278,13 @@ static enum mn_status run(freezing *job, mn_error *error)
         status = list_tables(job, error);
     if (!status)
         status = check_options(job, error);
-    struct frozen_manifest *head = &job->contents.head;
-    *head = (struct frozen_manifest){.magic = FROZEN_MANIFEST_MAGIC,
-                                     .format_version = FROZEN_FORMAT_VERSION,
-                                     .least_reader = FROZEN_READER_LEAST,
-                                     .endianness = FROZEN_ENDIANNESS,
-                                     .step = UINT64_MAX, /* until the first read has told it */
-                                     .tables = job->table_count};
+    struct file_frozen_manifest *head = &job->contents.head;
+    *head = (struct file_frozen_manifest){.magic = FROZEN_MANIFEST_MAGIC,
+                                          .format_version = FROZEN_FORMAT_VERSION,
+                                          .least_reader = FROZEN_READER_LEAST,
+                                          .endianness = MN_FILE_ENDIANNESS,
+                                          .step = UINT64_MAX, /* until the first read has told it */
+                                          .tables = job->table_count};
     for (uint32_t i = 0; i < job->table_count && !status; i++)
         status = write_table(job, i, error);
     return status ? status : write_manifest(job, error);

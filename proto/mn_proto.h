@@ -1,7 +1,7 @@
 /* What both sides of the wire agree on. Sections: 1 environment, 2 ids and placement, 3 payloads, 4
  * requests and replies, 5 the call at a shard, 6 the exchange at a client, 7 the codec, 8 the gRPC
- * C core adapter. Cores (shard/, client/) include this and see the world through mn_env only.
- * Nothing here blocks unless it says so. */
+ * C core adapter, 9 records of files. Cores (shard/, client/) include this and see the world
+ * through mn_env only. Nothing here blocks unless it says so. */
 #ifndef MN_PROTO_H
 #define MN_PROTO_H
 
@@ -120,10 +120,6 @@ uint64_t mn_checksum(const void *bytes, uint64_t count, uint64_t seed);
 
 /* ---- 2. Ids and placement ---- */
 
-typedef struct mn_table_id {
-    uint64_t value;
-} mn_table_id; /* never reused within a service; 0 is none */
-
 /* Checks every field of a spec (names, ranges, dtype, split against optimizer, NaN) and writes the
  * effective one: defaults filled, `tiles` resolved. MN_INVALID names the field and value. */
 enum mn_status mn_spec_check(const mn_table_spec *spec, mn_table_spec *out_spec, mn_error *error);
@@ -134,25 +130,6 @@ enum { MN_SPEC_VALUE_BYTES = 24 };
 void mn_spec_value(const mn_table_spec *spec, const char *field,
                    char out_value[MN_SPEC_VALUE_BYTES]);
 bool mn_name_valid(const char *name);
-/* A spec as a record of a file holds it, snapshot or frozen table: X(type, field), types as in
- * shard/files_format.h and client/frozen.h. */
-#define MN_SPEC_FIELDS(X)                                                                          \
-    X(NAME, name)                                                                                  \
-    X(U64, rows)                                                                                   \
-    X(U32, dim)                                                                                    \
-    X(U32, dtype)                                                                                  \
-    X(U32, split)                                                                                  \
-    X(U32, tiles)                                                                                  \
-    X(U64, seed)                                                                                   \
-    X(U32, init_kind)                                                                              \
-    X(F32, init_a)                                                                                 \
-    X(F32, init_b)                                                                                 \
-    X(U32, optimizer_kind)                                                                         \
-    X(F32, beta1)                                                                                  \
-    X(F32, beta2)                                                                                  \
-    X(F32, eps)                                                                                    \
-    X(U32, state_dtype)                                                                            \
-    X(U32, row_correction)
 
 /* A checked spec's geometry. Columns: tile t holds columns [first, first + columns) of all rows.
  * Rows: tile t (a block) holds rows_per_tile rows of all columns; row r lies at p = (multiplier *
@@ -690,6 +667,81 @@ typedef struct mn_grpc_client_options {
  * MN_INVALID, other MN_CORRUPT. */
 enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
                                      mn_transport **out_transport, mn_error *error);
+
+/* ---- 9. Records of files (proto/file_record.c) ---- */
+
+/* A record is its fields, then the checksum of its bytes, seeded with the checksum of the record
+ * before it: so neither a byte nor the order of records can change unseen. All little-endian. One
+ * field table of X(type, field) per record yields its struct, its codec and its size. Types: U32,
+ * U64, F32, NAME, and SPEC, a table's, which a reader has yet to check. */
+typedef uint32_t mn_file_U32;
+typedef uint64_t mn_file_U64;
+typedef float mn_file_F32;
+typedef char mn_file_NAME[MN_NAME_BYTES];
+typedef mn_table_spec mn_file_SPEC;
+enum {
+    MN_FILE_BYTES_U32 = 4,
+    MN_FILE_BYTES_U64 = 8,
+    MN_FILE_BYTES_F32 = 4,
+    MN_FILE_BYTES_NAME = MN_NAME_BYTES,
+    MN_FILE_BYTES_SPEC = MN_NAME_BYTES + 2 * 8 + 13 * 4,
+    MN_FILE_ENDIANNESS = 0x01020304
+};
+
+/* Every file's first record begins with these. */
+#define MN_FILE_PREAMBLE_FIELDS(X)                                                                 \
+    X(U64, magic)                                                                                  \
+    X(U32, format_version)                                                                         \
+    X(U32, least_reader) /* the oldest reader that understands this file */                        \
+    X(U32, endianness)
+
+/* Each writes or reads the bytes of one field, and returns where the next one stands. */
+uint8_t *mn_file_put_U32(uint8_t *at, const mn_file_U32 *value);
+uint8_t *mn_file_put_U64(uint8_t *at, const mn_file_U64 *value);
+uint8_t *mn_file_put_F32(uint8_t *at, const mn_file_F32 *value);
+uint8_t *mn_file_put_NAME(uint8_t *at, const mn_file_NAME *value);
+uint8_t *mn_file_put_SPEC(uint8_t *at, const mn_file_SPEC *value);
+const uint8_t *mn_file_get_U32(const uint8_t *at, mn_file_U32 *out_value);
+const uint8_t *mn_file_get_U64(const uint8_t *at, mn_file_U64 *out_value);
+const uint8_t *mn_file_get_F32(const uint8_t *at, mn_file_F32 *out_value);
+const uint8_t *mn_file_get_NAME(const uint8_t *at, mn_file_NAME *out_value);
+const uint8_t *mn_file_get_SPEC(const uint8_t *at, mn_file_SPEC *out_value);
+
+#define MN_FILE_FIELD(type, field)       mn_file_##type field;
+#define MN_FILE_FIELD_BYTES(type, field) +MN_FILE_BYTES_##type
+#define MN_FILE_FIELD_PUT(type, field)   at = mn_file_put_##type(at, &in->field);
+#define MN_FILE_FIELD_GET(type, field)   at = mn_file_get_##type(at, &out->field);
+
+/* In a header: struct file_NAME, and FILE_BYTES_NAME with the checksum. Both functions advance
+ * *chain, the checksum of the record before. Decode: false on a wrong one. */
+#define MN_FILE_RECORD_DECLARE(record, FIELDS)                                                     \
+    struct file_##record {                                                                         \
+        FIELDS(MN_FILE_FIELD)                                                                      \
+    };                                                                                             \
+    enum { FILE_BYTES_##record = 0 FIELDS(MN_FILE_FIELD_BYTES) + 8 };                              \
+    void mn_file_encode_##record(const struct file_##record *in, uint64_t *chain,                  \
+                                 uint8_t *out_bytes);                                              \
+    bool mn_file_decode_##record(const uint8_t *bytes, uint64_t *chain, struct file_##record *out);
+
+/* In one source file. */
+#define MN_FILE_RECORD_DEFINE(record, FIELDS)                                                      \
+    void mn_file_encode_##record(const struct file_##record *in, uint64_t *chain,                  \
+                                 uint8_t *out_bytes)                                               \
+    {                                                                                              \
+        uint8_t *at = out_bytes;                                                                   \
+        FIELDS(MN_FILE_FIELD_PUT)                                                                  \
+        *chain = mn_checksum(out_bytes, FILE_BYTES_##record - 8, *chain);                          \
+        (void)mn_file_put_U64(at, chain); /* the last field: where it ends is known */             \
+    }                                                                                              \
+    bool mn_file_decode_##record(const uint8_t *bytes, uint64_t *chain, struct file_##record *out) \
+    {                                                                                              \
+        const uint8_t *at = bytes;                                                                 \
+        uint64_t standing;                                                                         \
+        FIELDS(MN_FILE_FIELD_GET)                                                                  \
+        (void)mn_file_get_U64(at, &standing); /* likewise */                                       \
+        *chain = mn_checksum(bytes, FILE_BYTES_##record - 8, *chain);                              \
+        return *chain == standing;                                                                 \
+    }
 
 #ifdef __cplusplus
 }

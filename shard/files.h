@@ -154,7 +154,6 @@ enum mn_status mn_shard_writer_open_at(struct file_writer *writer, mn_storage *s
 /* Appends the end: the file is whole, but not durable. */
 enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error);
 void mn_shard_writer_abort(struct file_writer *writer);
-struct file_table_record mn_shard_table_record(const struct table *table);
 /* The next tile of the job that is held here; false when all are done. */
 bool mn_shard_save_tile(mn_shard *shard, struct files_job *job, struct table **out_table,
                         uint32_t *out_tile);
@@ -248,7 +247,6 @@ void mn_shard_manifest_deinit(mn_shard *shard, struct manifest *manifest);
 enum mn_status mn_shard_tile_summary(mn_storage *storage, const char *path,
                                      const struct file_tile_head *due,
                                      struct file_tile_record *out_record, mn_error *error);
-mn_table_spec mn_shard_spec_of(const struct file_table_record *record); /* not checked */
 /* A tile's file at `path` into the table, piece by piece: start, then next until *out_done. The
  * record says what the file must be. */
 struct tile_source {

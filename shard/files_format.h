@@ -1,6 +1,4 @@
-/* The shard's files: one field table per record yields its struct, its codec and its size. All
- * little-endian. A record is its fields, then the checksum of its bytes, seeded with the checksum
- * of the record before it: so neither a byte nor the order of records can change unseen.
+/* The shard's files: the field tables of their records (mn_proto.h, section 9).
  *
  *   tile file   tile_head, { chunk_head, body }*, end
  *   manifest    manifest_head, table_record [tables], tile_record [tiles], end
@@ -25,8 +23,7 @@ enum {
     IMAGE_VERSION = 2,    /* likewise: it tells its tiles' states */
     BASE_VERSION = 2,     /* it tells where the tiles lie, and the moves of them */
     BASE_READER_LEAST = 4,
-    FILE_READER_VERSION = 4,
-    FILE_ENDIANNESS = 0x01020304
+    FILE_READER_VERSION = 4
 };
 #define TILE_MAGIC     UINT64_C(0x0a656c69744d4e4d) /* "MNMtile\n" */
 #define MANIFEST_MAGIC UINT64_C(0x0a696e616d4d4e4d) /* "MNMmani\n" */
@@ -38,15 +35,8 @@ enum {
 #define BASE_MAGIC       UINT64_C(0x0a657361624d4e4d) /* "MNMbase\n" */
 #define IMAGE_MAGIC      UINT64_C(0x0a67616d694d4e4d) /* "MNMimag\n" */
 
-/* Every file begins with these. */
-#define PREAMBLE_FIELDS(X)                                                                         \
-    X(U64, magic)                                                                                  \
-    X(U32, format_version)                                                                         \
-    X(U32, least_reader) /* the oldest reader that understands this file */                        \
-    X(U32, endianness)
-
 #define TILE_HEAD_FIELDS(X)                                                                        \
-    PREAMBLE_FIELDS(X)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(NAME, group)                                                                                 \
     X(U64, table)                                                                                  \
     X(U32, tile)                                                                                   \
@@ -64,7 +54,7 @@ enum {
     X(U64, body_checksum)
 
 #define MANIFEST_HEAD_FIELDS(X)                                                                    \
-    PREAMBLE_FIELDS(X)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(NAME, group)                                                                                 \
     X(U64, step)                                                                                   \
     X(U64, map_epoch)                                                                              \
@@ -75,10 +65,10 @@ enum {
 
 #define TABLE_RECORD_FIELDS(X)                                                                     \
     X(U64, table)                                                                                  \
-    MN_SPEC_FIELDS(X)
+    X(SPEC, spec)
 
 #define PART_HEAD_FIELDS(X)                                                                        \
-    PREAMBLE_FIELDS(X)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(NAME, group)                                                                                 \
     X(U64, step)                                                                                   \
     X(U64, map_epoch)                                                                              \
@@ -119,7 +109,7 @@ enum {
 /* LOG.md says how these are read. A record's checksum is seeded with that of its file's head, not
  * of the record before: one that is damaged does not hide those after it. Its body follows. */
 #define LOG_HEAD_FIELDS(X)                                                                         \
-    PREAMBLE_FIELDS(X)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(NAME, group)                                                                                 \
     X(U64, map_epoch)                                                                              \
     X(U64, number)     /* of the file, among those of the group and epoch, from 1 */               \
@@ -139,7 +129,7 @@ enum {
 /* An image (LOG.md): a group's state at this shard once its record `sequence`, a Commit, had taken
  * effect. The base is all of it but the tiles. */
 #define BASE_HEAD_FIELDS(X)                                                                        \
-    PREAMBLE_FIELDS(X)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(NAME, group)                                                                                 \
     X(U64, map_epoch)                                                                              \
     X(U64, sequence)                                                                               \
@@ -203,7 +193,7 @@ enum {
     X(U64, body_checksum)
 
 #define IMAGE_HEAD_FIELDS(X)                                                                       \
-    PREAMBLE_FIELDS(X)                                                                             \
+    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
     X(NAME, group)                                                                                 \
     X(U64, map_epoch)                                                                              \
     X(U64, sequence)                                                                               \
@@ -238,31 +228,7 @@ enum {
     X(image_head, IMAGE_HEAD_FIELDS)                                                               \
     X(end, END_FIELDS)
 
-#define FIELD_IN_STRUCT(type, field) FIELD_IN_STRUCT_##type(field)
-#define FIELD_IN_STRUCT_U32(field)   uint32_t field;
-#define FIELD_IN_STRUCT_U64(field)   uint64_t field;
-#define FIELD_IN_STRUCT_F32(field)   float field;
-#define FIELD_IN_STRUCT_NAME(field)  char field[MN_NAME_BYTES];
-
-#define FIELD_BYTES(type, field) +FIELD_BYTES_##type
-#define FIELD_BYTES_U32          4
-#define FIELD_BYTES_U64          8
-#define FIELD_BYTES_F32          4
-#define FIELD_BYTES_NAME         MN_NAME_BYTES
-
-/* struct file_tile_head, FILE_BYTES_tile_head (with the checksum), and so on. */
-#define RECORD_DECLARE(record, FIELDS)                                                             \
-    struct file_##record {                                                                         \
-        FIELDS(FIELD_IN_STRUCT)                                                                    \
-    };                                                                                             \
-    enum { FILE_BYTES_##record = 0 FIELDS(FIELD_BYTES) + 8 };                                      \
-    /* Both advance *chain, the checksum of the record before. Decode: false on a wrong one. */    \
-    void mn_shard_encode_##record(const struct file_##record *record, uint64_t *chain,             \
-                                  uint8_t *out_bytes);                                             \
-    bool mn_shard_decode_##record(const uint8_t *bytes, uint64_t *chain,                           \
-                                  struct file_##record *out_record);
-RECORD_LIST(RECORD_DECLARE)
-#undef RECORD_DECLARE
+RECORD_LIST(MN_FILE_RECORD_DECLARE)
 
 enum { FILE_RECORD_BYTES_MAX = 256 };
 

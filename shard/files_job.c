@@ -65,7 +65,7 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
         .magic = TILE_MAGIC,
         .format_version = FILE_FORMAT_VERSION,
         .least_reader = FILE_READER_LEAST,
-        .endianness = FILE_ENDIANNESS,
+        .endianness = MN_FILE_ENDIANNESS,
         .table = table->id,
         .tile = tile,
         .step = step,

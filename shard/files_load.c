@@ -20,7 +20,7 @@ enum mn_status mn_shard_load_start(mn_shard *shard, struct files_job *job,
     if (status)
         return status;
     transfer->unchecked = planted(shard, MN_PLANT_ANY_CHUNK);
-    if (!mn_shard_decode_tile_head(bytes, &job->reader.chain, &head))
+    if (!mn_file_decode_tile_head(bytes, &job->reader.chain, &head))
         return mn_shard_damaged(path, "tile_head", error);
     status = mn_shard_check_preamble(path, head.magic, TILE_MAGIC, head.format_version,
                                      head.least_reader, head.endianness, error);
@@ -135,7 +135,7 @@ static enum mn_status load_chunk(struct files_job *job, mn_error *error)
     enum mn_status status = mn_shard_reader_take(reader, bytes, sizeof bytes, error);
     if (status)
         return status;
-    if (!mn_shard_decode_chunk_head(bytes, &reader->chain, &chunk) ||
+    if (!mn_file_decode_chunk_head(bytes, &reader->chain, &chunk) ||
         !mn_shard_chunk_fits(transfer, &chunk))
         return mn_shard_damaged(reader->path, "chunk_head", error);
     reader->records++;

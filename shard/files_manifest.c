@@ -45,7 +45,7 @@ enum mn_status mn_shard_reader_end(struct file_reader *reader, uint64_t rows_wri
     enum mn_status status = mn_shard_reader_take(reader, bytes, sizeof bytes, error);
     if (status)
         return status;
-    if (!mn_shard_decode_end(bytes, &chain, &end) || end.magic != END_MAGIC ||
+    if (!mn_file_decode_end(bytes, &chain, &end) || end.magic != END_MAGIC ||
         end.records != reader->records || end.rows_written != rows_written || end.bytes != offset ||
         end.chain != reader->chain || reader->offset != reader->bytes)
         return mn_shard_damaged(reader->path, "end", error);
@@ -61,7 +61,7 @@ void mn_shard_reader_close(struct file_reader *reader)
 
 #define TAKE_RECORD(reader, record, bytes, out, error)                                             \
     (mn_shard_reader_take(reader, bytes, FILE_BYTES_##record, error)                               \
-         ?: (mn_shard_decode_##record(bytes, &(reader)->chain, out)                                \
+         ?: (mn_file_decode_##record(bytes, &(reader)->chain, out)                                 \
                  ? MN_OK                                                                           \
                  : mn_shard_damaged((reader)->path, #record, error)))
 
@@ -88,27 +88,6 @@ static enum mn_status read_head(mn_shard *shard, struct file_reader *reader,
     return mn_name_valid(head->group) ? MN_OK : mn_shard_damaged(reader->path, "group", error);
 }
 
-mn_table_spec mn_shard_spec_of(const struct file_table_record *record)
-{
-    mn_table_spec spec = {
-        .rows = record->rows,
-        .dim = record->dim,
-        .dtype = (enum mn_dtype)record->dtype,
-        .split = (enum mn_split)record->split,
-        .tiles = record->tiles,
-        .seed = record->seed,
-        .init = {(enum mn_init_kind)record->init_kind, record->init_a, record->init_b},
-        .optimizer = {.kind = (enum mn_optimizer_kind)record->optimizer_kind,
-                      .beta1 = record->beta1,
-                      .beta2 = record->beta2,
-                      .eps = record->eps,
-                      .state_dtype = (enum mn_dtype)record->state_dtype,
-                      .row_correction = record->row_correction != 0},
-    };
-    memcpy(spec.name, record->name, sizeof spec.name);
-    return spec;
-}
-
 static enum mn_status read_tables(struct file_reader *reader, struct manifest *manifest,
                                   mn_error *error)
 {
@@ -119,19 +98,19 @@ static enum mn_status read_tables(struct file_reader *reader, struct manifest *m
         enum mn_status status = TAKE_RECORD(reader, table_record, bytes, &record, error);
         if (status)
             return status;
-        mn_table_spec spec = mn_shard_spec_of(&record);
+        const mn_table_spec *spec = &record.spec;
         const char *field;
-        if (mn_spec_check(&spec, &manifest->specs[i], NULL) ||
-            !mn_spec_equal(&spec, &manifest->specs[i], &field))
+        if (mn_spec_check(spec, &manifest->specs[i], NULL) ||
+            !mn_spec_equal(spec, &manifest->specs[i], &field))
             return mn_shard_damaged(reader->path, "table spec", error);
         for (uint32_t j = 0; j < i; j++)
-            if (manifest->ids[j] == record.table || !strcmp(manifest->specs[j].name, spec.name))
+            if (manifest->ids[j] == record.table || !strcmp(manifest->specs[j].name, spec->name))
                 return mn_shard_damaged(reader->path, "table ids", error);
         if (!record.table || record.table >= manifest->head.next_table)
             return mn_shard_damaged(reader->path, "table ids", error);
         manifest->ids[i] = record.table;
         manifest->first_tile[i] = tiles;
-        tiles += spec.tiles;
+        tiles += spec->tiles;
     }
     if (tiles != manifest->head.tiles)
         return mn_shard_damaged(reader->path, "tiles", error);
@@ -256,7 +235,7 @@ enum mn_status mn_shard_tile_summary(mn_storage *storage, const char *path,
         reader.offset = reader.bytes - FILE_BYTES_end;
         status = mn_shard_reader_take(&reader, bytes, FILE_BYTES_end, error);
     }
-    if (!status && (!mn_shard_decode_end(bytes, &chain, &end) || end.magic != END_MAGIC ||
+    if (!status && (!mn_file_decode_end(bytes, &chain, &end) || end.magic != END_MAGIC ||
                     end.bytes != reader.bytes - FILE_BYTES_end))
         status = mn_shard_damaged(path, "end", error);
     mn_shard_reader_close(&reader);

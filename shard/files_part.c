@@ -82,7 +82,7 @@ enum mn_status mn_shard_part_write(mn_shard *shard, struct files_job *job, mn_er
         .magic = PART_MAGIC,
         .format_version = MANIFEST_VERSION,
         .least_reader = MANIFEST_VERSION,
-        .endianness = FILE_ENDIANNESS,
+        .endianness = MN_FILE_ENDIANNESS,
         .step = job->step,
         .map_epoch = job->group->map_epoch,
         .shard = shard->options.shard,
@@ -97,10 +97,10 @@ enum mn_status mn_shard_part_write(mn_shard *shard, struct files_job *job, mn_er
     enum mn_status status = mn_shard_writer_open(writer, shard->env.storage, path, error);
     if (status)
         return status;
-    mn_shard_encode_part_head(&head, &writer->chain, bytes);
+    mn_file_encode_part_head(&head, &writer->chain, bytes);
     status = mn_shard_writer_append(writer, bytes, FILE_BYTES_part_head, error);
     for (uint32_t i = 0; !status && i < head.tiles; i++) {
-        mn_shard_encode_tile_record(&job->saves[i].record, &writer->chain, bytes);
+        mn_file_encode_tile_record(&job->saves[i].record, &writer->chain, bytes);
         writer->records++;
         writer->rows_written += job->saves[i].record.rows_written;
         status = mn_shard_writer_append(writer, bytes, FILE_BYTES_tile_record, error);
@@ -148,7 +148,7 @@ static enum mn_status read_part(mn_shard *shard, struct files_job *job, struct f
     enum mn_status status = mn_shard_reader_take(reader, bytes, FILE_BYTES_part_head, error);
     if (status)
         return status;
-    if (!mn_shard_decode_part_head(bytes, &reader->chain, &head))
+    if (!mn_file_decode_part_head(bytes, &reader->chain, &head))
         return mn_shard_damaged(reader->path, "part_head", error);
     status = mn_shard_check_preamble(reader->path, head.magic, PART_MAGIC, head.format_version,
                                      head.least_reader, head.endianness, error);
@@ -166,7 +166,7 @@ static enum mn_status read_part(mn_shard *shard, struct files_job *job, struct f
         status = mn_shard_reader_take(reader, bytes, FILE_BYTES_tile_record, error);
         if (status)
             return status;
-        if (!mn_shard_decode_tile_record(bytes, &reader->chain, &record) ||
+        if (!mn_file_decode_tile_record(bytes, &reader->chain, &record) ||
             !(place = record_at(shard, job, record.table, record.tile)) || record.step > job->step)
             return mn_shard_damaged(reader->path, "tile_record", error);
         *place = record;

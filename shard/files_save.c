@@ -59,7 +59,7 @@ enum mn_status mn_shard_writer_end(struct file_writer *writer, mn_error *error)
     };
     uint8_t bytes[FILE_BYTES_end];
     uint64_t chain = 0;
-    mn_shard_encode_end(&end, &chain, bytes);
+    mn_file_encode_end(&end, &chain, bytes);
     enum mn_status status = mn_shard_writer_append(writer, bytes, sizeof bytes, error);
     writer->storage->end(writer->file);
     return status;
@@ -181,7 +181,7 @@ static enum mn_status begin_tile(mn_shard *shard, struct files_job *job, struct 
     enum mn_status status = open_tile(shard, job, save, error);
     if (status)
         return status;
-    mn_shard_encode_tile_head(&transfer->head, &save->writer.chain, record);
+    mn_file_encode_tile_head(&transfer->head, &save->writer.chain, record);
     job->bytes += sizeof record;
     return mn_shard_writer_append(&save->writer, record, sizeof record, error);
 }
@@ -228,7 +228,7 @@ enum mn_status mn_shard_save_chunk(mn_shard *shard, struct files_job *job, struc
         .body_checksum = mn_checksum_spans(spans, count, 0),
     };
     uint8_t record[FILE_BYTES_chunk_head];
-    mn_shard_encode_chunk_head(&head, &writer->chain, record);
+    mn_file_encode_chunk_head(&head, &writer->chain, record);
     writer->records++;
     writer->rows_written += written;
     status = mn_shard_writer_append(writer, record, sizeof record, error);
@@ -418,31 +418,6 @@ enum mn_status mn_shard_save_tiles(mn_shard *shard, struct files_job *job, bool 
 
 /* ---- The manifest */
 
-struct file_table_record mn_shard_table_record(const struct table *table)
-{
-    const mn_table_spec *spec = &table->spec;
-    struct file_table_record record = {
-        .table = table->id,
-        .rows = spec->rows,
-        .dim = spec->dim,
-        .dtype = spec->dtype,
-        .split = spec->split,
-        .tiles = spec->tiles,
-        .seed = spec->seed,
-        .init_kind = spec->init.kind,
-        .init_a = spec->init.a,
-        .init_b = spec->init.b,
-        .optimizer_kind = spec->optimizer.kind,
-        .beta1 = spec->optimizer.beta1,
-        .beta2 = spec->optimizer.beta2,
-        .eps = spec->optimizer.eps,
-        .state_dtype = spec->optimizer.state_dtype,
-        .row_correction = spec->optimizer.row_correction,
-    };
-    memcpy(record.name, spec->name, sizeof record.name);
-    return record;
-}
-
 static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_error *error)
 {
     const struct group *group = job->group;
@@ -451,7 +426,7 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
         .magic = MANIFEST_MAGIC,
         .format_version = MANIFEST_VERSION,
         .least_reader = MANIFEST_VERSION,
-        .endianness = FILE_ENDIANNESS,
+        .endianness = MN_FILE_ENDIANNESS,
         .step = job->step,
         .map_epoch = group->map_epoch,
         .next_table = shard->next_table,
@@ -469,13 +444,14 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
     if (status)
         return status;
     writer->records = (uint64_t)head.tables + head.tiles;
-    mn_shard_encode_manifest_head(&head, &writer->chain, bytes);
+    mn_file_encode_manifest_head(&head, &writer->chain, bytes);
     status = mn_shard_writer_append(writer, bytes, FILE_BYTES_manifest_head, error);
     for (uint32_t i = 0; !status && i < shard->options.tables_max; i++) {
-        if (!group->tables[i].id)
+        const struct table *table = &group->tables[i];
+        if (!table->id)
             continue;
-        struct file_table_record record = mn_shard_table_record(&group->tables[i]);
-        mn_shard_encode_table_record(&record, &writer->chain, bytes);
+        const struct file_table_record record = {table->id, table->spec};
+        mn_file_encode_table_record(&record, &writer->chain, bytes);
         status = mn_shard_writer_append(writer, bytes, FILE_BYTES_table_record, error);
     }
     return status;
@@ -489,7 +465,7 @@ static enum mn_status append_tile(mn_shard *shard, struct files_job *job, struct
     enum mn_status status = mn_shard_part_tile(shard, job, table, tile, &record, error);
     if (status)
         return status;
-    mn_shard_encode_tile_record(&record, &job->writer.chain, bytes);
+    mn_file_encode_tile_record(&record, &job->writer.chain, bytes);
     job->writer.rows_written += record.rows_written;
     return mn_shard_writer_append(&job->writer, bytes, sizeof bytes, error);
 }

@@ -215,7 +215,7 @@ static enum mn_status put_manifest(mn_shard *shard, struct image *image, mn_erro
         .magic = IMAGE_MAGIC,
         .format_version = IMAGE_VERSION,
         .least_reader = IMAGE_VERSION,
-        .endianness = FILE_ENDIANNESS,
+        .endianness = MN_FILE_ENDIANNESS,
         .map_epoch = job->group->map_epoch,
         .sequence = job->sequence,
         .step = job->step,
@@ -232,10 +232,10 @@ static enum mn_status put_manifest(mn_shard *shard, struct image *image, mn_erro
         head.bytes += image->tiles[i].bytes;
     image->bytes = head.bytes;
     writer->records = head.tiles;
-    mn_shard_encode_image_head(&head, &writer->chain, bytes);
+    mn_file_encode_image_head(&head, &writer->chain, bytes);
     enum mn_status status = mn_shard_writer_append(writer, bytes, FILE_BYTES_image_head, error);
     for (uint32_t i = 0; !status && i < image->tile_count; i++) {
-        mn_shard_encode_tile_record(&image->tiles[i], &writer->chain, bytes);
+        mn_file_encode_tile_record(&image->tiles[i], &writer->chain, bytes);
         writer->rows_written += image->tiles[i].rows_written;
         status = mn_shard_writer_append(writer, bytes, FILE_BYTES_tile_record, error);
     }

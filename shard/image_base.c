@@ -27,7 +27,7 @@ static struct file_base_head head_of(const mn_shard *shard, const struct base *b
         .magic = BASE_MAGIC,
         .format_version = BASE_VERSION,
         .least_reader = BASE_READER_LEAST,
-        .endianness = FILE_ENDIANNESS,
+        .endianness = MN_FILE_ENDIANNESS,
         .map_epoch = group->map_epoch,
         .sequence = group->log.written,
         .step = group->committed,
@@ -52,7 +52,7 @@ static enum mn_status put_head(struct base *base, const struct file_base_head *h
                                mn_error *error)
 {
     uint8_t bytes[FILE_BYTES_base_head];
-    mn_shard_encode_base_head(head, &base->writer.chain, bytes);
+    mn_file_encode_base_head(head, &base->writer.chain, bytes);
     base->writer.records = 1 + (uint64_t)head->ranks + head->commits + head->drops +
                            2 * (uint64_t)head->tables + head->reduces + head->requests;
     return put(base, bytes, sizeof bytes, error);
@@ -62,7 +62,7 @@ static enum mn_status put_move(struct base *base, mn_error *error)
 {
     const struct file_base_move record = mn_shard_move_record(base->group);
     uint8_t bytes[FILE_BYTES_base_move];
-    mn_shard_encode_base_move(&record, &base->writer.chain, bytes);
+    mn_file_encode_base_move(&record, &base->writer.chain, bytes);
     return put(base, bytes, sizeof bytes, error);
 }
 
@@ -73,7 +73,7 @@ static enum mn_status put_ranks(struct base *base, mn_error *error)
     for (uint32_t i = 0; !status && i < group->ranks; i++) {
         const struct file_base_rank rank = {group->incarnations[i], group->assigned[i]};
         uint8_t bytes[FILE_BYTES_base_rank];
-        mn_shard_encode_base_rank(&rank, &base->writer.chain, bytes);
+        mn_file_encode_base_rank(&rank, &base->writer.chain, bytes);
         status = put(base, bytes, sizeof bytes, error);
     }
     return status;
@@ -86,7 +86,7 @@ static enum mn_status put_commits(struct base *base, mn_error *error)
         const struct commit_record *commit = &base->group->commits[i];
         const struct file_base_commit record = {commit->step, commit->digest};
         uint8_t bytes[FILE_BYTES_base_commit];
-        mn_shard_encode_base_commit(&record, &base->writer.chain, bytes);
+        mn_file_encode_base_commit(&record, &base->writer.chain, bytes);
         status = put(base, bytes, sizeof bytes, error);
     }
     return status;
@@ -100,7 +100,7 @@ static enum mn_status put_drops(struct base *base, uint32_t drops, mn_error *err
     for (uint32_t i = group->drop_count - drops; !status && i < group->drop_count; i++) {
         const struct file_base_drop record = {group->dropped[i % DROPS_KEPT]};
         uint8_t bytes[FILE_BYTES_base_drop];
-        mn_shard_encode_base_drop(&record, &base->writer.chain, bytes);
+        mn_file_encode_base_drop(&record, &base->writer.chain, bytes);
         status = put(base, bytes, sizeof bytes, error);
     }
     return status;
@@ -114,10 +114,10 @@ static enum mn_status put_tables(const mn_shard *shard, struct base *base, mn_er
         uint8_t bytes[FILE_BYTES_table_record + FILE_BYTES_base_place];
         if (!table->id)
             continue;
-        const struct file_table_record record = mn_shard_table_record(table);
+        const struct file_table_record record = {table->id, table->spec};
         const struct file_base_place at = {table->tile_first, table->tile_count, table->moved};
-        mn_shard_encode_table_record(&record, &base->writer.chain, bytes);
-        mn_shard_encode_base_place(&at, &base->writer.chain, bytes + FILE_BYTES_table_record);
+        mn_file_encode_table_record(&record, &base->writer.chain, bytes);
+        mn_file_encode_base_place(&at, &base->writer.chain, bytes + FILE_BYTES_table_record);
         status = put(base, bytes, sizeof bytes, error);
     }
     return status;
@@ -154,7 +154,7 @@ static enum mn_status put_reduce(mn_shard *shard, struct base *base, mn_error *e
         mn_shard_image_reduce(shard, (uint32_t)base->next_reduce + 1);
     if (!next->body)
         return mn_fail(error, MN_NO_MEMORY, "log", "no memory for a reduce");
-    mn_shard_encode_base_reduce(&next->head, &base->writer.chain, bytes);
+    mn_file_encode_base_reduce(&next->head, &base->writer.chain, bytes);
     enum mn_status status = put(base, bytes, sizeof bytes, error);
     if (!status)
         status = put(base, next->body, next->head.body_bytes, error);
@@ -187,7 +187,7 @@ static enum mn_status put_request(mn_shard *shard, struct base *base, const mn_r
         mn_cursor_read(&cursor, body + header_bytes, request->payload.bytes);
     }
     const struct file_base_request head = {request->verb, bytes, mn_checksum(body, bytes, 0)};
-    mn_shard_encode_base_request(&head, &base->writer.chain, record);
+    mn_file_encode_base_request(&head, &base->writer.chain, record);
     status = put(base, record, sizeof record, error);
     if (!status)
         status = put(base, body, bytes, error);

@@ -84,7 +84,7 @@ static void encode_head(const struct group_log *log, struct log_record *record)
 {
     uint64_t chain = log->chain; /* every record's alone: one that is lost does not hide others */
     record->head.promised = log->promised;
-    mn_shard_encode_log_record(&record->head, &chain, record->bytes);
+    mn_file_encode_log_record(&record->head, &chain, record->bytes);
 }
 
 /* If there are many, its bytes lie in pages as they will in the file, which takes them as is. */
@@ -247,7 +247,7 @@ static enum mn_status write_head(mn_shard *shard, struct group *group, mn_error 
         .magic = LOG_MAGIC,
         .format_version = FILE_FORMAT_VERSION,
         .least_reader = FILE_READER_LEAST,
-        .endianness = FILE_ENDIANNESS,
+        .endianness = MN_FILE_ENDIANNESS,
         .map_epoch = group->map_epoch,
         .number = log->number,
         .first = log->first ? log->first->head.sequence : log->written + 1,
@@ -257,7 +257,7 @@ static enum mn_status write_head(mn_shard *shard, struct group *group, mn_error 
     };
     memcpy(head.group, group->name, sizeof head.group);
     log->chain = 0;
-    mn_shard_encode_log_head(&head, &log->chain, log->head_bytes);
+    mn_file_encode_log_head(&head, &log->chain, log->head_bytes);
     if (log->level < MN_DURABILITY_SYNC)
         return shard->env.storage->append(log->file, log->head_bytes, sizeof log->head_bytes,
                                           error);

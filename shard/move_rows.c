@@ -191,7 +191,7 @@ static enum mn_status answer_chunk(mn_call *call, const struct move *move,
     if (!out)
         return mn_fail(error, MN_BUSY, "reply_bytes_max",
                        "no room for a reply of %" PRIu64 " bytes", FILE_BYTES_chunk_head + body);
-    mn_shard_encode_chunk_head(&head, &chain, out);
+    mn_file_encode_chunk_head(&head, &chain, out);
     memcpy(out + FILE_BYTES_chunk_head, transfer->buffer, body);
     return MN_OK;
 }
@@ -310,7 +310,7 @@ enum mn_status mn_shard_move_write(mn_shard *shard, struct group *group, struct 
         return mn_fail(error, MN_INVALID, "payload", "%" PRIu64 " bytes hold no chunk of rows",
                        request->payload.bytes);
     const uint8_t *bytes = mn_shard_payload(shard, &request->payload);
-    if (!mn_shard_decode_chunk_head(bytes, &chain, &chunk) || !chunk.rows || chunk.first >= all ||
+    if (!mn_file_decode_chunk_head(bytes, &chain, &chunk) || !chunk.rows || chunk.first >= all ||
         chunk.rows > all - chunk.first)
         return damaged(call, "chunk_head", error);
     const uint64_t first = chunk.first, end = first + chunk.rows;

@@ -268,7 +268,7 @@ static enum mn_status open_log(mn_shard *shard, const struct log_name *name, str
     if (status)
         return status;
     file->chain = 0;
-    if (!mn_shard_decode_log_head(bytes, &file->chain, head))
+    if (!mn_file_decode_log_head(bytes, &file->chain, head))
         return mn_shard_damaged(path, "head", error);
     status = mn_shard_check_preamble(path, head->magic, LOG_MAGIC, head->format_version,
                                      head->least_reader, head->endianness, error);
@@ -392,7 +392,7 @@ static enum mn_status look_at(mn_shard *shard, uint64_t offset, struct file_log_
     if (left < sizeof bytes)
         return MN_OK;
     enum mn_status status = storage->read(reader->file, offset, bytes, sizeof bytes, error);
-    if (status || !mn_shard_decode_log_record(bytes, &chain, out_record) ||
+    if (status || !mn_file_decode_log_record(bytes, &chain, out_record) ||
         out_record->magic != LOG_RECORD_MAGIC || out_record->verb >= MN_VERB_COUNT ||
         out_record->promised >= out_record->sequence ||
         out_record->body_bytes > recovery->body_bytes_max ||

@@ -33,7 +33,7 @@ static enum mn_status read_head(mn_shard *shard, const struct log_name *name,
         status = mn_shard_reader_take(reader, bytes, sizeof bytes, error);
     if (status)
         return status;
-    if (!mn_shard_decode_image_head(bytes, &reader->chain, &head))
+    if (!mn_file_decode_image_head(bytes, &reader->chain, &head))
         return mn_shard_damaged(path, "image_head", error);
     status = mn_shard_check_preamble(path, head.magic, IMAGE_MAGIC, head.format_version,
                                      head.least_reader, head.endianness, error);
@@ -115,8 +115,8 @@ static enum mn_status check_log(mn_shard *shard, const struct log_name *name, mn
 
 #define TAKE(shard, record, out, error)                                                            \
     take(shard, FILE_BYTES_##record, error)                                                        \
-        ?: (mn_shard_decode_##record((shard)->recovery->body,                                      \
-                                     &(shard)->recovery->image.base.chain, out)                    \
+        ?: (mn_file_decode_##record((shard)->recovery->body, &(shard)->recovery->image.base.chain, \
+                                    out)                                                           \
                 ? count_record(shard)                                                              \
                 : mn_shard_damaged((shard)->recovery->image.base.path, #record, error))
 
@@ -256,11 +256,11 @@ static enum mn_status take_table(mn_shard *shard, struct table *out_table, mn_er
     enum mn_status status = TAKE(shard, table_record, &record, error);
     if (status)
         return status;
-    const mn_table_spec spec = mn_shard_spec_of(&record);
     if (!record.table || record.table >= image->base_head.next_table ||
-        mn_spec_check(&spec, &checked, NULL) || !mn_spec_equal(&spec, &checked, &field) ||
+        mn_spec_check(&record.spec, &checked, NULL) ||
+        !mn_spec_equal(&record.spec, &checked, &field) ||
         mn_shard_table_find(shard, group, record.table, NULL) ||
-        mn_shard_table_find(shard, group, 0, spec.name))
+        mn_shard_table_find(shard, group, 0, checked.name))
         return mn_shard_damaged(image->base.path, "table_record", error);
     status = take_place(shard, &checked, &at, error);
     if (!status)

@@ -297,24 +297,24 @@ static void damage_is_refused(void **state)
         flip("manifest.frozen", 12, MN_UNSUPPORTED, "format_version");
         flip("manifest.frozen", 8, MN_CORRUPT, "head");
         flip("manifest.frozen", 16, MN_CORRUPT, "magic"); /* endianness */
-        flip("manifest.frozen", BYTES_frozen_manifest + 5, MN_CORRUPT, "entries");
-        flip("manifest.frozen", BYTES_frozen_manifest + BYTES_frozen_entry - 9, MN_CORRUPT,
-             "entries");
+        flip("manifest.frozen", FILE_BYTES_frozen_manifest + 5, MN_CORRUPT, "entries");
+        flip("manifest.frozen", FILE_BYTES_frozen_manifest + FILE_BYTES_frozen_entry - 9,
+             MN_CORRUPT, "entries");
         flip("columns-f32.frozen", 7, MN_CORRUPT, "magic");
         flip("columns-f32.frozen", 12, MN_UNSUPPORTED, "format_version");
         flip("columns-f32.frozen", 40, MN_CORRUPT, "head");
-        flip("columns-f32.frozen", BYTES_frozen_table + 9, MN_CORRUPT, "rows"); /* padding */
+        flip("columns-f32.frozen", FILE_BYTES_frozen_table + 9, MN_CORRUPT, "rows"); /* padding */
         flip("columns-f32.frozen", FROZEN_PAGE_BYTES + 12345, MN_CORRUPT, "rows");
     }
     /* A whole file of another group in its place: the head's checksum is the manifest's. */
     size_t count;
     uint8_t *bytes = case_read_file(case_path("out/columns-f32.frozen"), &count);
-    struct frozen_table head;
+    struct file_frozen_table head;
     uint64_t chain = 0;
-    assert_true(mn_decode_frozen_table(bytes, &chain, &head));
-    head.seed++;
+    assert_true(mn_file_decode_frozen_table(bytes, &chain, &head));
+    head.spec.seed++;
     chain = 0;
-    mn_encode_frozen_table(&head, &chain, bytes);
+    mn_file_encode_frozen_table(&head, &chain, bytes);
     case_write_file(case_path("out/columns-f32.frozen"), bytes, count);
     open_fails(MN_CORRUPT, "head", "columns-f32", true);
     free(bytes);

@@ -39,14 +39,15 @@ static void write_seed(const char *folder, mn_client *client, enum mn_dtype dtyp
     uint64_t table_bytes = read_file(frozen, "seed.frozen", table);
     must(rmdir(frozen) == 0, frozen);
     const uint8_t lengths[4] = {(uint8_t)manifest_bytes, (uint8_t)(manifest_bytes >> 8),
-                                (uint8_t)BYTES_frozen_table, (uint8_t)(BYTES_frozen_table >> 8)};
+                                (uint8_t)FILE_BYTES_frozen_table,
+                                (uint8_t)(FILE_BYTES_frozen_table >> 8)};
     (void)snprintf(path, sizeof path, "%s/%s", folder, mn_dtype_name(dtype));
     FILE *file = fopen(path, "wb");
     must(file != NULL, path);
     uint64_t rows_bytes = table_bytes - FROZEN_PAGE_BYTES;
     must(fwrite(lengths, 1, 4, file) == 4 &&
              fwrite(manifest, 1, manifest_bytes, file) == manifest_bytes &&
-             fwrite(table, 1, BYTES_frozen_table, file) == BYTES_frozen_table &&
+             fwrite(table, 1, FILE_BYTES_frozen_table, file) == FILE_BYTES_frozen_table &&
              fwrite(table + FROZEN_PAGE_BYTES, 1, rows_bytes, file) == rows_bytes &&
              fclose(file) == 0,
          path);

@@ -48,10 +48,10 @@ static void encode_again(const struct frozen_contents *contents)
     uint8_t bytes[FROZEN_MANIFEST_BYTES_MAX], *at = bytes;
     struct frozen_contents again;
     uint64_t chain = 0;
-    mn_encode_frozen_manifest(&contents->head, &chain, at);
-    at += BYTES_frozen_manifest;
-    for (uint32_t i = 0; i < contents->head.tables; i++, at += BYTES_frozen_entry)
-        mn_encode_frozen_entry(&contents->entries[i], &chain, at);
+    mn_file_encode_frozen_manifest(&contents->head, &chain, at);
+    at += FILE_BYTES_frozen_manifest;
+    for (uint32_t i = 0; i < contents->head.tables; i++, at += FILE_BYTES_frozen_entry)
+        mn_file_encode_frozen_entry(&contents->entries[i], &chain, at);
     FUZZ_CHECK(!mn_frozen_contents_decode("", bytes, (uint64_t)(at - bytes), &again, NULL));
     FUZZ_CHECK(again.head.step == contents->head.step);
     for (uint32_t i = 0; i < contents->head.tables; i++)

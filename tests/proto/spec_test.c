@@ -190,6 +190,33 @@ static void every_field_makes_a_difference(void **state)
     assert_string_equal(field, "name");
 }
 
+/* As it stands in files, field by field. */
+static void a_spec_in_a_file(void **state)
+{
+    (void)state;
+    const mn_table_spec spec = {
+        .name = "layer4",
+        .rows = UINT64_C(0x100000002),
+        .dim = 200,
+        .dtype = MN_BF16,
+        .split = MN_ROWS,
+        .tiles = 8,
+        .seed = UINT64_C(0x300000004),
+        .init = mn_init_uniform(-2, 4),
+        .optimizer = {MN_OPTIMIZER_ADAMW, 0.5f, 0.75f, 0.125f, MN_BF16, true}};
+    const uint32_t words[] = {2,          1,          200,        1,          1,          8,
+                              4,          3,          3,          0xc0000000, 0x40800000, 5,
+                              0x3f000000, 0x3f400000, 0x3e000000, 1,          1};
+    uint8_t bytes[MN_FILE_BYTES_SPEC], due[MN_FILE_BYTES_SPEC] = "layer4";
+    mn_table_spec read;
+    const char *field;
+    memcpy(due + MN_NAME_BYTES, words, sizeof words);
+    assert_ptr_equal(mn_file_put_SPEC(bytes, &spec), bytes + sizeof bytes);
+    assert_memory_equal(bytes, due, sizeof due);
+    assert_ptr_equal(mn_file_get_SPEC(due, &read), due + sizeof due);
+    assert_true(mn_spec_equal(&read, &spec, &field));
+}
+
 static void names(void **state)
 {
     (void)state;
@@ -228,6 +255,7 @@ int main(void)
         cmocka_unit_test(split_limits),
         cmocka_unit_test(defaults_are_filled),
         cmocka_unit_test(every_field_makes_a_difference),
+        cmocka_unit_test(a_spec_in_a_file),
         cmocka_unit_test(names),
         cmocka_unit_test(statuses),
     };

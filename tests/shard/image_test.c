@@ -127,7 +127,7 @@ static uint64_t chain_of(const struct image_case *it, bool highest)
     uint64_t chain = 0, count;
     const uint8_t *bytes = mem_storage_bytes(it->f.storage, log_path(it, highest), &count);
     assert_non_null(bytes);
-    assert_true(mn_shard_decode_log_head(bytes, &chain, &head));
+    assert_true(mn_file_decode_log_head(bytes, &chain, &head));
     return chain;
 }
 
@@ -141,7 +141,7 @@ static bool put_record_next(const struct image_case *it, bool own)
     uint64_t count = 0, end = HEAD_BYTES;
     uint8_t *bytes = mem_storage_bytes(it->f.storage, log_path(it, true), &count);
     for (uint64_t seed = chain; end + FILE_BYTES_log_record <= count &&
-                                mn_shard_decode_log_record(bytes + end, &seed, &next);
+                                mn_file_decode_log_record(bytes + end, &seed, &next);
          seed = chain) {
         record = next;
         end += FILE_BYTES_log_record + record.body_bytes;
@@ -153,7 +153,7 @@ static bool put_record_next(const struct image_case *it, bool own)
     record.body_bytes = 0;
     record.body_checksum = mn_checksum("", 0, 0);
     uint64_t seed = other;
-    mn_shard_encode_log_record(&record, &seed, bytes + end);
+    mn_file_encode_log_record(&record, &seed, bytes + end);
     return true;
 }
 

@@ -197,7 +197,7 @@ static enum mn_status forge(struct move_case *it, struct move_plan *plan,
         forged.payload[at] = value;
     head.body_checksum = mn_checksum(forged.payload + FILE_BYTES_chunk_head,
                                      forged.bytes - FILE_BYTES_chunk_head, 0);
-    mn_shard_encode_chunk_head(&head, &chain, forged.payload);
+    mn_file_encode_chunk_head(&head, &chain, forged.payload);
     return move_case_write(it, plan, &forged, &answer);
 }
 
@@ -214,7 +214,7 @@ static void forged_chunks_are_refused(void **state)
     (void)move_case_hold(&it, &plan);
     expect(&it, &plan, 0, MN_MOVE_READ, 0, MN_OK, "");
     chunk = answer;
-    assert_true(mn_shard_decode_chunk_head(chunk.payload, &chain, &head) && head.rows % 8 == 0);
+    assert_true(mn_file_decode_chunk_head(chunk.payload, &chain, &head) && head.rows % 8 == 0);
     uint8_t *bitmap = chunk.payload + FILE_BYTES_chunk_head, *counts = bitmap + head.rows / 8;
     assert_true(counts[0] && !counts[1] && !counts[2] && !counts[3] && bitmap[0]);
     assert_int_equal(forge(&it, &plan, head, counts, 0), MN_CORRUPT); /* of a row never written */
@@ -264,7 +264,7 @@ static void chunks_out_of_order_are_refused(void **state)
     refused(move_case_write(&it, &early, &third, &answer), &answer.error, MN_CONFLICT, "position");
     struct file_chunk_head head; /* of rows that begin before where the others ended */
     uint64_t chain = seed_of(right.number);
-    assert_true(mn_shard_decode_chunk_head(third.payload, &chain, &head));
+    assert_true(mn_file_decode_chunk_head(third.payload, &chain, &head));
     early.position = plan.position;
     head.first = plan.position - 1;
     chunk = third;
