@@ -26,7 +26,7 @@ enum {
 
 /* Every file begins with these. */
 #define FROZEN_PREAMBLE_FIELDS(X)                                                                  \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(U64, step)
 
 #define FROZEN_TABLE_FIELDS(X)                                                                     \

@@ -31,20 +31,16 @@ static enum mn_status wrong_size(const char *file, uint64_t bytes, uint64_t due,
 static enum mn_status check_preamble(const char *file, const uint8_t *bytes, uint64_t count,
                                      uint64_t magic_due, uint64_t least_bytes, mn_error *error)
 {
-    uint64_t magic;
-    uint32_t version, least_reader, endianness;
-    if (count < sizeof magic + 12)
+    mn_file_PREAMBLE preamble;
+    if (count < MN_FILE_BYTES_PREAMBLE)
         return wrong_size(file, count, least_bytes, error);
-    bytes = mn_file_get_U64(bytes, &magic);
-    bytes = mn_file_get_U32(bytes, &version);
-    bytes = mn_file_get_U32(bytes, &least_reader);
-    (void)mn_file_get_U32(bytes, &endianness);
-    if (magic != magic_due || endianness != MN_FILE_ENDIANNESS)
+    (void)mn_file_get_PREAMBLE(bytes, &preamble);
+    if (preamble.magic != magic_due || preamble.endianness != MN_FILE_ENDIANNESS)
         return mn_fail(error, MN_CORRUPT, "magic", "%.150s is no frozen file of this kind", file);
-    if (least_reader > FROZEN_FORMAT_VERSION)
+    if (preamble.least_reader > FROZEN_FORMAT_VERSION)
         return mn_fail(error, MN_UNSUPPORTED, "format_version",
                        "%.110s has format %u, which needs a reader of %u; this one is %d", file,
-                       version, least_reader, FROZEN_FORMAT_VERSION);
+                       preamble.format_version, preamble.least_reader, FROZEN_FORMAT_VERSION);
     return count < least_bytes ? wrong_size(file, count, least_bytes, error) : MN_OK;
 }
 

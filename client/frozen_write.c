@@ -192,10 +192,8 @@ static enum mn_status pack(freezing *job, const mn_frozen_rows *rows, uint64_t f
 static uint64_t put_head(const freezing *job, const mn_table_spec *spec, const mn_frozen_rows *rows,
                          uint8_t *out_page)
 {
-    const struct file_frozen_table head = {.magic = FROZEN_TABLE_MAGIC,
-                                           .format_version = FROZEN_FORMAT_VERSION,
-                                           .least_reader = FROZEN_READER_LEAST,
-                                           .endianness = MN_FILE_ENDIANNESS,
+    const struct file_frozen_table head = {.file = {FROZEN_TABLE_MAGIC, FROZEN_FORMAT_VERSION,
+                                                    FROZEN_READER_LEAST, MN_FILE_ENDIANNESS},
                                            .step = job->contents.head.step,
                                            .row_dtype = rows->dtype,
                                            .row_bytes = rows->row_bytes,
@@ -279,10 +277,8 @@ static enum mn_status run(freezing *job, mn_error *error)
     if (!status)
         status = check_options(job, error);
     struct file_frozen_manifest *head = &job->contents.head;
-    *head = (struct file_frozen_manifest){.magic = FROZEN_MANIFEST_MAGIC,
-                                          .format_version = FROZEN_FORMAT_VERSION,
-                                          .least_reader = FROZEN_READER_LEAST,
-                                          .endianness = MN_FILE_ENDIANNESS,
+    *head = (struct file_frozen_manifest){.file = {FROZEN_MANIFEST_MAGIC, FROZEN_FORMAT_VERSION,
+                                                   FROZEN_READER_LEAST, MN_FILE_ENDIANNESS},
                                           .step = UINT64_MAX, /* until the first read has told it */
                                           .tables = job->table_count};
     for (uint32_t i = 0; i < job->table_count && !status; i++)

@@ -51,6 +51,14 @@ uint8_t *mn_file_put_SPEC(uint8_t *at, const mn_file_SPEC *value)
     return put(at, state, sizeof state);
 }
 
+uint8_t *mn_file_put_PREAMBLE(uint8_t *at, const mn_file_PREAMBLE *value)
+{
+    at = put(at, &value->magic, 8);
+    at = put(at, &value->format_version, 4);
+    at = put(at, &value->least_reader, 4);
+    return put(at, &value->endianness, 4);
+}
+
 const uint8_t *mn_file_get_U32(const uint8_t *at, mn_file_U32 *out_value)
 {
     return get(at, out_value, 4);
@@ -98,4 +106,12 @@ const uint8_t *mn_file_get_SPEC(const uint8_t *at, mn_file_SPEC *out_value)
                                           .state_dtype = (enum mn_dtype)state[0],
                                           .row_correction = state[1] != 0};
     return at;
+}
+
+const uint8_t *mn_file_get_PREAMBLE(const uint8_t *at, mn_file_PREAMBLE *out_value)
+{
+    at = get(at, &out_value->magic, 8);
+    at = get(at, &out_value->format_version, 4);
+    at = get(at, &out_value->least_reader, 4);
+    return get(at, &out_value->endianness, 4);
 }

@@ -673,27 +673,27 @@ enum mn_status mn_grpc_client_create(const mn_grpc_client_options *options,
 /* A record is its fields, then the checksum of its bytes, seeded with the checksum of the record
  * before it: so neither a byte nor the order of records can change unseen. All little-endian. One
  * field table of X(type, field) per record yields its struct, its codec and its size. Types: U32,
- * U64, F32, NAME, and SPEC, a table's, which a reader has yet to check. */
+ * U64, F32, NAME, SPEC, a table's, which a reader has yet to check, and PREAMBLE, which every file
+ * begins with. */
 typedef uint32_t mn_file_U32;
 typedef uint64_t mn_file_U64;
 typedef float mn_file_F32;
 typedef char mn_file_NAME[MN_NAME_BYTES];
 typedef mn_table_spec mn_file_SPEC;
+typedef struct mn_file_PREAMBLE {
+    uint64_t magic;
+    uint32_t format_version, least_reader; /* the oldest that understands this file */
+    uint32_t endianness;                   /* MN_FILE_ENDIANNESS */
+} mn_file_PREAMBLE;
 enum {
     MN_FILE_BYTES_U32 = 4,
     MN_FILE_BYTES_U64 = 8,
     MN_FILE_BYTES_F32 = 4,
     MN_FILE_BYTES_NAME = MN_NAME_BYTES,
     MN_FILE_BYTES_SPEC = MN_NAME_BYTES + 2 * 8 + 13 * 4,
+    MN_FILE_BYTES_PREAMBLE = 8 + 3 * 4,
     MN_FILE_ENDIANNESS = 0x01020304
 };
-
-/* Every file's first record begins with these. */
-#define MN_FILE_PREAMBLE_FIELDS(X)                                                                 \
-    X(U64, magic)                                                                                  \
-    X(U32, format_version)                                                                         \
-    X(U32, least_reader) /* the oldest reader that understands this file */                        \
-    X(U32, endianness)
 
 /* Each writes or reads the bytes of one field, and returns where the next one stands. */
 uint8_t *mn_file_put_U32(uint8_t *at, const mn_file_U32 *value);
@@ -701,11 +701,13 @@ uint8_t *mn_file_put_U64(uint8_t *at, const mn_file_U64 *value);
 uint8_t *mn_file_put_F32(uint8_t *at, const mn_file_F32 *value);
 uint8_t *mn_file_put_NAME(uint8_t *at, const mn_file_NAME *value);
 uint8_t *mn_file_put_SPEC(uint8_t *at, const mn_file_SPEC *value);
+uint8_t *mn_file_put_PREAMBLE(uint8_t *at, const mn_file_PREAMBLE *value);
 const uint8_t *mn_file_get_U32(const uint8_t *at, mn_file_U32 *out_value);
 const uint8_t *mn_file_get_U64(const uint8_t *at, mn_file_U64 *out_value);
 const uint8_t *mn_file_get_F32(const uint8_t *at, mn_file_F32 *out_value);
 const uint8_t *mn_file_get_NAME(const uint8_t *at, mn_file_NAME *out_value);
 const uint8_t *mn_file_get_SPEC(const uint8_t *at, mn_file_SPEC *out_value);
+const uint8_t *mn_file_get_PREAMBLE(const uint8_t *at, mn_file_PREAMBLE *out_value);
 
 #define MN_FILE_FIELD(type, field)       mn_file_##type field;
 #define MN_FILE_FIELD_BYTES(type, field) +MN_FILE_BYTES_##type

@@ -6,16 +6,15 @@
 RECORD_LIST(RECORD_FITS)
 RECORD_LIST(MN_FILE_RECORD_DEFINE)
 
-enum mn_status mn_shard_check_preamble(const char *path, uint64_t magic, uint64_t magic_due,
-                                       uint32_t version, uint32_t least_reader, uint32_t endianness,
-                                       mn_error *error)
+enum mn_status mn_shard_check_preamble(const char *path, const mn_file_PREAMBLE *file,
+                                       uint64_t magic_due, mn_error *error)
 {
-    if (magic != magic_due || endianness != MN_FILE_ENDIANNESS)
+    if (file->magic != magic_due || file->endianness != MN_FILE_ENDIANNESS)
         return mn_fail(error, MN_CORRUPT, "magic", "%.150s is no file of this kind", path);
-    if (least_reader > FILE_READER_VERSION)
+    if (file->least_reader > FILE_READER_VERSION)
         return mn_fail(error, MN_UNSUPPORTED, "format_version",
                        "%.120s has format %u, which needs a reader of %u; this one is %d", path,
-                       version, least_reader, FILE_READER_VERSION);
+                       file->format_version, file->least_reader, FILE_READER_VERSION);
     return MN_OK;
 }
 

@@ -36,7 +36,7 @@ enum {
 #define IMAGE_MAGIC      UINT64_C(0x0a67616d694d4e4d) /* "MNMimag\n" */
 
 #define TILE_HEAD_FIELDS(X)                                                                        \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(NAME, group)                                                                                 \
     X(U64, table)                                                                                  \
     X(U32, tile)                                                                                   \
@@ -54,7 +54,7 @@ enum {
     X(U64, body_checksum)
 
 #define MANIFEST_HEAD_FIELDS(X)                                                                    \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(NAME, group)                                                                                 \
     X(U64, step)                                                                                   \
     X(U64, map_epoch)                                                                              \
@@ -68,7 +68,7 @@ enum {
     X(SPEC, spec)
 
 #define PART_HEAD_FIELDS(X)                                                                        \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(NAME, group)                                                                                 \
     X(U64, step)                                                                                   \
     X(U64, map_epoch)                                                                              \
@@ -109,7 +109,7 @@ enum {
 /* LOG.md says how these are read. A record's checksum is seeded with that of its file's head, not
  * of the record before: one that is damaged does not hide those after it. Its body follows. */
 #define LOG_HEAD_FIELDS(X)                                                                         \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(NAME, group)                                                                                 \
     X(U64, map_epoch)                                                                              \
     X(U64, number)     /* of the file, among those of the group and epoch, from 1 */               \
@@ -129,7 +129,7 @@ enum {
 /* An image (LOG.md): a group's state at this shard once its record `sequence`, a Commit, had taken
  * effect. The base is all of it but the tiles. */
 #define BASE_HEAD_FIELDS(X)                                                                        \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(NAME, group)                                                                                 \
     X(U64, map_epoch)                                                                              \
     X(U64, sequence)                                                                               \
@@ -193,7 +193,7 @@ enum {
     X(U64, body_checksum)
 
 #define IMAGE_HEAD_FIELDS(X)                                                                       \
-    MN_FILE_PREAMBLE_FIELDS(X)                                                                     \
+    X(PREAMBLE, file)                                                                              \
     X(NAME, group)                                                                                 \
     X(U64, map_epoch)                                                                              \
     X(U64, sequence)                                                                               \
@@ -233,9 +233,8 @@ RECORD_LIST(MN_FILE_RECORD_DECLARE)
 enum { FILE_RECORD_BYTES_MAX = 256 };
 
 /* Magic, version and endianness of a file's first record. */
-enum mn_status mn_shard_check_preamble(const char *path, uint64_t magic, uint64_t magic_due,
-                                       uint32_t version, uint32_t least_reader, uint32_t endianness,
-                                       mn_error *error);
+enum mn_status mn_shard_check_preamble(const char *path, const mn_file_PREAMBLE *file,
+                                       uint64_t magic_due, mn_error *error);
 
 /* Body bytes of a chunk. */
 uint64_t mn_shard_chunk_bytes(const struct file_tile_head *head, uint64_t rows, uint64_t written);

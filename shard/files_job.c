@@ -62,10 +62,7 @@ enum mn_status mn_shard_transfer_start(mn_shard *shard, struct tile_transfer *tr
         transfer->row_first = tile * table->geometry.rows_per_tile - table->position_first;
     struct file_tile_head *head = &transfer->head;
     *head = (struct file_tile_head){
-        .magic = TILE_MAGIC,
-        .format_version = FILE_FORMAT_VERSION,
-        .least_reader = FILE_READER_LEAST,
-        .endianness = MN_FILE_ENDIANNESS,
+        .file = {TILE_MAGIC, FILE_FORMAT_VERSION, FILE_READER_LEAST, MN_FILE_ENDIANNESS},
         .table = table->id,
         .tile = tile,
         .step = step,

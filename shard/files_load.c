@@ -22,8 +22,7 @@ enum mn_status mn_shard_load_start(mn_shard *shard, struct files_job *job,
     transfer->unchecked = planted(shard, MN_PLANT_ANY_CHUNK);
     if (!mn_file_decode_tile_head(bytes, &job->reader.chain, &head))
         return mn_shard_damaged(path, "tile_head", error);
-    status = mn_shard_check_preamble(path, head.magic, TILE_MAGIC, head.format_version,
-                                     head.least_reader, head.endianness, error);
+    status = mn_shard_check_preamble(path, &head.file, TILE_MAGIC, error);
     due = transfer->head;
     bool same = head.table == due.table && head.tile == due.tile && head.step == due.step &&
                 head.rows == due.rows && head.columns == due.columns &&

@@ -73,9 +73,7 @@ static enum mn_status read_head(mn_shard *shard, struct file_reader *reader,
     uint8_t bytes[FILE_RECORD_BYTES_MAX];
     enum mn_status status = TAKE_RECORD(reader, manifest_head, bytes, head, error);
     if (!status)
-        status =
-            mn_shard_check_preamble(reader->path, head->magic, MANIFEST_MAGIC, head->format_version,
-                                    head->least_reader, head->endianness, error);
+        status = mn_shard_check_preamble(reader->path, &head->file, MANIFEST_MAGIC, error);
     if (status)
         return status;
     if (!head->ranks || head->ranks > MN_RANKS_MAX)
@@ -156,8 +154,8 @@ static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
         for (uint32_t tile = 0; tile < manifest->specs[table].tiles; tile++, i++) {
             struct file_tile_record *record = &manifest->tiles[i];
             enum mn_status status =
-                mn_shard_take_tile(reader, manifest->head.format_version, manifest->head.map_epoch,
-                                   manifest->head.step, record, error);
+                mn_shard_take_tile(reader, manifest->head.file.format_version,
+                                   manifest->head.map_epoch, manifest->head.step, record, error);
             if (status)
                 return status;
             if (record->table != manifest->ids[table] || record->tile != tile ||
@@ -224,8 +222,7 @@ enum mn_status mn_shard_tile_summary(mn_storage *storage, const char *path,
         return status;
     status = TAKE_RECORD(&reader, tile_head, bytes, &head, error);
     if (!status)
-        status = mn_shard_check_preamble(path, head.magic, TILE_MAGIC, head.format_version,
-                                         head.least_reader, head.endianness, error);
+        status = mn_shard_check_preamble(path, &head.file, TILE_MAGIC, error);
     if (!status && (head.table != due->table || head.tile != due->tile || head.step != due->step ||
                     strncmp(head.group, due->group, sizeof head.group) != 0))
         status = mn_shard_damaged(path, "tile_head", error);

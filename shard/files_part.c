@@ -79,10 +79,7 @@ enum mn_status mn_shard_part_write(mn_shard *shard, struct files_job *job, mn_er
 {
     struct file_writer *writer = &job->writer;
     struct file_part_head head = {
-        .magic = PART_MAGIC,
-        .format_version = MANIFEST_VERSION,
-        .least_reader = MANIFEST_VERSION,
-        .endianness = MN_FILE_ENDIANNESS,
+        .file = {PART_MAGIC, MANIFEST_VERSION, MANIFEST_VERSION, MN_FILE_ENDIANNESS},
         .step = job->step,
         .map_epoch = job->group->map_epoch,
         .shard = shard->options.shard,
@@ -150,8 +147,7 @@ static enum mn_status read_part(mn_shard *shard, struct files_job *job, struct f
         return status;
     if (!mn_file_decode_part_head(bytes, &reader->chain, &head))
         return mn_shard_damaged(reader->path, "part_head", error);
-    status = mn_shard_check_preamble(reader->path, head.magic, PART_MAGIC, head.format_version,
-                                     head.least_reader, head.endianness, error);
+    status = mn_shard_check_preamble(reader->path, &head.file, PART_MAGIC, error);
     if (!status && (head.step != job->step || head.map_epoch != job->group->map_epoch ||
                     head.shard != part || head.shards != shard->options.shards ||
                     strncmp(head.group, job->group->name, sizeof head.group) != 0))

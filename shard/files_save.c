@@ -423,10 +423,7 @@ static enum mn_status start_manifest(mn_shard *shard, struct files_job *job, mn_
     const struct group *group = job->group;
     struct file_writer *writer = &job->writer;
     struct file_manifest_head head = {
-        .magic = MANIFEST_MAGIC,
-        .format_version = MANIFEST_VERSION,
-        .least_reader = MANIFEST_VERSION,
-        .endianness = MN_FILE_ENDIANNESS,
+        .file = {MANIFEST_MAGIC, MANIFEST_VERSION, MANIFEST_VERSION, MN_FILE_ENDIANNESS},
         .step = job->step,
         .map_epoch = group->map_epoch,
         .next_table = shard->next_table,

@@ -212,10 +212,7 @@ static enum mn_status put_manifest(mn_shard *shard, struct image *image, mn_erro
     struct group_log *log = &job->group->log;
     uint8_t bytes[FILE_RECORD_BYTES_MAX];
     struct file_image_head head = {
-        .magic = IMAGE_MAGIC,
-        .format_version = IMAGE_VERSION,
-        .least_reader = IMAGE_VERSION,
-        .endianness = MN_FILE_ENDIANNESS,
+        .file = {IMAGE_MAGIC, IMAGE_VERSION, IMAGE_VERSION, MN_FILE_ENDIANNESS},
         .map_epoch = job->group->map_epoch,
         .sequence = job->sequence,
         .step = job->step,

@@ -24,10 +24,7 @@ static struct file_base_head head_of(const mn_shard *shard, const struct base *b
 {
     const struct group *group = base->group;
     struct file_base_head head = {
-        .magic = BASE_MAGIC,
-        .format_version = BASE_VERSION,
-        .least_reader = BASE_READER_LEAST,
-        .endianness = MN_FILE_ENDIANNESS,
+        .file = {BASE_MAGIC, BASE_VERSION, BASE_READER_LEAST, MN_FILE_ENDIANNESS},
         .map_epoch = group->map_epoch,
         .sequence = group->log.written,
         .step = group->committed,

@@ -244,10 +244,7 @@ static enum mn_status write_head(mn_shard *shard, struct group *group, mn_error 
 {
     struct group_log *log = &group->log;
     struct file_log_head head = {
-        .magic = LOG_MAGIC,
-        .format_version = FILE_FORMAT_VERSION,
-        .least_reader = FILE_READER_LEAST,
-        .endianness = MN_FILE_ENDIANNESS,
+        .file = {LOG_MAGIC, FILE_FORMAT_VERSION, FILE_READER_LEAST, MN_FILE_ENDIANNESS},
         .map_epoch = group->map_epoch,
         .number = log->number,
         .first = log->first ? log->first->head.sequence : log->written + 1,

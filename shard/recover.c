@@ -270,8 +270,7 @@ static enum mn_status open_log(mn_shard *shard, const struct log_name *name, str
     file->chain = 0;
     if (!mn_file_decode_log_head(bytes, &file->chain, head))
         return mn_shard_damaged(path, "head", error);
-    status = mn_shard_check_preamble(path, head->magic, LOG_MAGIC, head->format_version,
-                                     head->least_reader, head->endianness, error);
+    status = mn_shard_check_preamble(path, &head->file, LOG_MAGIC, error);
     bool same = !strncmp(head->group, name->group, MN_NAME_BYTES) &&
                 head->map_epoch == name->epoch && head->number == name->number &&
                 head->shard == shard->options.shard && head->shards == shard->options.shards &&

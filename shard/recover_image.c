@@ -35,8 +35,7 @@ static enum mn_status read_head(mn_shard *shard, const struct log_name *name,
         return status;
     if (!mn_file_decode_image_head(bytes, &reader->chain, &head))
         return mn_shard_damaged(path, "image_head", error);
-    status = mn_shard_check_preamble(path, head.magic, IMAGE_MAGIC, head.format_version,
-                                     head.least_reader, head.endianness, error);
+    status = mn_shard_check_preamble(path, &head.file, IMAGE_MAGIC, error);
     const uint32_t most = shard->options.tables_max * (uint32_t)MN_ROW_BLOCKS_MAX;
     bool valid = is_of(name, head.group, head.map_epoch, head.sequence) &&
                  head.shard == shard->options.shard && head.shards == shard->options.shards &&
@@ -60,8 +59,8 @@ static enum mn_status read_tiles(mn_shard *shard, struct file_reader *reader,
         return mn_fail(error, MN_NO_MEMORY, "log", "no memory for the tiles of %.150s",
                        reader->path);
     for (uint32_t i = 0; !status && i < count; i++) {
-        status = mn_shard_take_tile(reader, image->head.format_version + 1, 0, 0, &image->tiles[i],
-                                    error);
+        status = mn_shard_take_tile(reader, image->head.file.format_version + 1, 0, 0,
+                                    &image->tiles[i], error);
         rows_written += image->tiles[i].rows_written;
         bytes += image->tiles[i].bytes;
     }
@@ -155,8 +154,7 @@ static enum mn_status take_head(mn_shard *shard, const struct log_name *name, mn
     if (!status)
         status = TAKE(shard, base_head, head, error);
     if (!status)
-        status = mn_shard_check_preamble(path, head->magic, BASE_MAGIC, head->format_version,
-                                         head->least_reader, head->endianness, error);
+        status = mn_shard_check_preamble(path, &head->file, BASE_MAGIC, error);
     if (status)
         return status;
     image->base.records = 0; /* the head is not counted */
@@ -172,8 +170,8 @@ static enum mn_status take_head(mn_shard *shard, const struct log_name *name, mn
                  image->base.bytes == image->head.base_bytes;
     if (!valid)
         return mn_shard_damaged(path, "base_head", error);
-    return head->format_version < BASE_VERSION ? MN_OK
-                                               : TAKE(shard, base_move, &image->move, error);
+    return head->file.format_version < BASE_VERSION ? MN_OK
+                                                    : TAKE(shard, base_move, &image->move, error);
 }
 
 /* ---- The group and its tables */
@@ -234,7 +232,7 @@ static enum mn_status take_place(mn_shard *shard, const mn_table_spec *checked,
                                  struct file_base_place *out_place, mn_error *error)
 {
     const struct image_file *image = &shard->recovery->image;
-    if (image->base_head.format_version < BASE_VERSION) {
+    if (image->base_head.file.format_version < BASE_VERSION) {
         const struct tile_range tiles = mn_shard_tiles_mapped(shard, checked);
         *out_place = (struct file_base_place){tiles.first, tiles.count, 0};
         return MN_OK;
@@ -327,7 +325,7 @@ static void promote(mn_shard *shard, const struct image_file *image, struct tabl
 static struct tile_state state_of(const struct image_file *image,
                                   const struct file_tile_record *record)
 {
-    if (image->head.format_version < IMAGE_VERSION)
+    if (image->head.file.format_version < IMAGE_VERSION)
         return (struct tile_state){image->head.map_epoch, image->head.step, image->group->life};
     return (struct tile_state){record->epoch, record->step, record->life};
 }
