@@ -169,6 +169,19 @@ const mn_table_spec *mn_core_table_spec(const mn_table *table) { return &table->
 uint64_t mn_core_table_id(const mn_table *table) { return table->id; }
 mn_core *mn_core_of_table(const mn_table *table) { return table->core; }
 
+/* The home shard has answered: the phase at the others, which is complete where there are none. */
+static void phase_others(mn_task *task, const mn_phase *phase)
+{
+    if (task->core->shards == 1) {
+        phase->complete(task);
+        return;
+    }
+    mn_phase_begin(task, phase);
+    for (uint32_t shard = 1; shard < task->core->shards; shard++)
+        mn_lane_open(task, shard, 1);
+    mn_phase_go(task);
+}
+
 /* ---- Open: created at the home shard, which gives the id, then at the others ---- */
 
 static void fill_create(mn_task *task, mn_lane *lane, mn_slot *slot)
@@ -204,17 +217,7 @@ static void complete_create(mn_task *task)
 static const mn_phase create_phase = {MN_VERB_CREATE_TABLE, fill_create, answered_create, NULL,
                                       complete_create};
 
-static void complete_home(mn_task *task)
-{
-    if (task->core->shards == 1) {
-        complete_create(task);
-        return;
-    }
-    mn_phase_begin(task, &create_phase);
-    for (uint32_t shard = 1; shard < task->core->shards; shard++)
-        mn_lane_open(task, shard, 1);
-    mn_phase_go(task);
-}
+static void complete_home(mn_task *task) { phase_others(task, &create_phase); }
 
 static const mn_phase home_phase = {MN_VERB_CREATE_TABLE, fill_create, answered_create, NULL,
                                     complete_home};
@@ -283,17 +286,7 @@ static void complete_drop(mn_task *task)
 static const mn_phase drop_phase = {MN_VERB_DROP, fill_drop, answered_drop, refused_drop,
                                     complete_drop};
 
-static void complete_drop_home(mn_task *task)
-{
-    if (task->core->shards == 1) {
-        complete_drop(task);
-        return;
-    }
-    mn_phase_begin(task, &drop_phase);
-    for (uint32_t shard = 1; shard < task->core->shards; shard++)
-        mn_lane_open(task, shard, 1);
-    mn_phase_go(task);
-}
+static void complete_drop_home(mn_task *task) { phase_others(task, &drop_phase); }
 
 static const mn_phase drop_home_phase = {MN_VERB_DROP, fill_drop, answered_drop, refused_drop,
                                          complete_drop_home};
