@@ -93,10 +93,7 @@ static void payloads_of_any_other_length(void **state)
         for (size_t n = 0; n < sizeof wrong / sizeof *wrong; n++) {
             fake it;
             fake_call call;
-            mn_core_options options = fake_options();
-            fake_init(&it, 1);
-            fake_create(&it, &options);
-            fake_join(&it);
+            fake_joined(&it, 1, NULL);
             mn_table *table = fake_table(&it, &columns);
             uint64_t due = call_of(&it, &call, cases[i].kind, cases[i].state, table);
             uint64_t bytes = wrong[n] == INT64_MIN ? 0 : due + (uint64_t)wrong[n];
@@ -125,11 +122,8 @@ static void describe_tells_of_one_table(void **state)
     for (uint32_t tables = 0; tables < 4; tables += 2) {
         fake it;
         fake_call call;
-        mn_core_options options = fake_options();
         mn_table_info infos[2] = {{.table = 9, .spec = columns}, {.table = 10, .spec = columns}};
-        fake_init(&it, 1);
-        fake_create(&it, &options);
-        fake_join(&it);
+        fake_joined(&it, 1, NULL);
         fake_call_init(&it, &call, MN_OP_TABLE_FIND, 1000);
         strcpy(call.operation.spec.name, "t");
         fake_submit(&it, &call);
@@ -147,10 +141,7 @@ static void ids_are_given(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_core_options options = fake_options();
-    fake_init(&it, 1);
-    fake_create(&it, &options);
-    fake_join(&it);
+    fake_joined(&it, 1, NULL);
     fake_call_init(&it, &call, MN_OP_TABLE_OPEN, 1000);
     call.operation.spec = columns;
     fake_submit(&it, &call);

@@ -15,14 +15,6 @@ static void world(fake *it, uint32_t shards)
     fake_create(it, &options);
 }
 
-static void expect_end(const fake_call *call, enum mn_status status, const char *field)
-{
-    assert_int_equal(call->done, 1);
-    assert_int_equal(call->operation.status, status);
-    if (field)
-        assert_string_equal(call->operation.error.field, field);
-}
-
 /* ---- Commit ---- */
 
 static void commit(fake *it, fake_call *call, uint64_t step, float clip_norm)
@@ -33,6 +25,12 @@ static void commit(fake *it, fake_call *call, uint64_t step, float clip_norm)
     call->operation.proposal.sets[0].learning_rate = 0.5f;
     call->operation.proposal.sets[0].scale = 2;
     call->operation.proposal.sets[0].clip_norm = clip_norm;
+}
+
+static void send_commit(fake *it, fake_call *call, uint64_t step, float clip_norm)
+{
+    commit(it, call, step, clip_norm);
+    fake_submit(it, call);
 }
 
 /* With the squares of `count` tables of the ids, `tiles` each. */
@@ -65,10 +63,8 @@ static void a_commit_seals_then_commits(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
+    fake_joined(&it, 2, NULL);
+    send_commit(&it, &call, 5, 0);
     assert_false(fake_take(&it, MN_VERB_SEAL, 0)->request.norms);
     answer_seal(&it, 0, 4, 3);
     assert_int_equal(fake_open(&it, MN_VERB_COMMIT), 0);
@@ -80,11 +76,10 @@ static void a_commit_seals_then_commits(void **state)
         assert_true(request->factors[0] == 2 && request->proposal.sets[0].learning_rate == 0.5f);
     }
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     assert_int_equal(mn_core_step(it.core), 5);
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
-    expect_end(&call, MN_STEP, "step");
+    send_commit(&it, &call, 5, 0);
+    fake_expect_end(&call, MN_STEP, "step");
     fake_destroy(&it);
 }
 
@@ -94,10 +89,8 @@ static void requests_tell_what_is_committed(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
+    fake_joined(&it, 2, NULL);
+    send_commit(&it, &call, 5, 0);
     const mn_context *context = &fake_take(&it, MN_VERB_SEAL, 1)->request.context;
     assert_int_equal(context->settled_step, 4);
     assert_int_equal(context->committed_step, 4);
@@ -111,9 +104,8 @@ static void requests_tell_what_is_committed(void **state)
     other->reply.map_epoch = FAKE_EPOCH + 1; /* another life's */
     fake_answer(&it, other);
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    expect_end(&call, MN_OK, NULL);
-    commit(&it, &call, 6, 0);
-    fake_submit(&it, &call);
+    fake_expect_end(&call, MN_OK, NULL);
+    send_commit(&it, &call, 6, 0);
     assert_int_equal(fake_take(&it, MN_VERB_SEAL, 0)->request.context.committed_step, 5);
     assert_int_equal(fake_take(&it, MN_VERB_SEAL, 1)->request.context.committed_step, 4);
     answer_seal(&it, 0, 5, 3);
@@ -131,8 +123,7 @@ static void norms_clip(void **state)
     fake it;
     fake_call call;
     double norm = 0, due = 2 * sqrt(36);
-    world(&it, 2);
-    fake_join(&it);
+    fake_joined(&it, 2, NULL);
     commit(&it, &call, 5, 3);
     call.operation.norms = &norm;
     fake_submit(&it, &call);
@@ -141,7 +132,7 @@ static void norms_clip(void **state)
     answer_norms(&it, 0, squares[0], ids, 2, 2);
     assert_true(fake_take(&it, MN_VERB_COMMIT, 1)->request.factors[0] == (float)(2 * (3 / due)));
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     assert_true(norm == due);
     fake_destroy(&it);
 }
@@ -160,17 +151,15 @@ static void norms_that_lie(void **state)
         fake_call call;
         mn_table_info tables[2] = {{.table = lies[i].ids[0], .tile_count = 2},
                                    {.table = lies[i].ids[1], .tile_count = 2}};
-        world(&it, 1);
-        fake_join(&it);
-        commit(&it, &call, 5, 3);
-        fake_submit(&it, &call);
+        fake_joined(&it, 1, NULL);
+        send_commit(&it, &call, 5, 3);
         mn_exchange *seal = fake_take(&it, MN_VERB_SEAL, 0);
         seal->reply.step = 4;
         seal->reply.proposal = seal->request.proposal;
         seal->reply.tables = tables;
         seal->reply.table_count = lies[i].told;
         fake_answer_bytes(&it, seal, squares, lies[i].sent * sizeof *squares);
-        expect_end(&call, MN_CORRUPT, "payload");
+        fake_expect_end(&call, MN_CORRUPT, "payload");
         fake_destroy(&it);
     }
 }
@@ -186,15 +175,14 @@ static void tables_change_while_sealing(void **state)
         fake it;
         fake_call call;
         double norm = 0;
-        world(&it, 2);
-        fake_join(&it);
+        fake_joined(&it, 2, NULL);
         commit(&it, &call, 5, 3);
         call.operation.norms = &norm;
         fake_submit(&it, &call);
         answer_norms(&it, 0, squares[0], ids[0], 2, 2);
         answer_norms(&it, 1, squares[1], ids[1] + first, 1, 2);
         fake_answer_all(&it, MN_VERB_COMMIT, 5);
-        expect_end(&call, MN_OK, NULL);
+        fake_expect_end(&call, MN_OK, NULL);
         assert_true(norm == 2 * sqrt(25));
         fake_destroy(&it);
     }
@@ -208,14 +196,12 @@ static void an_infinite_norm_discards(void **state)
     static const uint64_t id = 7;
     fake it;
     fake_call call;
-    world(&it, 1);
-    fake_join(&it);
-    commit(&it, &call, 5, 3);
-    fake_submit(&it, &call);
+    fake_joined(&it, 1, NULL);
+    send_commit(&it, &call, 5, 3);
     answer_norms(&it, 0, squares, &id, 1, 2);
     assert_true(fake_take(&it, MN_VERB_COMMIT, 0)->request.proposal.discard);
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    expect_end(&call, MN_DISCARDED, "discard");
+    fake_expect_end(&call, MN_DISCARDED, "discard");
     assert_int_equal(mn_core_step(it.core), 5);
     fake_destroy(&it);
 }
@@ -225,10 +211,8 @@ static void other_sums_seal_again(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
+    fake_joined(&it, 2, NULL);
+    send_commit(&it, &call, 5, 0);
     answer_seal(&it, 0, 4, 3);
     answer_seal(&it, 1, 4, 4);
     assert_int_equal(fake_open(&it, MN_VERB_COMMIT), 0);
@@ -236,7 +220,7 @@ static void other_sums_seal_again(void **state)
     answer_seal(&it, 0, 4, 4);
     answer_seal(&it, 1, 4, 4);
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     fake_destroy(&it);
 }
 
@@ -247,10 +231,8 @@ static void reseal(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
+    fake_joined(&it, 2, NULL);
+    send_commit(&it, &call, 5, 0);
     answer_seal(&it, 0, 4, 3);
     answer_seal(&it, 1, 4, 3);
     fake_refuse(&it, fake_take(&it, MN_VERB_COMMIT, 0), MN_RESEAL, "incarnation_sum");
@@ -269,7 +251,7 @@ static void reseal(void **state)
     const mn_request *request = &fake_take(&it, MN_VERB_COMMIT, 0)->request;
     assert_true(request->factors[0] == 0.25f && request->incarnation_sum == 6);
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     fake_destroy(&it);
 }
 
@@ -279,10 +261,8 @@ static void a_commit_made_again(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
+    fake_joined(&it, 2, NULL);
+    send_commit(&it, &call, 5, 0);
     answer_seal(&it, 0, 5, 0);
     answer_seal(&it, 1, 5, 0);
     mn_exchange *ask = fake_take(&it, MN_VERB_JOIN, 0);
@@ -290,7 +270,7 @@ static void a_commit_made_again(void **state)
     ask->reply.step = 5;
     ask->reply.proposal.discard = true; /* by another rank's vote */
     fake_answer(&it, ask);
-    expect_end(&call, MN_DISCARDED, "discard");
+    fake_expect_end(&call, MN_DISCARDED, "discard");
     assert_int_equal(mn_core_step(it.core), 5);
     fake_destroy(&it);
 }
@@ -301,8 +281,7 @@ static void a_vote_discards(void **state)
     for (int own = 0; own < 2; own++) {
         fake it;
         fake_call call;
-        world(&it, 2);
-        fake_join(&it);
+        fake_joined(&it, 2, NULL);
         commit(&it, &call, 5, 3);
         call.operation.proposal.discard = own;
         fake_submit(&it, &call);
@@ -318,7 +297,7 @@ static void a_vote_discards(void **state)
         assert_true(request->proposal.discard && request->proposal.set_count == 0);
         assert_true(request->factors[0] == 0);
         fake_answer_all(&it, MN_VERB_COMMIT, 5);
-        expect_end(&call, own ? MN_OK : MN_DISCARDED, own ? NULL : "discard");
+        fake_expect_end(&call, own ? MN_OK : MN_DISCARDED, own ? NULL : "discard");
         assert_int_equal(mn_core_step(it.core), 5);
         fake_destroy(&it);
     }
@@ -334,9 +313,7 @@ static void pieces_are_counted_once(void **state)
     fake_call call, change;
     mn_core_options options = fake_options();
     options.chunk_bytes = 16384; /* 64 rows of 516 bytes: three pieces at each shard */
-    fake_init(&it, 2);
-    fake_create(&it, &options);
-    fake_join(&it);
+    fake_joined(&it, 2, &options);
     mn_table *table = fake_table(&it, &spec);
     for (int attempt = 0; attempt < 2; attempt++) {
         fake_call_init(&it, &change, MN_OP_PUSH, 1000);
@@ -347,30 +324,27 @@ static void pieces_are_counted_once(void **state)
         change.operation.values = mn_f32(values);
         fake_submit(&it, &change);
         if (attempt == 0) {
-            commit(&it, &call, 5, 0);
-            fake_submit(&it, &call);
-            expect_end(&call, MN_STEP, "step"); /* a change is under way */
+            send_commit(&it, &call, 5, 0);
+            fake_expect_end(&call, MN_STEP, "step"); /* a change is under way */
             mn_core_cancel(it.core, &change.operation);
         }
         for (int round = 0; round < 3; round++)
             fake_answer_all(&it, MN_VERB_PUSH, 4);
-        expect_end(&change, attempt ? MN_OK : MN_CANCELLED, NULL);
+        fake_expect_end(&change, attempt ? MN_OK : MN_CANCELLED, NULL);
     }
-    commit(&it, &call, 5, 0);
-    fake_submit(&it, &call);
+    send_commit(&it, &call, 5, 0);
     for (uint32_t shard = 0; shard < 2; shard++) {
         assert_int_equal(fake_take(&it, MN_VERB_SEAL, shard)->request.pieces, 3);
         answer_seal(&it, shard, 4, 3);
     }
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
-    commit(&it, &call, 6, 0); /* and forgotten with the step */
-    fake_submit(&it, &call);
+    send_commit(&it, &call, 6, 0); /* and forgotten with the step */
     for (uint32_t shard = 0; shard < 2; shard++) {
         assert_int_equal(fake_take(&it, MN_VERB_SEAL, shard)->request.pieces, 0);
         answer_seal(&it, shard, 5, 3);
     }
     fake_answer_all(&it, MN_VERB_COMMIT, 6);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     fake_destroy(&it);
 }
 
@@ -414,7 +388,7 @@ static void expect_replay(fake *it, const fake_call *call, uint64_t step)
         assert_int_equal(fake_take(it, MN_VERB_JOIN, shard)->request.join, MN_JOIN_REPLAY);
     assert_int_equal(call->done, 0);
     fake_answer_all(it, MN_VERB_JOIN, step);
-    expect_end(call, MN_OK, NULL);
+    fake_expect_end(call, MN_OK, NULL);
     assert_int_equal(mn_core_step(it->core), step);
 }
 
@@ -480,7 +454,7 @@ static void join_sees_a_home_shard_that_forgot(void **state)
     exchange = fake_take(&it, MN_VERB_JOIN, 1);
     exchange->reply.map_epoch = 10; /* of the life before */
     fake_refuse(&it, exchange, MN_EPOCH, "map_epoch");
-    expect_end(&call, MN_LOST, "map_epoch");
+    fake_expect_end(&call, MN_LOST, "map_epoch");
     fake_destroy(&it);
 }
 
@@ -491,7 +465,7 @@ static void join_sees_a_shard_that_forgot(void **state)
     fake_call call;
     world(&it, 2);
     join_until_fenced(&it, &call, (stand[2]){{6, false}, {0, false}});
-    expect_end(&call, MN_LOST, "step");
+    fake_expect_end(&call, MN_LOST, "step");
     assert_non_null(strstr(call.operation.error.message, "shard 1"));
     fake_destroy(&it);
 }
@@ -506,7 +480,7 @@ static void join_without_replay_is_planted(void **state)
     fake_init(&it, 2);
     fake_create(&it, &options);
     join_until_fenced(&it, &call, (stand[2]){{6, false}, {6, false}});
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     assert_int_equal(fake_open(&it, MN_VERB_JOIN), 0);
     fake_destroy(&it);
 }
@@ -517,9 +491,8 @@ static void nothing_before_join(void **state)
     fake it;
     fake_call call;
     world(&it, 1);
-    commit(&it, &call, 1, 0);
-    fake_submit(&it, &call);
-    expect_end(&call, MN_INVALID, "join");
+    send_commit(&it, &call, 1, 0);
+    fake_expect_end(&call, MN_INVALID, "join");
     fake_destroy(&it);
 }
 
@@ -539,11 +512,10 @@ static void a_reader_only_looks(void **state)
     map->reply.map_epoch = 3;
     map->reply.step = 9;
     fake_answer(&it, map);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     assert_int_equal(mn_core_step(it.core), 9);
-    commit(&it, &call, 10, 0);
-    fake_submit(&it, &call);
-    expect_end(&call, MN_INVALID, "reader");
+    send_commit(&it, &call, 10, 0);
+    fake_expect_end(&call, MN_INVALID, "reader");
     fake_destroy(&it);
 }
 
@@ -578,8 +550,7 @@ static void loads_do_not_share_an_epoch(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
+    fake_joined(&it, 2, NULL);
     uint64_t first = load(&it, &call, 1);
     mn_exchange *assign = fake_take(&it, MN_VERB_JOIN, 0);
     assign->reply.incarnation = 1;
@@ -589,14 +560,14 @@ static void loads_do_not_share_an_epoch(void **state)
     fake_answer_all(&it, MN_VERB_JOIN, 4); /* FENCE */
     fake_answer_all(&it, MN_VERB_JOIN, 4); /* REPLAY */
     fake_answer_all(&it, MN_VERB_LIST, 4);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     uint64_t second = load(&it, &call, 2);
     assert_true(second > first);
     assign = fake_take(&it, MN_VERB_JOIN, 0);
     assign->reply.incarnation = 1;
     assign->reply.map_epoch = second + 1; /* another's load came in between */
     fake_answer(&it, assign);
-    expect_end(&call, MN_EPOCH, "map_epoch");
+    fake_expect_end(&call, MN_EPOCH, "map_epoch");
     fake_destroy(&it);
 }
 
@@ -608,8 +579,7 @@ static void a_drop_made_again(void **state)
     for (int found = 0; found < 2; found++) {
         fake it;
         fake_call call;
-        world(&it, 2);
-        fake_join(&it);
+        fake_joined(&it, 2, NULL);
         fake_call_init(&it, &call, MN_OP_TABLE_DROP, 1000);
         memcpy(call.operation.spec.name, "t", 2);
         fake_submit(&it, &call);
@@ -619,7 +589,7 @@ static void a_drop_made_again(void **state)
             fake_answer_all(&it, MN_VERB_DROP, 4);
         else
             fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 1), MN_NOT_FOUND, "table");
-        expect_end(&call, found ? MN_OK : MN_NOT_FOUND, found ? NULL : "table");
+        fake_expect_end(&call, found ? MN_OK : MN_NOT_FOUND, found ? NULL : "table");
         fake_destroy(&it);
     }
 }
@@ -648,7 +618,7 @@ static mn_table *find_table(fake *it, fake_call *call)
     describe->reply.tables = &info;
     describe->reply.table_count = 1;
     fake_answer(it, describe);
-    expect_end(call, MN_OK, NULL);
+    fake_expect_end(call, MN_OK, NULL);
     return call->operation.table;
 }
 
@@ -660,8 +630,7 @@ static void requests_tell_which_tables_stand(void **state)
     for (int opened = 0; opened < 2; opened++) {
         fake it;
         fake_call call;
-        world(&it, 2);
-        fake_join(&it);
+        fake_joined(&it, 2, NULL);
         mn_table *table = opened ? fake_table(&it, &spec) : find_table(&it, &call);
         commit(&it, &call, 5, 0);
         call.operation.proposal.sets[0].tables[0] = 9;
@@ -690,8 +659,7 @@ static void a_drop_names_the_table(void **state)
     (void)state;
     fake it;
     fake_call call;
-    world(&it, 2);
-    fake_join(&it);
+    fake_joined(&it, 2, NULL);
     fake_call_init(&it, &call, MN_OP_TABLE_DROP, 1000);
     memcpy(call.operation.spec.name, "t", 2);
     fake_submit(&it, &call);
@@ -701,7 +669,7 @@ static void a_drop_names_the_table(void **state)
     fake_answer(&it, drop);
     assert_int_equal(fake_take(&it, MN_VERB_DROP, 1)->request.table, 9);
     fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 1), MN_NOT_FOUND, "table");
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     fake_destroy(&it);
 }
 

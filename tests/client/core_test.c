@@ -11,13 +11,10 @@ static const mn_table_spec columns = {
 static uint32_t indices[4] = {1, 2, 3, 4};
 static float weights[4] = {1, 1, 1, 1}, answers[4 * 128], values[4 * 128];
 
-static void world(fake *it, uint32_t shards, mn_table **out_table)
+static mn_table *world(fake *it, uint32_t shards)
 {
-    mn_core_options options = fake_options();
-    fake_init(it, shards);
-    fake_create(it, &options);
-    fake_join(it);
-    *out_table = fake_table(it, &columns);
+    fake_joined(it, shards, NULL);
+    return fake_table(it, &columns);
 }
 
 /* A bag of four queries with one read each. */
@@ -33,6 +30,13 @@ static void bag(fake *it, fake_call *call, mn_table *table, uint64_t step, uint6
     call->operation.outputs = mn_f32(answers);
 }
 
+static void send_bag(fake *it, fake_call *call, mn_table *table, uint64_t step,
+                     uint64_t deadline_ms)
+{
+    bag(it, call, table, step, deadline_ms);
+    fake_submit(it, call);
+}
+
 static void push(fake *it, fake_call *call, mn_table *table, uint64_t step, uint32_t part)
 {
     fake_call_init(it, call, MN_OP_PUSH, 1000);
@@ -42,14 +46,6 @@ static void push(fake *it, fake_call *call, mn_table *table, uint64_t step, uint
     call->operation.count = 4;
     call->operation.indices = mn_u32(indices);
     call->operation.values = mn_f32(values);
-}
-
-static void expect_end(const fake_call *call, enum mn_status status, const char *field)
-{
-    assert_int_equal(call->done, 1);
-    assert_int_equal(call->operation.status, status);
-    if (field)
-        assert_string_equal(call->operation.error.field, field);
 }
 
 static void creation_survives_every_allocation(void **state)
@@ -107,17 +103,14 @@ static void calls_survive_every_allocation(void **state)
     spec.split = MN_ROWS;
     for (int64_t allowed = 0; allowed < 4; allowed++) {
         fake it;
-        mn_core_options options = fake_options();
         fake_call call;
-        fake_init(&it, 2);
-        fake_create(&it, &options);
-        fake_join(&it);
+        fake_joined(&it, 2, NULL);
         mn_table *table = fake_table(&it, &spec);
         push(&it, &call, table, 5, 0); /* routes rows: two arrays */
         it.allocations_left = allowed;
         fake_submit(&it, &call);
         if (allowed < 2)
-            expect_end(&call, MN_NO_MEMORY, "count");
+            fake_expect_end(&call, MN_NO_MEMORY, "count");
         it.allocations_left = -1;
         fake_answer_all(&it, MN_VERB_PUSH, 4);
         assert_int_equal(call.done, 1);
@@ -130,8 +123,7 @@ static void a_retry_keeps_its_key(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
+    mn_table *table = world(&it, 1);
     push(&it, &call, table, 5, 2);
     fake_submit(&it, &call);
     uint8_t id[16];
@@ -155,7 +147,7 @@ static void a_retry_keeps_its_key(void **state)
         waited += 3 * first_ms + 1;
     }
     fake_answer_all(&it, MN_VERB_PUSH, 4);
-    expect_end(&call, MN_OK, NULL);
+    fake_expect_end(&call, MN_OK, NULL);
     assert_int_equal(mn_core_counters(it.core).retries, 5);
     fake_destroy(&it);
 }
@@ -168,9 +160,7 @@ static void a_planted_retry_changes_its_key(void **state)
     fake_call call;
     mn_core_options options = fake_options();
     options.plants = MN_CORE_PLANT_NEW_KEY;
-    fake_init(&it, 1);
-    fake_create(&it, &options);
-    fake_join(&it);
+    fake_joined(&it, 1, &options);
     push(&it, &call, fake_table(&it, &columns), 5, 2);
     fake_submit(&it, &call);
     fake_refuse(&it, fake_take(&it, MN_VERB_PUSH, 0), MN_BUSY, "budget");
@@ -185,16 +175,14 @@ static void retries_end_with_the_deadline(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
-    bag(&it, &call, table, 5, 100);
-    fake_submit(&it, &call);
+    mn_table *table = world(&it, 1);
+    send_bag(&it, &call, table, 5, 100);
     for (int i = 0; i < 200 && !call.done; i++) {
         if (fake_open(&it, MN_VERB_BAG))
             fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_BUSY, "read_budget");
         fake_pass(&it, 1);
     }
-    expect_end(&call, MN_BUSY, "read_budget"); /* says more than that time ran out */
+    fake_expect_end(&call, MN_BUSY, "read_budget"); /* says more than that time ran out */
     assert_non_null(strstr(call.operation.error.message, "shard 0"));
     fake_destroy(&it);
 }
@@ -204,10 +192,8 @@ static void silence_ends_with_the_deadline(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 2, &table);
-    bag(&it, &call, table, 5, 100);
-    fake_submit(&it, &call);
+    mn_table *table = world(&it, 2);
+    send_bag(&it, &call, table, 5, 100);
     fake_pass(&it, 99);
     assert_int_equal(call.done, 0);
     fake_pass(&it, 1);
@@ -217,7 +203,7 @@ static void silence_ends_with_the_deadline(void **state)
     fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_CANCELLED, "call");
     assert_int_equal(call.done, 0);
     fake_refuse(&it, exchange, MN_CANCELLED, "call");
-    expect_end(&call, MN_DEADLINE, "deadline");
+    fake_expect_end(&call, MN_DEADLINE, "deadline");
     fake_destroy(&it);
 }
 
@@ -226,15 +212,13 @@ static void a_shards_deadline_is_the_answer(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
-    bag(&it, &call, table, 5, 1000);
-    fake_submit(&it, &call);
+    mn_table *table = world(&it, 1);
+    send_bag(&it, &call, table, 5, 1000);
     fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_DEADLINE, "step"); /* far too early */
     assert_int_equal(call.done, 0);
     fake_pass(&it, 950);
     fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_DEADLINE, "step");
-    expect_end(&call, MN_DEADLINE, "step");
+    fake_expect_end(&call, MN_DEADLINE, "step");
     fake_destroy(&it);
 }
 
@@ -243,10 +227,8 @@ static void epochs(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
-    bag(&it, &call, table, 5, 1000);
-    fake_submit(&it, &call);
+    mn_table *table = world(&it, 1);
+    send_bag(&it, &call, table, 5, 1000);
     mn_exchange *exchange = fake_take(&it, MN_VERB_BAG, 0);
     assert_int_equal(exchange->request.context.map_epoch, FAKE_EPOCH);
     fake_refuse(&it, exchange, MN_EPOCH, "map_epoch"); /* 0: it has not loaded yet */
@@ -256,7 +238,7 @@ static void epochs(void **state)
     exchange->reply.map_epoch =
         2 * FAKE_EPOCH; /* restored under this client: only Join may go on */
     fake_refuse(&it, exchange, MN_EPOCH, "map_epoch");
-    expect_end(&call, MN_EPOCH, "map_epoch");
+    fake_expect_end(&call, MN_EPOCH, "map_epoch");
     fake_destroy(&it);
 }
 
@@ -266,8 +248,7 @@ static void an_epoch_of_no_restore(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
+    fake_joined(&it, 1, NULL);
     fake_call_init(&it, &call, MN_OP_JOIN, 1000);
     fake_submit(&it, &call);
     mn_exchange *exchange = fake_take(&it, MN_VERB_JOIN, 0);
@@ -278,7 +259,7 @@ static void an_epoch_of_no_restore(void **state)
     exchange = fake_take(&it, MN_VERB_JOIN, 0);        /* REPLAY */
     exchange->reply.map_epoch = 10;
     fake_refuse(&it, exchange, MN_EPOCH, "map_epoch");
-    expect_end(&call, MN_EPOCH, "map_epoch");
+    fake_expect_end(&call, MN_EPOCH, "map_epoch");
     fake_destroy(&it);
 }
 
@@ -290,16 +271,14 @@ static void a_refusal_ends_the_call(void **state)
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++) {
         fake it;
         fake_call call;
-        mn_table *table;
-        world(&it, 2, &table);
-        bag(&it, &call, table, 5, 1000);
-        fake_submit(&it, &call);
+        mn_table *table = world(&it, 2);
+        send_bag(&it, &call, table, 5, 1000);
         fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 1), statuses[i], "some");
         assert_int_equal(call.done, 0);
         mn_exchange *other = fake_take(&it, MN_VERB_BAG, 0);
         assert_true(fake_cancelled(&it, other));
         fake_answer_bytes(&it, other, answers, sizeof answers / 2); /* answered all the same */
-        expect_end(&call, statuses[i], "some");
+        fake_expect_end(&call, statuses[i], "some");
         assert_non_null(strstr(call.operation.error.message, "shard 1"));
         fake_destroy(&it);
     }
@@ -310,21 +289,18 @@ static void a_call_can_be_cancelled(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
-    bag(&it, &call, table, 5, 1000);
-    fake_submit(&it, &call);
+    mn_table *table = world(&it, 1);
+    send_bag(&it, &call, table, 5, 1000);
     mn_core_cancel(it.core, &call.operation);
     assert_int_equal(call.done, 0);
     fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_CANCELLED, "call");
-    expect_end(&call, MN_CANCELLED, "call");
+    fake_expect_end(&call, MN_CANCELLED, "call");
     mn_core_cancel(it.core, &call.operation); /* ended: ignored */
 
-    bag(&it, &call, table, 5, 1000);
-    fake_submit(&it, &call);
+    send_bag(&it, &call, table, 5, 1000);
     fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_BUSY, "read_budget");
     mn_core_cancel(it.core, &call.operation); /* between two tries: nothing to wait for */
-    expect_end(&call, MN_CANCELLED, "call");
+    fake_expect_end(&call, MN_CANCELLED, "call");
     fake_pass(&it, 100);
     assert_int_equal(fake_open(&it, MN_VERB_BAG), 0);
     fake_destroy(&it);
@@ -335,12 +311,10 @@ static void a_short_answer_is_corrupt(void **state)
     (void)state;
     fake it;
     fake_call call;
-    mn_table *table;
-    world(&it, 1, &table);
-    bag(&it, &call, table, 5, 1000);
-    fake_submit(&it, &call);
+    mn_table *table = world(&it, 1);
+    send_bag(&it, &call, table, 5, 1000);
     fake_answer_bytes(&it, fake_take(&it, MN_VERB_BAG, 0), answers, sizeof answers - 4);
-    expect_end(&call, MN_CORRUPT, "payload");
+    fake_expect_end(&call, MN_CORRUPT, "payload");
     fake_destroy(&it);
 }
 
@@ -350,25 +324,21 @@ static void later_steps_leave_a_place(void **state)
     (void)state;
     fake it;
     fake_call late[3], urgent, newest;
-    mn_table *table;
-    world(&it, 1, &table);
+    mn_table *table = world(&it, 1);
     for (int i = 0; i < 3; i++) {
-        bag(&it, &late[i], table, 6, 1000);
-        fake_submit(&it, &late[i]);
+        send_bag(&it, &late[i], table, 6, 1000);
     }
     assert_int_equal(fake_open(&it, MN_VERB_BAG), 1);
-    bag(&it, &urgent, table, 5, 1000);
-    fake_submit(&it, &urgent);
+    send_bag(&it, &urgent, table, 5, 1000);
     assert_int_equal(fake_open(&it, MN_VERB_BAG), 2);
-    bag(&it, &newest, table, MN_LATEST, 1000);
-    fake_submit(&it, &newest);
+    send_bag(&it, &newest, table, MN_LATEST, 1000);
     assert_int_equal(fake_open(&it, MN_VERB_BAG), 2); /* full */
     for (uint32_t i = 0; i < it.started_count; i++) {
         mn_exchange *exchange = it.started[i].exchange;
         if (exchange && exchange->request.context.step == 5)
             fake_answer_bytes(&it, exchange, answers, sizeof answers);
     }
-    expect_end(&urgent, MN_OK, NULL);
+    fake_expect_end(&urgent, MN_OK, NULL);
     assert_int_equal(fake_open(&it, MN_VERB_BAG), 2); /* LATEST took the place, no later one */
     assert_int_equal(it.started[it.started_count - 1].exchange->request.read, MN_READ_LATEST);
     for (uint32_t i = 0; i < it.started_count; i++)
@@ -383,8 +353,7 @@ static void no_more_than_operations_max(void **state)
     (void)state;
     fake it;
     fake_call calls[9];
-    mn_table *table;
-    world(&it, 1, &table);
+    mn_table *table = world(&it, 1);
     for (int i = 0; i < 9; i++)
         bag(&it, &calls[i], table, 6, 10);
     for (int i = 0; i < 8; i++)
@@ -393,7 +362,7 @@ static void no_more_than_operations_max(void **state)
     fake_pass(&it, 10);
     fake_refuse(&it, fake_take(&it, MN_VERB_BAG, 0), MN_CANCELLED, "call");
     for (int i = 0; i < 8; i++)
-        expect_end(&calls[i], MN_DEADLINE, "deadline"); /* also those never sent */
+        fake_expect_end(&calls[i], MN_DEADLINE, "deadline"); /* also those never sent */
     fake_destroy(&it);
 }
 
@@ -405,12 +374,9 @@ static void torn_reads_are_repeated(void **state)
         fake_call call;
         mn_core_options options = fake_options();
         options.plants = planted ? MN_CORE_PLANT_NO_TORN : 0;
-        fake_init(&it, 2);
-        fake_create(&it, &options);
-        fake_join(&it);
+        fake_joined(&it, 2, &options);
         mn_table *table = fake_table(&it, &columns);
-        bag(&it, &call, table, MN_LATEST, 500);
-        fake_submit(&it, &call);
+        send_bag(&it, &call, table, MN_LATEST, 500);
         for (int i = 0; i < 500 && !call.done; i++) {
             for (uint32_t shard = 0; fake_open(&it, MN_VERB_BAG) && shard < 2; shard++) {
                 mn_exchange *exchange = fake_take(&it, MN_VERB_BAG, shard);
@@ -421,17 +387,16 @@ static void torn_reads_are_repeated(void **state)
                 fake_pass(&it, 1);
         }
         if (planted)
-            expect_end(&call, MN_OK, NULL);
+            fake_expect_end(&call, MN_OK, NULL);
         else
-            expect_end(&call, MN_TORN, "step");
-        bag(&it, &call, table, MN_LATEST, 500);
-        fake_submit(&it, &call);
+            fake_expect_end(&call, MN_TORN, "step");
+        send_bag(&it, &call, table, MN_LATEST, 500);
         for (uint32_t shard = 0; shard < 2; shard++) {
             mn_exchange *exchange = fake_take(&it, MN_VERB_BAG, shard);
             exchange->reply.step = 7;
             fake_answer_bytes(&it, exchange, answers, sizeof answers / 2);
         }
-        expect_end(&call, MN_OK, NULL);
+        fake_expect_end(&call, MN_OK, NULL);
         assert_int_equal(call.operation.answered_step, 7);
         fake_destroy(&it);
     }
@@ -448,10 +413,7 @@ static void sums_go_in_shard_order(void **state)
     for (size_t order = 0; order < sizeof orders / sizeof *orders; order++) {
         fake it;
         fake_call call;
-        mn_core_options options = fake_options();
-        fake_init(&it, 3);
-        fake_create(&it, &options);
-        fake_join(&it);
+        fake_joined(&it, 3, NULL);
         static float gradients[4 * 192];
         float dots[3][4] = {{1e8f, -0.0f, 1, 1}, {1, -0.0f, 2, 1e8f}, {-1e8f, -0.0f, 3, -1e8f}};
         float sums[4] = {7, 7, 7, 7}, due[4] = {0, 0, 6, 0};
@@ -465,7 +427,7 @@ static void sums_go_in_shard_order(void **state)
             fake_answer_bytes(&it, fake_take(&it, MN_VERB_BAG_GRAD, shard), dots[shard],
                               sizeof dots[shard]);
         }
-        expect_end(&call, MN_OK, NULL);
+        fake_expect_end(&call, MN_OK, NULL);
         assert_memory_equal(sums, due, sizeof sums); /* +0, also where all tiles say -0 */
         fake_destroy(&it);
     }

@@ -179,6 +179,14 @@ void fake_submit(fake *it, fake_call *call)
         (void)mn_core_tick(it->core, it->now_ns);
 }
 
+void fake_expect_end(const fake_call *call, enum mn_status status, const char *field)
+{
+    assert_int_equal(call->done, 1);
+    assert_int_equal(call->operation.status, status);
+    if (field)
+        assert_string_equal(call->operation.error.field, field);
+}
+
 void fake_join(fake *it)
 {
     fake_call call;
@@ -192,10 +200,17 @@ void fake_join(fake *it)
     fake_answer(it, assign);
     fake_answer_all(it, MN_VERB_JOIN, 4); /* FENCE */
     fake_answer_all(it, MN_VERB_JOIN, 4); /* REPLAY */
-    assert_int_equal(call.done, 1);
-    assert_int_equal(call.operation.status, MN_OK);
+    fake_expect_end(&call, MN_OK, NULL);
     assert_int_equal(mn_core_step(it->core), 4);
     assert_int_equal(mn_core_incarnation(it->core), 3);
+}
+
+void fake_joined(fake *it, uint32_t shards, const mn_core_options *options)
+{
+    const mn_core_options defaults = fake_options();
+    fake_init(it, shards);
+    fake_create(it, options ? options : &defaults);
+    fake_join(it);
 }
 
 mn_table *fake_table(fake *it, const mn_table_spec *spec)
@@ -214,7 +229,6 @@ mn_table *fake_table(fake *it, const mn_table_spec *spec)
         if (shard + 1 < it->transport.shards)
             assert_int_equal(call.done, 0);
     }
-    assert_int_equal(call.done, 1);
-    assert_int_equal(call.operation.status, MN_OK);
+    fake_expect_end(&call, MN_OK, NULL);
     return call.operation.table;
 }

@@ -48,10 +48,14 @@ typedef struct fake_call {
 void fake_call_init(const fake *it, fake_call *call, enum mn_operation_kind kind,
                     uint64_t deadline_ms);
 void fake_submit(fake *it, fake_call *call);
+/* The call has ended, once, with this status; `field` NULL: whatever field it names. */
+void fake_expect_end(const fake_call *call, enum mn_status status, const char *field);
 
 /* Joined at committed step 4, incarnation 3, and an epoch of one restore. */
 #define FAKE_EPOCH (UINT64_C(1) << 32)
 void fake_join(fake *it);
+/* A client of so many shards that has joined; options NULL: fake_options(). */
+void fake_joined(fake *it, uint32_t shards, const mn_core_options *options);
 mn_table *fake_table(fake *it, const mn_table_spec *spec); /* with id 9 */
 
 #endif
