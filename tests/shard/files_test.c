@@ -11,18 +11,12 @@ struct saved {
     float columns_values[ROWS * DIM], rows_values[ROWS * DIM];
 };
 
-static void read_all(struct fixture *f, const struct fixture_table *table, uint64_t step,
-                     float *out_values)
+/* A joined rank's two tables with a history of two steps; the last third of the rows is never
+ * written. */
+static void train(struct fixture *f, uint32_t shards, const mn_shard_options *options,
+                  struct saved *out_saved)
 {
-    uint64_t indices[ROWS];
-    for (uint64_t i = 0; i < ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(fixture_fetch(f, table, step, indices, ROWS, out_values), MN_OK);
-}
-
-/* Two tables with a history of two steps; the last third of the rows is never written. */
-static void train(struct fixture *f, struct saved *out_saved)
-{
+    fixture_joined(f, shards, options);
     mn_table_spec columns = fixture_spec("columns", ROWS, DIM);
     columns.tiles = 3;
     columns.optimizer = mn_adamw(0.9f, 0.99f, 1e-8f);
@@ -49,8 +43,8 @@ static void train(struct fixture *f, struct saved *out_saved)
         mn_proposal proposal = fixture_proposal(0.01f);
         fixture_commit(f, step, &proposal, 1.0f, pieces);
     }
-    read_all(f, &out_saved->columns, 3, out_saved->columns_values);
-    read_all(f, &out_saved->rows, 3, out_saved->rows_values);
+    fixture_fetch_all(f, &out_saved->columns, 3, out_saved->columns_values);
+    fixture_fetch_all(f, &out_saved->rows, 3, out_saved->rows_values);
 }
 
 static const char *folder = "snap"; /* which all calls name */
@@ -78,6 +72,13 @@ static void save(struct fixture *f, uint64_t step)
     assert_int_equal(files_call(f, 0, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, step, NULL), MN_OK);
 }
 
+static void discard(struct fixture *f, uint64_t step)
+{
+    const mn_proposal nothing = {.discard = true};
+    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
+    fixture_commit(f, step, &nothing, 0, pieces);
+}
+
 static enum mn_status load(struct fixture *f, mn_error *out_error)
 {
     enum mn_status status = files_call(f, 0, MN_VERB_RESTORE, MN_FILES_CHECK, 0, out_error);
@@ -92,9 +93,7 @@ static void test_other_shard_counts(void **state)
     static const uint32_t counts[] = {1, 5, 3};
     struct fixture first;
     struct saved saved;
-    fixture_init(&first, 3, NULL);
-    fixture_join(&first, 1);
-    train(&first, &saved);
+    train(&first, 3, NULL, &saved);
     save(&first, 2);
     for (int i = 0; i < 3; i++) {
         struct fixture f;
@@ -104,9 +103,9 @@ static void test_other_shard_counts(void **state)
         assert_int_equal(load(&f, NULL), MN_OK); /* a repeat is acknowledged */
         f.ranks = 1;
         fixture_join(&f, 1);
-        read_all(&f, &saved.columns, 3, values);
+        fixture_fetch_all(&f, &saved.columns, 3, values);
         assert_memory_equal(values, saved.columns_values, sizeof values);
-        read_all(&f, &saved.rows, 3, values);
+        fixture_fetch_all(&f, &saved.rows, 3, values);
         assert_memory_equal(values, saved.rows_values, sizeof values);
         mn_table_spec spec = fixture_spec("new", 10, 16);
         assert_int_equal(fixture_create(&f, &spec), 3); /* ids go on where they were */
@@ -137,13 +136,9 @@ static void test_two_loads_at_once(void **state)
     struct fixture f;
     struct saved saved;
     float values[ROWS * DIM];
-    mn_proposal nothing = {.discard = true};
-    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
-    fixture_init(&f, 2, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 2, NULL, &saved);
     save(&f, 2);
-    fixture_commit(&f, 3, &nothing, 0, pieces);
+    discard(&f, 3);
     folder = "other";
     save(&f, 3);
     const uint64_t lower = mn_epoch_above(f.epoch, 7), higher = mn_epoch_above(f.epoch, 8);
@@ -168,7 +163,7 @@ static void test_two_loads_at_once(void **state)
     }
     f.epoch = higher;
     fixture_join(&f, 1);
-    read_all(&f, &saved.columns, 4, values);
+    fixture_fetch_all(&f, &saved.columns, 4, values);
     assert_memory_equal(values, saved.columns_values, sizeof values);
     folder = "snap";
     fixture_deinit(&f);
@@ -181,9 +176,7 @@ static void test_restored_twice(void **state)
     (void)state;
     struct fixture first, again, old;
     struct saved saved;
-    fixture_init(&first, 1, NULL);
-    fixture_join(&first, 1);
-    train(&first, &saved);
+    train(&first, 1, NULL, &saved);
     save(&first, 2);
     fixture_successor(&again, &first, 1);
     again.epoch = mn_epoch_above(1, 5);
@@ -213,14 +206,6 @@ static uint32_t files_in(const struct fixture *f, const char *path)
     return count;
 }
 
-static void touch(struct fixture *f, const char *path)
-{
-    mn_storage *storage = mem_storage_interface(f->storage);
-    mn_file *file;
-    assert_int_equal(storage->create(storage, path, &file, NULL), MN_OK);
-    storage->close(file);
-}
-
 /* A folder holds one snapshot: what a save finds there of earlier ones and of half ones goes. What
  * is not ours, or what another save of the group may be writing, stays. */
 static void test_old_files_go(void **state)
@@ -235,23 +220,19 @@ static void test_old_files_go(void **state)
                                      "snap/77-4000-ffffffffffffffff-9.tile"};
     struct fixture f;
     struct saved saved;
-    mn_proposal nothing = {.discard = true};
-    uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
-    fixture_init(&f, 2, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 2, NULL, &saved);
     save(&f, 2);
     uint32_t files =
         files_in(&f, "snap/"); /* a manifest, and tiles that are few enough for a tick */
-    fixture_commit(&f, 3, &nothing, 0, pieces);
+    discard(&f, 3);
     for (size_t i = 0; i < sizeof stay / sizeof *stay; i++)
-        touch(&f, stay[i]);
+        mem_storage_put(f.storage, stay[i], "", 0);
     for (size_t i = 0; i < sizeof go / sizeof *go; i++)
-        touch(&f, go[i]);
+        mem_storage_put(f.storage, go[i], "", 0);
     for (int i = 0; i < 40; i++) {
         char path[64];
         (void)snprintf(path, sizeof path, "snap/9-%d-1-1.tile", i);
-        touch(&f, path);
+        mem_storage_put(f.storage, path, "", 0);
     }
     save(&f, 3);
     assert_int_equal(files_in(&f, "snap/"), files + 7);
@@ -271,9 +252,7 @@ static void test_the_log_needs_what_was_loaded(void **state)
     struct saved saved;
     mn_error error;
     mn_shard_options options = {.durability = MN_DURABILITY_PROCESS, .message_bytes_max = 1 << 20};
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 1, &options, &saved);
     save(&f, 2);
     save(&f, 2); /* not loaded from: may be saved again */
     f.epoch = FIXTURE_RESTORED;
@@ -296,9 +275,7 @@ static void test_save_after_going_back(void **state)
     mn_proposal proposal = fixture_proposal(1);
     uint64_t index = 5;
     float gradient[DIM] = {1};
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 1, NULL, &saved);
     folder = "base";
     save(&f, 2);
     for (int life = 0; life < 2; life++) {
@@ -309,11 +286,11 @@ static void test_save_after_going_back(void **state)
                          MN_OK);
         fixture_commit(&f, 3, &proposal, life ? 1.0f : -1.0f, pieces);
         if (life) {
-            read_all(&f, &saved.columns, 4, again);
+            fixture_fetch_all(&f, &saved.columns, 4, again);
             assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 3, NULL), MN_OK);
             break; /* it dies before its manifest */
         }
-        read_all(&f, &saved.columns, 4, values);
+        fixture_fetch_all(&f, &saved.columns, 4, values);
         save(&f, 3);
         folder = "base";
         f.epoch = FIXTURE_RESTORED;
@@ -325,7 +302,7 @@ static void test_save_after_going_back(void **state)
     f.epoch = 2 * FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK);
     fixture_join(&f, 1);
-    read_all(&f, &saved.columns, 4, again);
+    fixture_fetch_all(&f, &saved.columns, 4, again);
     assert_memory_equal(values, again, sizeof values);
     fixture_deinit(&f);
 }
@@ -338,9 +315,7 @@ static void test_refusals(void **state)
     struct fixture f;
     struct saved saved;
     mn_error error;
-    fixture_init(&f, 2, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 2, NULL, &saved);
     assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, NULL), MN_STEP);
     assert_int_equal(files_call(&f, 1, MN_VERB_SNAPSHOT, MN_FILES_MANIFEST, 2, NULL), MN_INVALID);
     assert_int_equal(files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_LOAD, 2, NULL), MN_UNSUPPORTED);
@@ -384,9 +359,7 @@ static void test_jobs(void **state)
     (void)state;
     struct fixture f;
     struct saved saved;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 1, NULL, &saved);
     struct answer *job = start_files(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 2);
     assert_false(job->finished);
     fixture_tick(&f);
@@ -435,9 +408,7 @@ static void test_storage_fails(void **state)
     (void)state;
     struct fixture f;
     struct saved saved;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 1, NULL, &saved);
     uint64_t operation, failures = 0;
     char anew[32]; /* where no earlier try has left a whole tile */
     folder = anew;
@@ -462,7 +433,7 @@ static void test_storage_fails(void **state)
     assert_true(operation > 30);
     fixture_join(&f, 1);
     float values[ROWS * DIM];
-    read_all(&f, &saved.columns, 3, values);
+    fixture_fetch_all(&f, &saved.columns, 3, values);
     assert_memory_equal(values, saved.columns_values, sizeof values);
     folder = "snap";
     fixture_deinit(&f);
@@ -477,13 +448,9 @@ static void test_power_loss(void **state)
     for (bool done = false; !done; operation++) {
         struct fixture f, after;
         struct saved saved;
-        fixture_init(&f, 1, NULL);
-        fixture_join(&f, 1);
-        train(&f, &saved);
+        train(&f, 1, NULL, &saved);
         save(&f, 2);
-        mn_proposal nothing = {.discard = true};
-        uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
-        fixture_commit(&f, 3, &nothing, 0, pieces);
+        discard(&f, 3);
         mem_storage_fail_at(f.storage, operation);
         enum mn_status status = files_call(&f, 0, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 3, NULL);
         if (!status)
@@ -507,25 +474,6 @@ static void test_power_loss(void **state)
     assert_true(outcomes[0] > 20 && outcomes[1] > 0);
 }
 
-/* A byte more than the file has is damage, too. */
-static void longer(struct fixture *f, const char *path, const uint8_t *bytes, uint64_t count)
-{
-    mn_storage *storage = mem_storage_interface(f->storage);
-    mn_error error;
-    for (int more = 1; more >= 0; more--) {
-        mn_file *file;
-        assert_int_equal(storage->create(storage, path, &file, NULL), MN_OK);
-        assert_int_equal(storage->append(file, bytes, count, NULL), MN_OK);
-        if (more)
-            assert_int_equal(storage->append(file, "", 1, NULL), MN_OK);
-        storage->close(file);
-        if (!more)
-            return;
-        assert_int_equal(load(f, &error), MN_CORRUPT);
-        assert_non_null(strstr(error.message, path));
-    }
-}
-
 /* Each byte of each file, turned over: refused by a name, and the group that stands is untouched.
  * A missing or a cut file likewise. */
 static void test_damage(void **state)
@@ -535,9 +483,7 @@ static void test_damage(void **state)
     struct saved saved;
     float values[ROWS * DIM];
     mn_error error;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 1, NULL, &saved);
     save(&f, 2);
     f.epoch = FIXTURE_RESTORED;
     static char paths[32][MN_PATH_BYTES];
@@ -557,7 +503,7 @@ static void test_damage(void **state)
                          mn_status_name(status));
             bytes[at] ^= 0x10;
         }
-        uint8_t *copy = malloc(count);
+        uint8_t *copy = calloc(1, count + 1);
         assert_non_null(copy);
         memcpy(copy, bytes, count);
         for (uint64_t cut = 0; cut < count;
@@ -567,11 +513,14 @@ static void test_damage(void **state)
                 fail_msg("%s of %u bytes: %s", path, (unsigned)cut, error.message);
             mem_storage_restore(f.storage, path, copy, count);
         }
-        longer(&f, path, copy, count);
+        mem_storage_put(f.storage, path, copy, count + 1); /* a byte more is damage, too */
+        assert_int_equal(load(&f, &error), MN_CORRUPT);
+        assert_non_null(strstr(error.message, path));
+        mem_storage_put(f.storage, path, copy, count);
         free(copy);
     }
     f.epoch = 1;
-    read_all(&f, &saved.columns, 3, values);
+    fixture_fetch_all(&f, &saved.columns, 3, values);
     assert_memory_equal(values, saved.columns_values, sizeof values);
     f.epoch = FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK); /* undamaged, it loads */
@@ -590,9 +539,7 @@ static void test_memory_fails(void **state)
     (void)state;
     struct fixture f;
     struct saved saved;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
-    train(&f, &saved);
+    train(&f, 1, NULL, &saved);
     save(&f, 2);
     f.epoch = FIXTURE_RESTORED;
     uint64_t n = 0;
@@ -613,8 +560,7 @@ static void test_memory_fails(void **state)
 
 static void write_golden_group(struct fixture *f)
 {
-    fixture_init(f, 1, NULL);
-    fixture_join(f, 1);
+    fixture_joined(f, 1, NULL);
     mn_table_spec spec = fixture_spec("golden", 20, 16);
     spec.init = mn_init_zero();
     spec.optimizer = mn_adagrad(1e-6f);
@@ -640,21 +586,11 @@ static const char *golden_name(int version, int i)
     return version < 3 ? "1-0-1-1.tile" : "1-0-1-1-232382ba09f0940b.tile";
 }
 
-static void golden_path(int version, int i, char out_path[256])
+/* Where it lies below tests/golden, and in the snapshot. */
+static void golden_paths(int version, int i, char out_golden[96], char out_path[64])
 {
-    (void)snprintf(out_path, 256, "%s/tests/golden/shard-v%d/%s", MN_SOURCE_DIR, version,
-                   golden_name(version, i));
-}
-
-static uint64_t read_golden(int version, int i, uint8_t out_bytes[4096])
-{
-    char path[256];
-    golden_path(version, i, path);
-    FILE *file = fopen(path, "rb");
-    assert_non_null(file);
-    uint64_t count = fread(out_bytes, 1, 4096, file);
-    (void)fclose(file); /* only read */
-    return count;
+    (void)snprintf(out_golden, 96, "shard-v%d/%s", version, golden_name(version, i));
+    (void)snprintf(out_path, 64, "snap/%s", golden_name(version, i));
 }
 
 static void test_golden(void **state)
@@ -663,13 +599,13 @@ static void test_golden(void **state)
     struct fixture f;
     write_golden_group(&f);
     for (int i = 0; i < GOLDEN_FILES; i++) {
-        char name[64];
+        char name[96], path[64];
         uint8_t golden[4096];
         uint64_t count;
-        (void)snprintf(name, sizeof name, "snap/%s", golden_name(GOLDEN_VERSION, i));
-        const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
+        golden_paths(GOLDEN_VERSION, i, name, path);
+        const uint8_t *bytes = mem_storage_bytes(f.storage, path, &count);
         assert_non_null(bytes);
-        assert_int_equal(read_golden(GOLDEN_VERSION, i, golden), count);
+        assert_int_equal(fixture_golden(name, golden, sizeof golden), count);
         assert_memory_equal(bytes, golden, count);
     }
     fixture_deinit(&f);
@@ -679,18 +615,14 @@ static void test_golden(void **state)
 static void golden_loads(int version)
 {
     struct fixture f;
-    uint64_t tile_bytes, count;
+    uint64_t tile_bytes;
+    char paths[GOLDEN_FILES][64];
     fixture_init(&f, 1, NULL);
     for (int i = 0; i < GOLDEN_FILES; i++) {
-        mn_storage *storage = mem_storage_interface(f.storage);
-        mn_file *file = NULL;
-        char name[64];
+        char name[96];
         uint8_t golden[4096];
-        count = read_golden(version, i, golden);
-        (void)snprintf(name, sizeof name, "snap/%s", golden_name(version, i));
-        assert_int_equal(storage->create(storage, name, &file, NULL), MN_OK);
-        assert_int_equal(storage->append(file, golden, count, NULL), MN_OK);
-        storage->close(file);
+        golden_paths(version, i, name, paths[i]);
+        mem_storage_put(f.storage, paths[i], golden, fixture_golden(name, golden, sizeof golden));
     }
     f.epoch = FIXTURE_RESTORED;
     assert_int_equal(load(&f, NULL), MN_OK);
@@ -705,10 +637,8 @@ static void golden_loads(int version)
     assert_int_equal(fixture_fetch(&f, &table, 2, indices, 4, rows), MN_OK);
     for (int i = 0; i < 64; i++)
         assert_true(rows[i] == (i < 48 ? (float)i : 0));
-    char tile[64];
-    (void)snprintf(tile, sizeof tile, "snap/%s", golden_name(version, 0));
     save(&f, 1);
-    assert_non_null(mem_storage_bytes(f.storage, tile, &tile_bytes));
+    assert_non_null(mem_storage_bytes(f.storage, paths[0], &tile_bytes));
     uint32_t tiles = 0;
     for (uint32_t i = 0; mem_storage_path(f.storage, i); i++)
         tiles += strstr(mem_storage_path(f.storage, i), ".tile") != NULL;
@@ -726,23 +656,20 @@ static void test_golden_of_before(void **state)
         golden_loads(version);
 }
 
-/* Writes the golden files anew: for a new format version only, under a new folder. */
 static int write_golden(void)
 {
     struct fixture f;
+    bool written = true;
     write_golden_group(&f);
     for (int i = 0; i < GOLDEN_FILES; i++) {
-        char path[256], name[64];
+        char name[96], path[64];
         uint64_t count;
-        golden_path(GOLDEN_VERSION, i, path);
-        (void)snprintf(name, sizeof name, "snap/%s", golden_name(GOLDEN_VERSION, i));
-        const uint8_t *bytes = mem_storage_bytes(f.storage, name, &count);
-        FILE *file = fopen(path, "wb");
-        if (!file || fwrite(bytes, 1, count, file) != count || fclose(file))
-            return 1;
+        golden_paths(GOLDEN_VERSION, i, name, path);
+        const uint8_t *bytes = mem_storage_bytes(f.storage, path, &count);
+        written &= fixture_golden_write(name, bytes, count);
     }
     fixture_deinit(&f);
-    return 0;
+    return !written;
 }
 
 int main(int argc, char **argv)

@@ -1,6 +1,7 @@
 /* The shard fixture: shards, calls, and a client's arithmetic done the obvious way. */
 #include "fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 void fixture_init(struct fixture *fixture, uint32_t shards, const mn_shard_options *options)
@@ -188,6 +189,12 @@ void fixture_join(struct fixture *fixture, uint32_t ranks)
         (void)fixture_join_rank(fixture, rank, false); /* the fixture keeps it */
 }
 
+void fixture_joined(struct fixture *fixture, uint32_t shards, const mn_shard_options *options)
+{
+    fixture_init(fixture, shards, options);
+    fixture_join(fixture, 1);
+}
+
 mn_table_spec fixture_spec(const char *name, uint64_t rows, uint32_t dim)
 {
     mn_table_spec spec = {.rows = rows, .dim = dim, .seed = 7};
@@ -357,6 +364,18 @@ enum mn_status fixture_fetch(struct fixture *fixture, const struct fixture_table
         free(part.places);
     }
     return status;
+}
+
+void fixture_fetch_all(struct fixture *fixture, const struct fixture_table *table, uint64_t step,
+                       float *out_rows)
+{
+    const uint64_t rows = table->spec.rows;
+    uint64_t *indices = malloc(rows * sizeof *indices);
+    assert_non_null(indices);
+    for (uint64_t i = 0; i < rows; i++)
+        indices[i] = i;
+    assert_int_equal(fixture_fetch(fixture, table, step, indices, rows, out_rows), MN_OK);
+    free(indices);
 }
 
 enum mn_status fixture_bag(struct fixture *fixture, const struct fixture_table *table,
@@ -537,4 +556,32 @@ uint64_t fixture_committed(struct fixture *fixture)
     uint64_t step = answer->call.reply.status ? 0 : answer->groups[0].committed_step;
     fixture_free(answer);
     return step;
+}
+
+/* ---- Golden files */
+
+static FILE *golden_open(const char *name, const char *mode)
+{
+    char path[1024];
+    (void)snprintf(path, sizeof path, "%s/tests/golden/%s", MN_SOURCE_DIR, name);
+    FILE *file = fopen(path, mode);
+    if (!file)
+        (void)fprintf(stderr, "%s does not open\n", path);
+    return file;
+}
+
+uint64_t fixture_golden(const char *name, void *out_bytes, uint64_t bytes_max)
+{
+    FILE *file = golden_open(name, "rb");
+    assert_non_null(file);
+    uint64_t count = fread(out_bytes, 1, bytes_max, file);
+    assert_true(count > 0 && count < bytes_max);
+    (void)fclose(file); /* only read */
+    return count;
+}
+
+bool fixture_golden_write(const char *name, const void *bytes, uint64_t count)
+{
+    FILE *file = golden_open(name, "wb");
+    return file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0;
 }

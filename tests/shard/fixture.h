@@ -45,6 +45,8 @@ struct answer {
 };
 
 void fixture_init(struct fixture *fixture, uint32_t shards, const mn_shard_options *options);
+/* Likewise, and rank 0 of one has joined. */
+void fixture_joined(struct fixture *fixture, uint32_t shards, const mn_shard_options *options);
 /* Destroys the shards and checks that all memory came back. */
 void fixture_deinit(struct fixture *fixture);
 /* A fresh service of so many shards on the files of `old`, which gets its empty ones; one restore
@@ -96,6 +98,9 @@ struct fixture_queries {
 enum mn_status fixture_fetch(struct fixture *fixture, const struct fixture_table *table,
                              uint64_t step, const uint64_t *indices, uint64_t count,
                              float *out_rows);
+/* All rows of the table; fails the test if they cannot be read. */
+void fixture_fetch_all(struct fixture *fixture, const struct fixture_table *table, uint64_t step,
+                       float *out_rows);
 enum mn_status fixture_bag(struct fixture *fixture, const struct fixture_table *table,
                            uint64_t step, const struct fixture_queries *queries, float *out_bags);
 /* Pieces staged per shard are counted in `pieces` (by shard), for Seal; position is the piece's
@@ -123,5 +128,10 @@ mn_proposal fixture_proposal(float learning_rate);
 enum mn_status fixture_come_back(struct fixture *fixture, const mn_shard_options *options,
                                  mn_error *out_error);
 uint64_t fixture_committed(struct fixture *fixture); /* at shard 0 */
+
+/* A file below tests/golden, which fails the test if it is missing or has `bytes_max` bytes or
+ * more; and its being written anew: for a new format version only, under a new folder. */
+uint64_t fixture_golden(const char *name, void *out_bytes, uint64_t bytes_max);
+bool fixture_golden_write(const char *name, const void *bytes, uint64_t count);
 
 #endif

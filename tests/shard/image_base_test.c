@@ -115,11 +115,7 @@ static void from_the_cut(struct script *it)
 
 static void read_all(struct script *it, float out_values[VALUES])
 {
-    uint64_t indices[ROWS];
-    for (uint64_t i = 0; i < ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(fixture_fetch(&it->f, &it->table, STEPS + 1, indices, ROWS, out_values),
-                     MN_OK);
+    fixture_fetch_all(&it->f, &it->table, STEPS + 1, out_values);
 }
 
 /* Of the file whose name ends so; 0: there is none. */

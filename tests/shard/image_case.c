@@ -16,8 +16,7 @@ void image_case_start(struct image_case *it, const mn_shard_options *options)
     memset(it, 0, sizeof *it);
     it->options = *options;
     it->tick_ns = UINT64_C(300000000);
-    fixture_init(&it->f, 1, options);
-    fixture_join(&it->f, 1);
+    fixture_joined(&it->f, 1, options);
     mn_table_spec columns = fixture_spec("columns", CASE_ROWS, CASE_DIM);
     columns.optimizer = mn_adagrad(1e-6f);
     mn_table_spec rows = fixture_spec("rows", CASE_ROWS, CASE_DIM);
@@ -104,14 +103,9 @@ uint64_t image_case_play(struct image_case *it, uint64_t last, uint32_t tries)
 
 void image_case_read(struct image_case *it, float out_values[CASE_VALUES])
 {
-    uint64_t indices[CASE_ROWS], step = fixture_committed(&it->f) + 1;
-    for (uint64_t i = 0; i < CASE_ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(fixture_fetch(&it->f, &it->columns, step, indices, CASE_ROWS, out_values),
-                     MN_OK);
-    assert_int_equal(
-        fixture_fetch(&it->f, &it->rows, step, indices, CASE_ROWS, out_values + CASE_VALUES / 2),
-        MN_OK);
+    uint64_t step = fixture_committed(&it->f) + 1;
+    fixture_fetch_all(&it->f, &it->columns, step, out_values);
+    fixture_fetch_all(&it->f, &it->rows, step, out_values + CASE_VALUES / 2);
 }
 
 const float *image_case_values(void)

@@ -1,5 +1,5 @@
 /* The files of an image: none of their bytes can be changed or cut off unseen, none can be missing,
- * and those of format version 1 are read for ever. */
+ * and those of earlier format versions are read for ever. */
 #include "image_case.h"
 
 #include <stdio.h>
@@ -53,11 +53,7 @@ static void expect_refused(struct image_case *it, const char *path, const char *
 
 static void put_back(struct image_case *it, const struct copy *copy)
 {
-    mn_file *file;
-    mn_storage *storage = mem_storage_interface(it->f.storage);
-    assert_int_equal(storage->create(storage, copy->path, &file, NULL), MN_OK);
-    assert_int_equal(storage->append(file, copy->bytes, copy->count, NULL), MN_OK);
-    storage->close(file);
+    mem_storage_put(it->f.storage, copy->path, copy->bytes, copy->count);
 }
 
 static void damage(struct image_case *it, const char *end)
@@ -189,22 +185,11 @@ enum {
     FOLDER_BYTES = 8 /* "@0-of-1/" */
 };
 
-static void golden_path(int version, const char *name, char out_path[1024])
+static const char *golden_name(int version, const char *file)
 {
-    (void)snprintf(out_path, 1024, "%s/tests/golden/image-v%d/%s", MN_SOURCE_DIR, version, name);
-}
-
-static uint64_t read_golden(int version, const char *name, void *out_bytes, uint64_t bytes_max)
-{
-    char path[1024];
-    golden_path(version, name, path);
-    FILE *file = fopen(path, "rb");
-    if (!file)
-        fail_msg("%s is missing", path);
-    uint64_t count = fread(out_bytes, 1, bytes_max, file);
-    assert_true(count > 0 && count < bytes_max);
-    (void)fclose(file); /* only read */
-    return count;
+    static char name[NAME_BYTES + 16];
+    (void)snprintf(name, sizeof name, "image-v%d/%s", version, file);
+    return name;
 }
 
 static uint32_t paths_of(const struct image_case *it, char out_paths[][NAME_BYTES])
@@ -229,9 +214,9 @@ static void the_golden_image_is_written(void **state)
     assert_true(count >= 8);
     for (uint32_t i = 0; i < count; i++) {
         copy_file(&it, paths[i], &copy);
-        assert_int_equal(
-            read_golden(GOLDEN_VERSION, paths[i] + FOLDER_BYTES, golden, sizeof golden),
-            copy.count);
+        assert_int_equal(fixture_golden(golden_name(GOLDEN_VERSION, paths[i] + FOLDER_BYTES),
+                                        golden, sizeof golden),
+                         copy.count);
         assert_memory_equal(golden, copy.bytes, copy.count);
     }
     image_case_end(&it);
@@ -252,7 +237,8 @@ static void golden_loads(int version)
     empty.f.ranks = 1;
     empty.f.incarnations[0] = it.f.incarnations[0];
     for (uint32_t i = 0; i < count; i++) {
-        copy.count = read_golden(version, paths[i] + FOLDER_BYTES, copy.bytes, sizeof copy.bytes);
+        copy.count = fixture_golden(golden_name(version, paths[i] + FOLDER_BYTES), copy.bytes,
+                                    sizeof copy.bytes);
         (void)snprintf(copy.path, sizeof copy.path, "%.*s", NAME_BYTES - 1, paths[i]);
         put_back(&empty, &copy);
     }
@@ -260,7 +246,8 @@ static void golden_loads(int version)
     assert_int_equal(fixture_come_back(&empty.f, &empty.options, NULL), MN_OK);
     assert_int_equal(fixture_committed(&empty.f), STEP);
     image_case_read(&empty, values);
-    assert_int_equal(read_golden(version, "values.f32", golden, sizeof golden), sizeof values);
+    assert_int_equal(fixture_golden(golden_name(version, "values.f32"), golden, sizeof golden),
+                     sizeof values);
     assert_memory_equal(values, golden, sizeof values);
     image_case_go_on(&empty, STEP);
     image_case_end(&empty);
@@ -274,31 +261,24 @@ static void the_golden_image_is_loaded(void **state)
         golden_loads(version);
 }
 
-static bool write_file(const char *name, const void *bytes, uint64_t count)
-{
-    char path[1024];
-    golden_path(GOLDEN_VERSION, name, path);
-    FILE *file = fopen(path, "wb");
-    return file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0;
-}
-
-/* Writes the golden files anew: for a new format version only, under a new folder. */
 static int write_golden(void)
 {
     static struct copy copy;
     static float values[CASE_VALUES];
     char paths[GOLDEN_FILES_MAX][NAME_BYTES];
     struct image_case it;
+    bool written = true;
     make(&it);
     uint32_t count = paths_of(&it, paths);
     for (uint32_t i = 0; i < count; i++) {
         copy_file(&it, paths[i], &copy);
-        if (!write_file(paths[i] + FOLDER_BYTES, copy.bytes, copy.count))
-            return 1;
+        written &= fixture_golden_write(golden_name(GOLDEN_VERSION, paths[i] + FOLDER_BYTES),
+                                        copy.bytes, copy.count);
     }
     image_case_read(&it, values);
     image_case_end(&it);
-    return !write_file("values.f32", values, sizeof values);
+    return !written ||
+           !fixture_golden_write(golden_name(GOLDEN_VERSION, "values.f32"), values, sizeof values);
 }
 
 int main(int argc, char **argv)

@@ -348,8 +348,7 @@ static void a_drop_is_remembered(void **state)
     uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
     const mn_proposal proposal = fixture_proposal(1);
     const mn_table_spec spec = fixture_spec("gone", 10, 16);
-    fixture_init(&f, 2, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 2, &options);
     mn_request request = fixture_request(&f, MN_VERB_DROP, 0, 0);
     request.table = fixture_create(&f, &spec);
     for (uint32_t i = 0; i < 2; i++)

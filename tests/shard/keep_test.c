@@ -107,8 +107,7 @@ static bool cut_is_whole(uint64_t cut, uint64_t asked_at, uint32_t ticks, uint32
     struct fixture f, again;
     mn_shard_options options = {.plants = plants, .message_bytes_max = 1 << 20};
     struct answer *answers[3];
-    fixture_init(&f, 3, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 3, &options);
     struct tables tables = open_tables(&f);
     float *at_cut = NULL, *after = NULL;
     for (uint64_t step = 1; step <= asked_at; step++)
@@ -181,8 +180,7 @@ static void test_steps(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, NULL);
     struct tables tables = open_tables(&f);
     play(&f, &tables, 1);
     play(&f, &tables, 2);
@@ -213,8 +211,7 @@ static void test_steps(void **state)
 static void save_twice(uint64_t fails_at)
 {
     struct fixture f, again;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, NULL);
     struct tables tables = open_tables(&f);
     play(&f, &tables, 1);
     float *at_cut = read_all(&f, &tables, 2);
@@ -251,8 +248,7 @@ static void test_disk_fails(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, NULL);
     struct tables tables = open_tables(&f);
     play(&f, &tables, 1);
     mn_request write = files_request(&f, MN_VERB_SNAPSHOT, MN_FILES_WRITE, 1, 0);

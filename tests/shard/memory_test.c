@@ -143,8 +143,7 @@ static void test_change_budget(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}}, later[FIXTURE_SHARDS_MAX] = {0}, position = 0;
@@ -175,8 +174,7 @@ static void test_reserve_holds(void **state)
         struct fixture f;
         struct answer *reads[1000];
         uint32_t index = 0, count = 0;
-        fixture_init(&f, 1, &options);
-        fixture_join(&f, 1);
+        fixture_joined(&f, 1, &options);
         mn_table_spec spec = fixture_spec("t", ROWS, DIM);
         struct fixture_table table = fixture_table(&f, &spec);
         uint64_t pieces[FIXTURE_SHARDS_MAX] = {0}, position = 0;
@@ -224,8 +222,7 @@ static void test_reserve_holds_reduces(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     mn_proposal proposal = fixture_proposal(1);
@@ -252,8 +249,7 @@ static void test_reserve_holds_kept_reduces(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     mn_proposal proposal = fixture_proposal(1);
@@ -273,8 +269,7 @@ static void test_read_budget(void **state)
     mn_shard_options options = {.read_bytes_max = 10};
     struct fixture f;
     uint32_t indices[2] = {0};
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     mn_request request = fixture_request(&f, MN_VERB_FETCH, 0, 2);
@@ -305,8 +300,7 @@ static void test_waiting_messages(void **state)
     static const uint8_t zeros[BYTES]; /* rows 0, weights 0, gradients 0 */
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     mn_request request = fixture_request(&f, MN_VERB_BAG_GRAD, 0, 2);
@@ -353,8 +347,7 @@ static void test_never_fits(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 5000};
     struct fixture f;
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
@@ -369,8 +362,7 @@ static void test_billion(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, NULL);
     mn_table_spec spec = fixture_spec("t", 1 << 20, 1024);
     spec.optimizer = mn_adamw(0.9f, 0.99f, 1e-8f);
     spec.split = MN_ROWS;
@@ -389,8 +381,7 @@ static void test_blocks_return(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, NULL);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     mn_proposal proposal = fixture_proposal(1);

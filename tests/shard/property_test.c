@@ -150,15 +150,6 @@ static void oracle_step(struct oracle *oracle, const struct script *script, int 
 
 /* ---- The shards */
 
-static void fetch_all(struct fixture *f, const struct fixture_table *table, uint64_t step,
-                      float *out_values)
-{
-    uint64_t indices[ROWS];
-    for (uint64_t i = 0; i < ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(fixture_fetch(f, table, step, indices, ROWS, out_values), MN_OK);
-}
-
 static void perform(struct fixture *f, const struct fixture_table *table,
                     const struct operation *operation, uint64_t step, uint64_t *pieces,
                     float *out_dots)
@@ -213,7 +204,7 @@ static void play(const struct script *script, uint32_t shards, uint64_t order, u
         if (script->discards[step])
             proposal = (mn_proposal){.discard = true};
         fixture_commit(&f, (uint64_t)step + 1, &proposal, script->factors[step], pieces);
-        fetch_all(&f, &table, (uint64_t)step + 2, out_values[step]);
+        fixture_fetch_all(&f, &table, (uint64_t)step + 2, out_values[step]);
     }
     fixture_deinit(&f);
 }

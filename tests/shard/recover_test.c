@@ -45,7 +45,6 @@ static void push(struct script *script, uint32_t rank, uint64_t step, uint64_t *
 
 static void play(struct script *script, bool dies, float out_rows[ROWS * DIM])
 {
-    uint64_t indices[ROWS];
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     mn_proposal proposal = fixture_proposal(0.5f);
     memset(script, 0, sizeof *script);
@@ -63,10 +62,7 @@ static void play(struct script *script, bool dies, float out_rows[ROWS * DIM])
         maybe_die(script);
         assert_int_equal(fixture_committed(&script->fixture), step);
     }
-    for (uint64_t i = 0; i < ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(
-        fixture_fetch(&script->fixture, &script->table, STEPS + 1, indices, ROWS, out_rows), MN_OK);
+    fixture_fetch_all(&script->fixture, &script->table, STEPS + 1, out_rows);
 }
 
 static void same_bits_after_every_death(void **state)
@@ -87,8 +83,7 @@ static void without_a_log_all_is_lost(void **state)
     struct fixture fixture;
     const mn_shard_options none = {.durability = MN_DURABILITY_NONE};
     (void)state;
-    fixture_init(&fixture, 1, &none);
-    fixture_join(&fixture, 1);
+    fixture_joined(&fixture, 1, &none);
     assert_int_equal(fixture_come_back(&fixture, &none, NULL), MN_OK);
     mn_request request = fixture_request(&fixture, MN_VERB_LIST, 0, 0);
     assert_int_equal(fixture_ask(&fixture, 0, &request, NULL, 0, NULL), MN_LOST);
@@ -220,24 +215,9 @@ static void forged_records_are_refused(void **state)
 
 /* ---- Format version 1, as it was first written */
 
-enum { GOLDEN_LOG, GOLDEN_ROWS, GOLDEN_FILES }; /* the log of play(), and the rows it leads to */
-
-static const char *golden_path(int which)
-{
-    static const char *const paths[] = {MN_SOURCE_DIR "/tests/golden/log-v1/g@1-1.log",
-                                        MN_SOURCE_DIR "/tests/golden/log-v1/rows.f32"};
-    return paths[which];
-}
-
-static uint64_t read_golden(int which, void *out_bytes, uint64_t bytes_max)
-{
-    FILE *file = fopen(golden_path(which), "rb");
-    assert_non_null(file);
-    uint64_t count = fread(out_bytes, 1, bytes_max, file);
-    assert_true(count > 0 && count < bytes_max);
-    (void)fclose(file); /* only read */
-    return count;
-}
+/* The log of play(), and the rows it leads to. */
+#define GOLDEN_LOG  "log-v1/g@1-1.log"
+#define GOLDEN_ROWS "log-v1/rows.f32"
 
 static void the_golden_log_is_written(void **state)
 {
@@ -248,7 +228,7 @@ static void the_golden_log_is_written(void **state)
     (void)state;
     play(&script, false, rows);
     (void)log_of(&script, log, &count);
-    assert_int_equal(read_golden(GOLDEN_LOG, golden, sizeof golden), count);
+    assert_int_equal(fixture_golden(GOLDEN_LOG, golden, sizeof golden), count);
     assert_memory_equal(log, golden, count);
     fixture_deinit(&script.fixture);
 }
@@ -259,44 +239,32 @@ static void the_golden_log_is_replayed(void **state)
     static uint8_t log[LOG_BYTES_MAX];
     static float rows[ROWS * DIM], golden[ROWS * DIM + 1];
     struct fixture fixture;
-    mn_file *file;
-    uint64_t indices[ROWS], count = read_golden(GOLDEN_LOG, log, sizeof log);
+    const uint64_t count = fixture_golden(GOLDEN_LOG, log, sizeof log);
     (void)state;
-    assert_int_equal(read_golden(GOLDEN_ROWS, golden, sizeof golden), sizeof rows);
+    assert_int_equal(fixture_golden(GOLDEN_ROWS, golden, sizeof golden), sizeof rows);
     fixture_init(&fixture, 1, &logged);
-    mn_storage *storage = mem_storage_interface(fixture.storage);
-    assert_int_equal(storage->create(storage, "@0-of-1/g@1-1.log", &file, NULL), MN_OK);
-    assert_int_equal(storage->append(file, log, count, NULL), MN_OK);
-    storage->close(file);
+    mem_storage_put(fixture.storage, "@0-of-1/g@1-1.log", log, count);
     assert_int_equal(fixture_come_back(&fixture, &logged, NULL), MN_OK);
     assert_int_equal(fixture_committed(&fixture), STEPS);
     fixture_join(&fixture, RANKS);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&fixture, &spec); /* the one that came back */
-    for (uint64_t i = 0; i < ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(fixture_fetch(&fixture, &table, STEPS + 1, indices, ROWS, rows), MN_OK);
+    fixture_fetch_all(&fixture, &table, STEPS + 1, rows);
     assert_memory_equal(rows, golden, sizeof rows);
     fixture_deinit(&fixture);
 }
 
-/* Writes the golden files anew: for a new format version only, under a new folder. */
 static int write_golden(void)
 {
     static struct script script;
     static float rows[ROWS * DIM];
     static uint8_t log[LOG_BYTES_MAX];
-    uint64_t counts[GOLDEN_FILES] = {0, sizeof rows};
-    const void *const bytes[GOLDEN_FILES] = {log, rows};
+    uint64_t count;
     play(&script, false, rows);
-    (void)log_of(&script, log, &counts[GOLDEN_LOG]);
-    for (int i = 0; i < GOLDEN_FILES; i++) {
-        FILE *file = fopen(golden_path(i), "wb");
-        if (!file || fwrite(bytes[i], 1, counts[i], file) != counts[i] || fclose(file))
-            return 1;
-    }
+    (void)log_of(&script, log, &count);
     fixture_deinit(&script.fixture);
-    return 0;
+    return !fixture_golden_write(GOLDEN_LOG, log, count) ||
+           !fixture_golden_write(GOLDEN_ROWS, rows, sizeof rows);
 }
 
 /* ---- Trouble with the disk */
@@ -306,8 +274,7 @@ static void a_failed_write_changes_nothing(void **state)
     struct fixture fixture;
     mn_error error = {0};
     (void)state;
-    fixture_init(&fixture, 1, &logged);
-    fixture_join(&fixture, 1);
+    fixture_joined(&fixture, 1, &logged);
     mn_request request = fixture_request(&fixture, MN_VERB_CREATE_TABLE, 0, 0);
     request.spec = fixture_spec("t", ROWS, DIM);
     mem_storage_fail_at(fixture.storage, 1);
@@ -328,8 +295,7 @@ static void a_level_is_chosen_once(void **state)
     struct fixture fixture;
     mn_error error = {0};
     (void)state;
-    fixture_init(&fixture, 1, &logged);
-    fixture_join(&fixture, 1);
+    fixture_joined(&fixture, 1, &logged);
     mn_request request = fixture_request(&fixture, MN_VERB_JOIN, 0, 0);
     request.join = MN_JOIN_FENCE;
     request.durability = MN_DURABILITY_SYNC;
@@ -361,8 +327,7 @@ static void tries_leave_nothing(void **state)
     (void)state;
     struct fixture f;
     uint32_t failures = 0;
-    fixture_init(&f, 1, &logged);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &logged);
     for (uint64_t operation = 1; operation <= 5; operation++)
         for (int tries = 0; tries < 3; tries++) {
             mem_storage_fail_at(f.storage, 1); /* the file that stands */
@@ -415,8 +380,7 @@ static void other_logs_are_not_passed_over(void **state)
     struct fixture f;
     mn_error error = {0};
     (void)state;
-    fixture_init(&f, 1, &logged);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &logged);
     assert_int_equal(beside(&f, 0, 2, false, &error), MN_CONFLICT);
     assert_string_equal(error.field, "data");
     assert_non_null(strstr(error.message, "@0-of-1 holds a log of group"));

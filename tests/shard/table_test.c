@@ -17,17 +17,12 @@ struct world {
 
 static void fetch_all(struct world *world, uint64_t step, float *out_values)
 {
-    uint64_t indices[ROWS];
-    for (uint64_t i = 0; i < ROWS; i++)
-        indices[i] = i;
-    assert_int_equal(fixture_fetch(&world->f, &world->table, step, indices, ROWS, out_values),
-                     MN_OK);
+    fixture_fetch_all(&world->f, &world->table, step, out_values);
 }
 
 static void setup(struct world *world, uint32_t shards, enum mn_split split)
 {
-    fixture_init(&world->f, shards, NULL);
-    fixture_join(&world->f, 1);
+    fixture_joined(&world->f, shards, NULL);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     spec.split = split;
     spec.tiles = split == MN_ROWS ? 8 : 5;
@@ -191,8 +186,7 @@ static void test_states(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_init(&f, 1, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, NULL);
     mn_table_spec spec = fixture_spec("t", ROWS, 32);
     spec.tiles = 2;
     spec.optimizer = mn_adam(0.9f, 0.99f, 1e-8f);
@@ -253,8 +247,7 @@ static void test_sets(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_init(&f, 2, NULL);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 2, NULL);
     mn_table_spec spec = fixture_spec("a", ROWS, 32);
     spec.init = mn_init_zero();
     spec.tiles = 2;

@@ -89,8 +89,7 @@ static void test_columns(void **state)
         struct fixture f;
         struct reads reads;
         struct counter counters[ROWS];
-        fixture_init(&f, shards, &options);
-        fixture_join(&f, 1);
+        fixture_joined(&f, shards, &options);
         mn_table_spec spec = fixture_spec("t", ROWS, DIM);
         struct fixture_table table = fixture_table(&f, &spec);
         assert_true(table.geometry.tiles >= shards);
@@ -116,8 +115,7 @@ static void test_rows(void **state)
         struct fixture f;
         struct reads reads;
         uint64_t all = 0;
-        fixture_init(&f, shards, &options);
-        fixture_join(&f, 1);
+        fixture_joined(&f, shards, &options);
         mn_table_spec spec = fixture_spec("t", ROWS, DIM);
         spec.split = MN_ROWS;
         spec.tiles = 8;
@@ -149,8 +147,7 @@ static void test_budget(void **state)
     struct fixture f;
     struct reads reads;
     struct counter counters[ROWS];
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec small = fixture_spec("small", 30, DIM), large = fixture_spec("large", ROWS, DIM);
     struct fixture_table first = fixture_table(&f, &small), second = fixture_table(&f, &large);
     assert_int_equal(counters_at(&f, 0, &first), 30);
@@ -188,8 +185,7 @@ static void test_answered(void **state)
         uint32_t index;
         float weight;
     } read = {5, 1e30f};
-    fixture_init(&f, 1, &options);
-    fixture_join(&f, 1);
+    fixture_joined(&f, 1, &options);
     mn_table_spec spec = fixture_spec("t", ROWS, DIM);
     struct fixture_table table = fixture_table(&f, &spec);
     mn_request request = fixture_request(&f, MN_VERB_BAG, 0, 2);

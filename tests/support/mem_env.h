@@ -20,8 +20,8 @@ typedef struct mem_env {
     uint64_t live_blocks, live_bytes; /* allocated, not released */
     uint64_t live_reserves, reserved_bytes;
     uint64_t vacated_bytes; /* in all */
-    uint64_t events; /* log lines */
-    int echo_level;  /* log lines of at least this level go to standard error; default 3: none */
+    uint64_t events;        /* log lines */
+    int echo_level; /* log lines of at least this level go to standard error; default 3: none */
 } mem_env;
 
 /* Fills *world in place; world->env.context points at it, so it must not move. */
@@ -47,6 +47,8 @@ void mem_storage_crash(mem_storage *storage);
  * operation on the file. */
 uint8_t *mem_storage_bytes(mem_storage *storage, const char *path, uint64_t *out_count);
 void mem_storage_truncate(mem_storage *storage, const char *path, uint64_t count);
+/* Writes a file of these bytes in place of any that stands there. */
+void mem_storage_put(mem_storage *storage, const char *path, const void *bytes, uint64_t count);
 /* The file holds these bytes again. */
 void mem_storage_restore(mem_storage *storage, const char *path, const void *bytes, uint64_t count);
 /* The path of file number `index` in order of creation; NULL past the last. */

@@ -413,6 +413,17 @@ void mem_storage_truncate(mem_storage *storage, const char *path, uint64_t count
     node->count = node->at = count;
 }
 
+void mem_storage_put(mem_storage *storage, const char *path, const void *bytes, uint64_t count)
+{
+    mn_storage *interface = &storage->interface;
+    mn_file *file;
+    enum mn_status status = interface->create(interface, path, &file, NULL);
+    assert(!status);
+    status = interface->append(file, bytes, count, NULL);
+    assert(!status);
+    interface->close(file);
+}
+
 void mem_storage_restore(mem_storage *storage, const char *path, const void *bytes, uint64_t count)
 {
     struct node *node = find(storage, path);
