@@ -6,6 +6,13 @@
 
 enum { ROWS = 64, DIM = 32 };
 
+static struct fixture_table setup(struct fixture *f, const mn_shard_options *options)
+{
+    fixture_joined(f, 1, options);
+    const mn_table_spec spec = fixture_spec("t", ROWS, DIM);
+    return fixture_table(f, &spec);
+}
+
 /* ---- Allocation failures */
 
 static void test_create_fails(void **state)
@@ -143,9 +150,7 @@ static void test_change_budget(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_joined(&f, 1, &options);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, &options);
     uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}}, later[FIXTURE_SHARDS_MAX] = {0}, position = 0;
     assert_int_equal(push(&f, &table, 1, 0, ROWS, pieces[0]), MN_OK); /* 64 rows take 11 KB */
     assert_true(info(&f).change_bytes > ROWS * DIM * 4);
@@ -174,9 +179,7 @@ static void test_reserve_holds(void **state)
         struct fixture f;
         struct answer *reads[1000];
         uint32_t index = 0, count = 0;
-        fixture_joined(&f, 1, &options);
-        mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-        struct fixture_table table = fixture_table(&f, &spec);
+        struct fixture_table table = setup(&f, &options);
         uint64_t pieces[FIXTURE_SHARDS_MAX] = {0}, position = 0;
         while (push(&f, &table, 2, position, 4, pieces) == MN_OK)
             position++;
@@ -222,9 +225,7 @@ static void test_reserve_holds_reduces(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_joined(&f, 1, &options);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, &options);
     mn_proposal proposal = fixture_proposal(1);
     uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}}, none[1][FIXTURE_SHARDS_MAX] = {{0}};
     uint32_t room = fill_with_reduces(&f, 2, 100), steps = 10;
@@ -249,9 +250,7 @@ static void test_reserve_holds_kept_reduces(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_joined(&f, 1, &options);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, &options);
     mn_proposal proposal = fixture_proposal(1);
     for (uint64_t step = 1; step < 8; step++) {
         uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
@@ -269,9 +268,7 @@ static void test_read_budget(void **state)
     mn_shard_options options = {.read_bytes_max = 10};
     struct fixture f;
     uint32_t indices[2] = {0};
-    fixture_joined(&f, 1, &options);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, &options);
     mn_request request = fixture_request(&f, MN_VERB_FETCH, 0, 2);
     request.table = table.id;
     request.tile_count = table.geometry.tiles;
@@ -300,9 +297,7 @@ static void test_waiting_messages(void **state)
     static const uint8_t zeros[BYTES]; /* rows 0, weights 0, gradients 0 */
     mn_shard_options options = {.change_bytes_max = 20000, .change_reserve_bytes = 12000};
     struct fixture f;
-    fixture_joined(&f, 1, &options);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, &options);
     mn_request request = fixture_request(&f, MN_VERB_BAG_GRAD, 0, 2);
     request.table = table.id;
     request.tile_count = table.geometry.tiles;
@@ -347,9 +342,7 @@ static void test_never_fits(void **state)
     (void)state;
     mn_shard_options options = {.change_bytes_max = 5000};
     struct fixture f;
-    fixture_joined(&f, 1, &options);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, &options);
     uint64_t pieces[FIXTURE_SHARDS_MAX] = {0};
     assert_int_equal(push(&f, &table, 1, 0, ROWS, pieces), MN_INVALID);
     assert_int_equal(push(&f, &table, 1, 0, 4, pieces), MN_OK);
@@ -381,9 +374,7 @@ static void test_blocks_return(void **state)
 {
     (void)state;
     struct fixture f;
-    fixture_joined(&f, 1, NULL);
-    mn_table_spec spec = fixture_spec("t", ROWS, DIM);
-    struct fixture_table table = fixture_table(&f, &spec);
+    struct fixture_table table = setup(&f, NULL);
     mn_proposal proposal = fixture_proposal(1);
     for (uint64_t step = 1; step < 8; step++) {
         uint64_t pieces[1][FIXTURE_SHARDS_MAX] = {{0}};
