@@ -46,14 +46,10 @@ struct mn_table {
     uint64_t map_epoch; /* in which that is so */
 };
 
-/* Gives the id to the handle of this name and spec, or makes one. MN_NO_MEMORY. */
 /* What the shard has told of a table counts in the epoch in which it did. Of a request: all tables
  * that it names. */
 void mn_table_tell(mn_table *table, uint32_t shard);
 bool mn_tables_told(const mn_core *core, const mn_request *request, uint32_t shard);
-enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
-                              mn_table **out_table, mn_error *error);
-void mn_table_forget(mn_core *core, const char *name); /* its handles are dropped ones */
 /* In an epoch that is new to the handle, tiles lie as they are made. */
 void mn_table_follow(mn_table *table);
 /* The shares become what the shards hold, all after the same move: each tile once, ascending. */
@@ -294,9 +290,8 @@ void mn_phase_all(mn_task *task, const mn_phase *phase);  /* one piece for every
 void mn_phase_home(mn_task *task, const mn_phase *phase); /* one piece, home shard */
 void mn_phase_one(mn_task *task, const mn_phase *phase, uint32_t shard);
 void mn_slot_finish(mn_slot *slot); /* its piece has been answered */
-void mn_window_pump(mn_window *window);
-void mn_core_pump(mn_core *core);  /* all windows */
-void mn_slots_drop(mn_task *task); /* cancels and forgets what the task has under way */
+void mn_core_pump(mn_core *core);   /* all windows */
+void mn_slots_drop(mn_task *task);  /* cancels and forgets what the task has under way */
 void mn_slots_tick(mn_core *core, uint64_t now_ns);
 mn_window *mn_core_window(mn_core *core, uint32_t shard, enum mn_verb_kind kind);
 uint64_t mn_back_off_ns(mn_core *core, uint32_t attempts);

@@ -48,6 +48,8 @@ static void lane_unqueue(mn_lane *lane)
     lane->queued = false;
 }
 
+static void window_pump(mn_window *window);
+
 void mn_phase_begin(mn_task *task, const mn_phase *phase)
 {
     assert(task->unanswered == 0 && task->slots == 0);
@@ -75,7 +77,7 @@ void mn_phase_go(mn_task *task)
 {
     for (uint32_t shard = 0; shard < task->core->shards; shard++)
         if (task->lanes[shard].pieces)
-            mn_window_pump(window_of(&task->lanes[shard]));
+            window_pump(window_of(&task->lanes[shard]));
 }
 
 void mn_phase_all(mn_task *task, const mn_phase *phase)
@@ -127,7 +129,7 @@ void mn_slot_finish(mn_slot *slot)
 {
     slot->lane->task->unanswered--;
     slot_free(slot);
-    mn_window_pump(slot->window);
+    window_pump(slot->window);
 }
 
 static void exchange_done(mn_exchange *exchange);
@@ -211,7 +213,7 @@ static bool may_send(const mn_window *window, const mn_task *task)
     return window->idle > (early ? 1u : 0u);
 }
 
-void mn_window_pump(mn_window *window)
+static void window_pump(mn_window *window)
 {
     for (mn_lane *lane = window->first, *next; lane && window->idle; lane = next) {
         next = lane->queue_next;
@@ -225,7 +227,7 @@ void mn_window_pump(mn_window *window)
 void mn_core_pump(mn_core *core)
 {
     for (uint32_t i = 0; i < core->shards * 3; i++)
-        mn_window_pump(&core->windows[i]);
+        window_pump(&core->windows[i]);
 }
 
 void mn_slots_drop(mn_task *task)
@@ -247,7 +249,7 @@ void mn_slots_drop(mn_task *task)
             else
                 slot_free(slot);
         }
-        mn_window_pump(window);
+        window_pump(window);
     }
 }
 
@@ -340,14 +342,14 @@ static void slot_answered(mn_slot *slot)
     const mn_reply *reply = &slot->exchange.reply;
     if (task->ending || task->restart) {
         slot_free(slot);
-        mn_window_pump(slot->window);
+        window_pump(slot->window);
     } else if (reply->status == MN_OK) {
         enum mn_status status =
             task->phase->answered ? task->phase->answered(task, lane, slot) : MN_OK;
         if (status) {
             slot_free(slot);
             mn_task_end(task, status);
-            mn_window_pump(slot->window);
+            window_pump(slot->window);
             return;
         }
         learn(slot);
@@ -361,13 +363,13 @@ static void slot_answered(mn_slot *slot)
         mn_error_of_shard(&task->last, slot->window->shard, reply->status, reply);
         slot_free(slot);
         mn_moved(task, task->moved);
-        mn_window_pump(slot->window);
+        window_pump(slot->window);
         return;
     } else {
         mn_error_of_shard(&task->error, slot->window->shard, reply->status, reply);
         slot_free(slot);
         mn_task_end(task, reply->status);
-        mn_window_pump(slot->window);
+        window_pump(slot->window);
         return;
     }
     mn_task_settle(task);

@@ -87,8 +87,17 @@ uint32_t mn_table_shard(const mn_table *table, uint32_t tile)
     return shard;
 }
 
-enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
-                              mn_table **out_table, mn_error *error)
+/* Handles of the name are dropped ones. */
+static void table_forget(mn_core *core, const char *name)
+{
+    for (mn_table *table = core->tables; table; table = table->next)
+        if (strcmp(table->spec.name, name) == 0)
+            table->id = 0;
+}
+
+/* Gives the id to the handle of this name and spec, or makes one. MN_NO_MEMORY. */
+static enum mn_status table_adopt(mn_core *core, uint64_t id, const mn_table_spec *spec,
+                                  mn_table **out_table, mn_error *error)
 {
     mn_table *table = core->tables;
     const char *field;
@@ -117,7 +126,7 @@ enum mn_status mn_table_adopt(mn_core *core, uint64_t id, const mn_table_spec *s
         table->shares[shard].told_epoch = 0;
     if (table->id != id)
         map_new(table);
-    mn_table_forget(core, spec->name);
+    table_forget(core, spec->name);
     table->id = id;
     *out_table = table;
     return MN_OK;
@@ -146,13 +155,6 @@ bool mn_tables_told(const mn_core *core, const mn_request *request, uint32_t sha
         for (uint32_t t = 0; told && t < proposal->sets[i].table_count; t++)
             told = is_told(core, proposal->sets[i].tables[t], shard);
     return told;
-}
-
-void mn_table_forget(mn_core *core, const char *name)
-{
-    for (mn_table *table = core->tables; table; table = table->next)
-        if (strcmp(table->spec.name, name) == 0)
-            table->id = 0;
 }
 
 void mn_tables_release(mn_core *core)
@@ -208,7 +210,7 @@ static enum mn_status answered_create(mn_task *task, mn_lane *lane, mn_slot *slo
 static void complete_create(mn_task *task)
 {
     enum mn_status status =
-        mn_table_adopt(task->core, task->table, &task->spec, &task->operation->table, &task->error);
+        table_adopt(task->core, task->table, &task->spec, &task->operation->table, &task->error);
     for (uint32_t shard = 0; !status && shard < task->core->shards; shard++)
         mn_table_tell(task->operation->table, shard);
     mn_task_end(task, status);
@@ -248,8 +250,8 @@ static enum mn_status answered_find(mn_task *task, mn_lane *lane, mn_slot *slot)
     enum mn_status status = mn_spec_check(&reply->tables[0].spec, &task->spec, &task->error);
     if (status)
         return status;
-    return mn_table_adopt(task->core, reply->tables[0].table, &task->spec, &task->operation->table,
-                          &task->error);
+    return table_adopt(task->core, reply->tables[0].table, &task->spec, &task->operation->table,
+                       &task->error);
 }
 
 static const mn_phase find_phase = {MN_VERB_DESCRIBE, fill_name, answered_find, NULL, mn_task_done};
@@ -279,7 +281,7 @@ static bool refused_drop(mn_task *task, mn_lane *lane, const mn_reply *reply)
 
 static void complete_drop(mn_task *task)
 {
-    mn_table_forget(task->core, task->operation->spec.name);
+    table_forget(task->core, task->operation->spec.name);
     mn_task_end(task, task->accepted ? MN_OK : MN_NOT_FOUND);
 }
 

@@ -36,8 +36,7 @@ enum mn_status mn_cuda_nn_create(const mn_cuda_nn_options *options, mn_cuda_nn *
                                  mn_error *error);
 /* After the work that is queued. NULL is fine. */
 void mn_cuda_nn_destroy(mn_cuda_nn *nn);
-void *mn_cuda_nn_stream(const mn_cuda_nn *nn);                  /* where the work is queued */
-const mn_cuda *mn_cuda_nn_search_context(const mn_cuda_nn *nn); /* for mn_cuda_search */
+void *mn_cuda_nn_stream(const mn_cuda_nn *nn); /* where the work is queued */
 
 /* Device memory that operations use between their launches: lent until the next call or destroy,
  * aligned to 256 bytes. One block serves all: the largest of what the functions named *_bytes below

@@ -159,8 +159,8 @@ static uint8_t *reserve(mn_call *call, uint64_t bytes)
 
 static void finish(mn_call *call) { of_call(call)->answered = true; }
 
-enum mn_status mn_shard_recover_damaged(const struct recovery *recovery, const char *what,
-                                        mn_error *error)
+/* Names the file that is read, and how far it was. */
+static enum mn_status damaged(const struct recovery *recovery, const char *what, mn_error *error)
 {
     const struct file_reader *reader = recovery->reading;
     return mn_fail(error, MN_CORRUPT, "log", "%.100s is damaged at byte %" PRIu64 ": %.80s",
@@ -195,9 +195,9 @@ enum mn_status mn_shard_recover_decode(mn_shard *shard, enum mn_verb verb, uint6
     call->deadline_ns = UINT64_MAX;
     recovery->answered = false;
     if (decode(recovery, verb, body_bytes, error))
-        return mn_shard_recover_damaged(recovery, "a request that cannot be read", error);
+        return damaged(recovery, "a request that cannot be read", error);
     if (strncmp(call->request.context.group, group, MN_NAME_BYTES) != 0)
-        return mn_shard_recover_damaged(recovery, "a request of another group", error);
+        return damaged(recovery, "a request of another group", error);
     return MN_OK;
 }
 
@@ -237,7 +237,7 @@ static enum mn_status replay(mn_shard *shard, const struct file_log_record *reco
     struct recovery *recovery = shard->recovery;
     const struct file_log_head *head = &recovery->file.head;
     if (!is_logged((enum mn_verb)record->verb))
-        return mn_shard_recover_damaged(recovery, "a request that cannot be read", error);
+        return damaged(recovery, "a request that cannot be read", error);
     enum mn_status status = mn_shard_recover_decode(shard, (enum mn_verb)record->verb,
                                                     record->body_bytes, head->group, error);
     if (!status)
@@ -246,7 +246,7 @@ static enum mn_status replay(mn_shard *shard, const struct file_log_record *reco
         return status;
     struct group *group = mn_shard_group_find(shard, head->group);
     if (!group || group->map_epoch != head->map_epoch)
-        return mn_shard_recover_damaged(recovery, "a request of another epoch", error);
+        return damaged(recovery, "a request of another epoch", error);
     group->log.level = (enum mn_durability)head->durability;
     recovery->records++;
     return mn_shard_log_replayed(shard, group, record, recovery->body, error);
@@ -290,7 +290,7 @@ static enum mn_status check_first(mn_shard *shard, const struct group *group, mn
     bool after_image = group && group->log.image == group->log.written;
     if (first == due || (after_image && first < due))
         return MN_OK;
-    return mn_shard_recover_damaged(recovery, "records before it are missing", error);
+    return damaged(recovery, "records before it are missing", error);
 }
 
 /* Past the files whose records the image all holds, unread: nothing depends on what stands there,
@@ -457,15 +457,12 @@ static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *er
     const struct log_file *file = &recovery->file;
     bool promised = false;
     if (file->end != UINT64_MAX)
-        return sequence < file->end
-                   ? mn_shard_recover_damaged(recovery, "a record is missing", error)
-                   : MN_OK;
+        return sequence < file->end ? damaged(recovery, "a record is missing", error) : MN_OK;
     if (file->reader.offset == file->reader.bytes || planted(shard, MN_PLANT_PASS_DAMAGE))
         return MN_OK;
     enum mn_status status = look_beyond(shard, file->reader.offset, sequence, &promised, error);
     if (!status && promised)
-        status = mn_shard_recover_damaged(recovery, "a record is damaged, and good ones follow it",
-                                          error);
+        status = damaged(recovery, "a record is damaged, and good ones follow it", error);
     bool torn = false; /* else an earlier life of the file ends it */
     if (!status)
         status = begins_record(shard, &torn, error);

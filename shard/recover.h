@@ -21,7 +21,7 @@ struct image_file {
     struct file_reader base;
     struct file_base_head base_head;
     struct file_base_move move; /* of an older base: as if nothing ever moved */
-    struct group *group; /* NULL: none is loaded */
+    struct group *group;        /* NULL: none is loaded */
     struct files_job job;
     uint32_t tile;                /* the next one */
     uint64_t reduces, requests;   /* read of the base's */
@@ -48,9 +48,6 @@ struct recovery {
 
 /* ---- recover.c */
 
-/* MN_CORRUPT, naming the file that is read and how far it was. */
-enum mn_status mn_shard_recover_damaged(const struct recovery *recovery, const char *what,
-                                        mn_error *error);
 /* Decodes the request whose bytes are recovery->body, into recovery->call. */
 enum mn_status mn_shard_recover_decode(mn_shard *shard, enum mn_verb verb, uint64_t body_bytes,
                                        const char *group, mn_error *error);

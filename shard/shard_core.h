@@ -375,7 +375,6 @@ void mn_shard_merge_drop(mn_shard *shard, struct step *step);
 
 enum mn_status mn_shard_seal(mn_shard *shard, mn_call *call, mn_error *error);
 enum mn_status mn_shard_commit(mn_shard *shard, mn_call *call, mn_error *error);
-mn_proposal mn_shard_outcome(const struct group *group, const struct step *step);
 enum mn_status mn_shard_proposal_check(mn_shard *shard, struct group *group,
                                        const mn_request *request, mn_error *error);
 enum mn_status mn_shard_proposal_equal(const mn_proposal *standing, const mn_proposal *given,

@@ -3,7 +3,7 @@
 
 /* One vote to discard is enough; the outcome then has no sets, so that it is the same at all shards
  * in whatever order the seals came. */
-mn_proposal mn_shard_outcome(const struct group *group, const struct step *step)
+static mn_proposal outcome_of(const struct group *group, const struct step *step)
 {
     const mn_proposal discard = {.discard = true};
     for (uint32_t rank = 0; rank < group->ranks; rank++)
@@ -124,7 +124,7 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
     step->seal_count++;
     bool last = step->seal_count == group->ranks;
     enum mn_status status = MN_OK;
-    if (last && !mn_shard_outcome(group, step).discard)
+    if (last && !outcome_of(group, step).discard)
         status = mn_shard_merge(shard, group, step, error);
     if (!status && !planted(shard, MN_PLANT_LOG_NO_SEAL))
         status = mn_shard_log_append(shard, group, request, error);
@@ -145,7 +145,7 @@ static enum mn_status record(mn_shard *shard, struct group *group, struct step *
 static enum mn_status answer_seal(mn_shard *shard, struct group *group, const struct step *step,
                                   mn_call *call, mn_error *error)
 {
-    call->reply.proposal = mn_shard_outcome(group, step);
+    call->reply.proposal = outcome_of(group, step);
     call->reply.incarnation_sum = incarnation_sum(group, step);
     if (!step->square_count)
         return MN_OK;
@@ -231,7 +231,7 @@ static enum mn_status check_commit(const struct group *group, const struct step 
                        request->incarnation_sum, sum);
     if (request->proposal.discard)
         return MN_OK; /* a vote that another shard has, perhaps */
-    mn_proposal outcome = mn_shard_outcome(group, step);
+    mn_proposal outcome = outcome_of(group, step);
     if (outcome.discard)
         return mn_fail(error, MN_RESEAL, "discard", "false, but a rank voted so here: seal again");
     enum mn_status status = mn_shard_proposal_equal(&outcome, &request->proposal, error);
@@ -247,7 +247,7 @@ static enum mn_status make_permanent(mn_shard *shard, struct group *group, struc
     enum mn_status status = MN_OK;
     mn_proposal outcome = {.discard = true};
     if (!request->proposal.discard)
-        outcome = mn_shard_outcome(group, step);
+        outcome = outcome_of(group, step);
     if (!outcome.discard)
         status = mn_shard_merge_apply(shard, group, step, &outcome, request->factors, error);
     if (status)

@@ -232,8 +232,7 @@ typedef struct mn_report {
     const mn_train_options *options;
     FILE *metrics; /* JSON lines, or NULL */
     bool terminal; /* progress may be redrawn in place */
-    uint64_t started_ns;
-    double bits; /* running mean, for the progress line */
+    double bits;   /* running mean, for the progress line */
     /* How training read, when it was last measured: steps [since, step]. */
     mn_usage_metrics trained[MN_LAYERS_MAX];
     uint64_t trained_since, trained_step;
@@ -261,8 +260,4 @@ void mn_report_trained(mn_report *report, const mn_training *training, uint64_t 
                        uint64_t step, const mn_usage_metrics layers[MN_LAYERS_MAX]);
 void mn_report_closing(mn_report *report, const mn_training *training, const mn_closing *closing);
 void mn_report_digest(mn_report *report, const char *table, uint64_t hash);
-/* Bits per byte that `command` (a compressor, from standard input to standard output) needs for the
- * held-out bytes that an evaluation predicted; 0 when it cannot be run. */
-double mn_report_compressed(const mn_training *training, const mn_evaluation *evaluation,
-                            const char *command);
 #endif

@@ -10,9 +10,7 @@
 enum mn_status mn_report_open(const mn_train_options *options, mn_report *out_report,
                               mn_error *error)
 {
-    mn_report report = {.options = options,
-                        .terminal = isatty(STDERR_FILENO) != 0,
-                        .started_ns = mn_train_now_ns(NULL)};
+    mn_report report = {.options = options, .terminal = isatty(STDERR_FILENO) != 0};
     if (options->metrics_file && options->rank == 0) {
         /* A resumed run goes on in the same file. */
         report.metrics = fopen(options->metrics_file, options->resume ? "a" : "w");
@@ -207,8 +205,10 @@ static bool held_out_write(const mn_training *training, const mn_evaluation *eva
     return written && fflush(file) == 0;
 }
 
-double mn_report_compressed(const mn_training *training, const mn_evaluation *evaluation,
-                            const char *command)
+/* Bits per byte that `command` (a compressor, from standard input to standard output) needs for the
+ * held-out bytes that an evaluation predicted; 0 when it cannot be run. */
+static double compressed(const mn_training *training, const mn_evaluation *evaluation,
+                         const char *command)
 {
     char path[] = "/tmp/mneme-held-out-XXXXXX", line[256];
     if (!training->data.text)
@@ -399,7 +399,7 @@ static void compression_print(const mn_training *training, const mn_evaluation *
 {
     static const char *const commands[2] = {"gzip -9", "xz -9"};
     for (int i = 0; i < 2; i++) {
-        double bits = mn_report_compressed(training, evaluation, commands[i]);
+        double bits = compressed(training, evaluation, commands[i]);
         if (bits > 0)
             printf("  %-27s %12.4f   (of the same bytes)\n", commands[i], bits);
     }

@@ -78,8 +78,6 @@ extern "C" enum mn_status mn_cuda_nn_create(const mn_cuda_nn_options *options, m
 
 extern "C" void *mn_cuda_nn_stream(const mn_cuda_nn *nn) { return nn->stream; }
 
-extern "C" const mn_cuda *mn_cuda_nn_search_context(const mn_cuda_nn *nn) { return &nn->cuda; }
-
 extern "C" void mn_cuda_nn_lend(mn_cuda_nn *nn, void *scratch, uint64_t bytes)
 {
     nn->scratch = (char *)scratch, nn->scratch_bytes = bytes;

@@ -166,7 +166,7 @@ static uint64_t run_variant(const struct service *service, const struct variant 
 
 /* ---- The same bits everywhere ---- */
 
-void same_bits(void **state)
+static void same_bits(void **state)
 {
     const struct variant variants[] = {
         columns_variant(MN_F32, MN_F32, 0), columns_variant(MN_F32, MN_F32, 3),

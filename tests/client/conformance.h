@@ -7,7 +7,6 @@
 extern const struct service_kind conformance_kinds[];
 extern const uint32_t conformance_kind_count;
 
-void same_bits(void **state);
 void refusals(void **state);
 void waits_end(void **state);
 void tables_come_and_go(void **state);

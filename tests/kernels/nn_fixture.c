@@ -86,7 +86,7 @@ void nn_again(mn_cuda_nn *nn, both *array)
     QUEUED(mn_cuda_memory_zero, nn, array->gpu, array->n * sizeof(float));
 }
 
-bool nn_within(const float *got, const float *expected, const double *bounds, uint64_t n)
+static bool within(const float *got, const float *expected, const double *bounds, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++)
         if (!(fabs((double)got[i] - (double)expected[i]) <= bounds[i]))
@@ -98,13 +98,13 @@ void nn_near(mn_cuda_nn *nn, const both *array, const double *bounds)
 {
     float *got = fetched(nn, array);
     for (uint64_t i = 0; i < array->n; i++)
-        if (!nn_within(got + i, array->host + i, bounds + i, 1))
+        if (!within(got + i, array->host + i, bounds + i, 1))
             fail_msg("element %llu is %.9g, not %.9g within %.3g", (unsigned long long)i,
                      (double)got[i], (double)array->host[i], bounds[i]);
     const uint64_t middle = array->n / 2;
     got[middle] += (float)(3 * bounds[middle] + 1e-30);
-    assert_false(nn_within(got, array->host, bounds, array->n));
+    assert_false(within(got, array->host, bounds, array->n));
     got[middle] = NAN;
-    assert_false(nn_within(got, array->host, bounds, array->n));
+    assert_false(within(got, array->host, bounds, array->n));
     free(got);
 }

@@ -33,7 +33,6 @@ void nn_near(mn_cuda_nn *nn, const both *array, const double *bounds);
 /* Waits; what the GPU's array holds becomes the host's, and the GPU's zero: nn_equal then tells
  * whether a second run has the same bits. */
 void nn_again(mn_cuda_nn *nn, both *array);
-bool nn_within(const float *got, const float *expected, const double *bounds, uint64_t n);
 
 /* A call that succeeds: QUEUED(mn_cuda_nn_add, nn, n, a, x). */
 #define QUEUED(function, ...)                                                                      \

@@ -16,12 +16,10 @@ typedef struct mem_env {
     uint64_t random_state;
     uint64_t allocations; /* allocate and reserve calls so far */
     uint64_t fail_at;     /* the allocation with this number (from 1) fails; 0: none does */
-    bool fail_after;      /* all later ones fail too */
     uint64_t live_blocks, live_bytes; /* allocated, not released */
     uint64_t live_reserves, reserved_bytes;
     uint64_t vacated_bytes; /* in all */
     uint64_t events;        /* log lines */
-    int echo_level; /* log lines of at least this level go to standard error; default 3: none */
 } mem_env;
 
 /* Fills *world in place; world->env.context points at it, so it must not move. */

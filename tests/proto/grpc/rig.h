@@ -46,8 +46,6 @@ void rig_start(rig *it, const rig_options *options);
 void rig_stop(rig *it);
 uint32_t rig_wait_parked(rig *it, uint32_t count);    /* until as many are parked; the count */
 uint32_t rig_wait_abandoned(rig *it, uint32_t count); /* likewise */
-void rig_wait_blocked(rig *it);                       /* until a Map has come */
-void rig_release(rig *it);
 
 /* The verb, and if asked the context, that the core saw last. */
 enum mn_verb rig_last(rig *it, mn_context *out_context);
