@@ -6,66 +6,29 @@
  * "retry CALL STATUS", "failed CALL STATUS FIELD: MESSAGE", "late CALL MS", "done STEP HASH". */
 #include "support/worker.h"
 
-#include <string.h>
-
-enum { ROWS = 96, DIM = 64, QUERIES = 4, PER_QUERY = 6, PUSHED = 8, PARTS = 2, STORED = 4 };
+enum { DIM = 64, QUERIES = 4, PER_QUERY = 6, PUSHED = 8, PARTS = 2, STORED = 4 };
 enum { STORE_EVERY = 5 }; /* steps */
 enum { LATE_MS = 5000, PATIENCE_MS = 60000, REST_MS = 20 };
 
-typedef struct worker {
-    const char *target, *last_file;
-    uint32_t rank, ranks;
-    uint64_t seed, pause_ms;
-    trying trying;
-    mn_client *client;
-    mn_table *bags, *rows;
-} worker;
-
 /* ---- What a step's numbers are made of */
 
-static uint64_t mix(const worker *w, uint64_t step, uint64_t kind, uint64_t i)
+static uint64_t seed;
+
+static uint64_t mix(uint64_t step, uint64_t kind, uint64_t i)
 {
-    uint64_t z = w->seed * UINT64_C(0x9e3779b97f4a7c15) + step * 1000003 + kind * 10007 + i + 1;
+    uint64_t z = seed * UINT64_C(0x9e3779b97f4a7c15) + step * 1000003 + kind * 10007 + i + 1;
     return scramble(z);
 }
 
-static float number(const worker *w, uint64_t step, uint64_t kind, uint64_t i)
+static float number(uint64_t step, uint64_t kind, uint64_t i)
 {
-    return number_of(mix(w, step, kind, i));
+    return number_of(mix(step, kind, i));
 }
 
 /* The kinds of one rank's part of a step are its own. */
 static uint64_t kind_of(uint32_t rank, uint32_t part, uint32_t what)
 {
     return (rank * 8 + part) * 8 + what;
-}
-
-/* ---- Tables */
-
-static void open_all(worker *w)
-{
-    mn_client_options options = {.target = w->target,
-                                 .group = "chaos",
-                                 .rank = w->rank,
-                                 .ranks = w->ranks,
-                                 .deadline_ms = w->trying.deadline_ms,
-                                 .log_level = MN_LOG_SILENT};
-    mn_table_spec bags = {.name = "bags",
-                          .rows = ROWS,
-                          .dim = DIM,
-                          .tiles = 4,
-                          .seed = 1,
-                          .init = mn_init_normal(0.5f),
-                          .optimizer = mn_adamw(0.9f, 0.95f, 1e-8f)};
-    mn_table_spec rows = bags;
-    rows.split = MN_ROWS;
-    rows.tiles = 16;
-    rows.optimizer = mn_adagrad(1e-6f);
-    memcpy(rows.name, "rows", sizeof "rows");
-    CALL("open", mn_client_open(&options, &w->client, &call_error));
-    say("joined %llu", (unsigned long long)mn_client_step(w->client));
-    CALL("table", mn_table_open(w->client, &bags, &w->bags, &call_error));
-    CALL("table", mn_table_open(w->client, &rows, &w->rows, &call_error));
 }
 
 /* ---- A step */
@@ -76,20 +39,20 @@ static void play_part(worker *w, uint64_t step, uint32_t part)
     static float weights[QUERIES * PER_QUERY], weight_grads[QUERIES * PER_QUERY];
     static float bag[QUERIES * DIM], grads[PUSHED * DIM];
     for (uint32_t i = 0; i < QUERIES * PER_QUERY; i++) {
-        indices[i] = (uint32_t)(mix(w, step, kind_of(w->rank, part, 0), i) % ROWS);
-        weights[i] = number(w, step, kind_of(w->rank, part, 1), i);
+        indices[i] = (uint32_t)(mix(step, kind_of(w->rank, part, 0), i) % ROWS);
+        weights[i] = number(step, kind_of(w->rank, part, 1), i);
     }
     mn_queries queries = {QUERIES, PER_QUERY, mn_u32(indices), mn_f32(weights)};
     mn_rows rows = {PUSHED, mn_u32(indices)};
     CALL("bag", mn_wait(mn_bag(w->bags, step, &queries, mn_f32(bag)), &call_error));
     for (uint32_t i = 0; i < QUERIES * DIM; i++) /* so that what was read decides */
-        bag[i] = bag[i] * 0.1f + number(w, step, kind_of(w->rank, part, 2), i);
+        bag[i] = bag[i] * 0.1f + number(step, kind_of(w->rank, part, 2), i);
     CALL("bag_grad",
          mn_wait(mn_bag_grad(w->bags, step, part, &queries, mn_f32(bag), mn_f32(weight_grads)),
                  &call_error));
     for (uint32_t i = 0; i < PUSHED * DIM; i++)
         grads[i] =
-            number(w, step, kind_of(w->rank, part, 3), i) + weight_grads[i % (QUERIES * PER_QUERY)];
+            number(step, kind_of(w->rank, part, 3), i) + weight_grads[i % (QUERIES * PER_QUERY)];
     CALL("push", mn_wait(mn_push(w->rows, step, part, &rows, mn_f32(grads)), &call_error));
 }
 
@@ -98,30 +61,21 @@ static void store_some(worker *w, uint64_t step)
     uint32_t indices[STORED];
     float values[STORED * DIM];
     for (uint32_t i = 0; i < STORED; i++)
-        indices[i] = (uint32_t)(mix(w, step, kind_of(w->rank, 0, 4), i) % ROWS);
+        indices[i] = (uint32_t)(mix(step, kind_of(w->rank, 0, 4), i) % ROWS);
     for (uint32_t i = 0; i < STORED * DIM; i++)
-        values[i] = number(w, step, kind_of(w->rank, 0, 5), i);
+        values[i] = number(step, kind_of(w->rank, 0, 5), i);
     mn_rows rows = {STORED, mn_u32(indices)};
     CALL("store",
          mn_wait(mn_store(w->rows, step, PARTS, &rows, mn_f32(values), NULL), &call_error));
 }
 
-static uint32_t all_indices[ROWS];
 static float all_values[ROWS * DIM];
-
-static mn_rows all_rows(void)
-{
-    for (uint32_t i = 0; i < ROWS; i++)
-        all_indices[i] = i;
-    mn_rows rows = {ROWS, mn_u32(all_indices)};
-    return rows;
-}
 
 static void push_every_row(worker *w, uint64_t step)
 {
     mn_rows rows = all_rows();
     for (uint32_t i = 0; i < ROWS * DIM; i++)
-        all_values[i] = number(w, step, kind_of(w->rank, 0, 6), i);
+        all_values[i] = number(step, kind_of(w->rank, 0, 6), i);
     mn_array gradients = mn_f32(all_values);
     CALL("push", mn_wait(mn_push(w->bags, step, PARTS + 1, &rows, gradients), &call_error));
     CALL("push", mn_wait(mn_push(w->rows, step, PARTS + 1, &rows, gradients), &call_error));
@@ -130,7 +84,7 @@ static void push_every_row(worker *w, uint64_t step)
 static void play_step(worker *w, uint64_t step, bool is_last)
 {
     mn_commit_options options = {.learning_rate = 0.05f, .weight_decay = 0.01f, .clip_norm = 3};
-    double sum = number(w, step, kind_of(w->rank, 0, 7), 0), expected = 0;
+    double sum = number(step, kind_of(w->rank, 0, 7), 0), expected = 0;
     for (uint32_t part = 0; part < PARTS; part++)
         play_part(w, step, part);
     if (step % STORE_EVERY == w->rank)
@@ -138,7 +92,7 @@ static void play_step(worker *w, uint64_t step, bool is_last)
     if (is_last)
         push_every_row(w, step);
     for (uint32_t rank = 0; rank < w->ranks; rank++)
-        expected += number(w, step, kind_of(rank, 0, 7), 0);
+        expected += number(step, kind_of(rank, 0, 7), 0);
     CALL("reduce", mn_reduce(w->client, step, "loss", &sum, 1, &call_error));
     if (sum != expected) {
         say("failed reduce: %.17g is not %.17g", sum, expected);
@@ -151,31 +105,16 @@ static void play_step(worker *w, uint64_t step, bool is_last)
 /* ---- The whole */
 
 /* What LAST says; UINT64_MAX while it is not there. */
-static uint64_t last_step(const worker *w)
+static uint64_t last_step(const char *last_file)
 {
     unsigned long long step = UINT64_MAX;
-    FILE *file = fopen(w->last_file, "r");
+    FILE *file = fopen(last_file, "r");
     if (!file)
         return step;
     if (fscanf(file, "%llu", &step) != 1)
         step = UINT64_MAX;
     (void)fclose(file);
     return step;
-}
-
-/* FNV-1a over every value of both tables. */
-static uint64_t hash_tables(worker *w)
-{
-    uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    mn_rows rows = all_rows();
-    mn_table *tables[] = {w->bags, w->rows};
-    for (int t = 0; t < 2; t++) {
-        CALL("fetch",
-             mn_wait(mn_fetch(tables[t], MN_LATEST, &rows, mn_f32(all_values), NULL), &call_error));
-        for (size_t i = 0; i < sizeof all_values; i++)
-            hash = (hash ^ ((const unsigned char *)all_values)[i]) * UINT64_C(0x100000001b3);
-    }
-    return hash;
 }
 
 int main(int count, char **arguments)
@@ -187,21 +126,22 @@ int main(int count, char **arguments)
     worker state = {.target = arguments[1],
                     .rank = (uint32_t)strtoul(arguments[2], NULL, 10),
                     .ranks = (uint32_t)strtoul(arguments[3], NULL, 10),
-                    .seed = strtoull(arguments[4], NULL, 10),
-                    .last_file = arguments[5],
                     .trying = {.deadline_ms = strtoull(arguments[6], NULL, 10),
                                .late_ms = LATE_MS,
                                .patience_ms = PATIENCE_MS,
                                .rest_ms = REST_MS},
                     .pause_ms = strtoull(arguments[7], NULL, 10)};
+    const char *last_file = arguments[5];
     worker *w = &state;
-    open_all(w);
-    for (uint64_t last; mn_client_step(w->client) < (last = last_step(w)); rest(w->pause_ms)) {
+    seed = strtoull(arguments[4], NULL, 10);
+    open_all(w, "chaos", DIM);
+    for (uint64_t last; mn_client_step(w->client) < (last = last_step(last_file));
+         rest(w->pause_ms)) {
         uint64_t step = mn_client_step(w->client) + 1;
         play_step(w, step, step == last);
     }
     say("done %llu %016llx", (unsigned long long)mn_client_step(w->client),
-        (unsigned long long)hash_tables(w));
+        (unsigned long long)hash_tables(w, DIM, all_values));
     mn_client_close(w->client);
     return 0;
 }

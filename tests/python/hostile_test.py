@@ -6,12 +6,9 @@ that its flags add up to, and when they stop it serves as before.
 The negative tests of other systems' failures (each is named by its behaviour) are here, too, where
 no other test has them.
 """
-import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 import mneme_pb2 as pb
-from shard_process import Caller, Failure, Shard
+from shard_process import Caller, Failure, Shard, parked, sealing_client
 
 MIB = 1 << 20
 # What the flags below let it take, and what the program and gRPC take besides.
@@ -196,35 +193,18 @@ class Hostile(unittest.TestCase):
     def test_half_open_peers(self):
         """A caller that is stopped, or whose host is gone, takes no part in HTTP/2 any more: its
         connection ends by our pings, and what it waited for is dropped, whatever its deadline."""
-        script = ("import sys, mneme_pb2 as pb; from shard_process import Caller\n"
-                  "caller = Caller(sys.argv[1], group='gone'); caller.join(2)\n"
-                  "call = caller.begin('Seal', step=1, timeout=600,"
-                  " proposal=pb.Proposal(sets=[pb.CommitSet()]))\n"
-                  "print('sealing', flush=True); call.result()\n")
-        client = subprocess.Popen([sys.executable, "-c", script, self.shard.address],
-                                  stdout=subprocess.PIPE, text=True,
-                                  cwd=os.path.dirname(os.path.abspath(__file__)))
-        self.assertEqual(client.stdout.readline(), "sealing\n")
-        while self.parked("gone") == 0:
+        client = sealing_client(self.shard, timeout=600)
+        while parked(self.shard, "gone") == 0:
             time.sleep(0.05)
         client.send_signal(signal.SIGSTOP)
         until = time.monotonic() + 40
-        while self.parked("gone") and time.monotonic() < until:
+        while parked(self.shard, "gone") and time.monotonic() < until:
             time.sleep(0.5)
-        self.assertEqual(self.parked("gone"), 0)
+        self.assertEqual(parked(self.shard, "gone"), 0)
         client.kill()
         client.wait(20)
         client.stdout.close()
         self.serves()
-
-    def parked(self, group):
-        request = pb.StatusRequest(context=self.good.context())
-        request.context.group = group
-        try:
-            reply = pb.StatusReply.FromString(self.good.raw("Status", request.SerializeToString()))
-        except Failure:
-            return 0  # it is not there yet
-        return sum(g.parked for g in reply.groups)
 
     def test_a_bad_row_shifts_no_gradient(self):
         """A row that is none, amid a push: elsewhere it was passed over without its gradient, and

@@ -2,6 +2,7 @@
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -108,3 +109,31 @@ class Caller:
         reply = self.call("Join", ranks=ranks, phase=pb.JOIN_ASSIGN)
         self.incarnation, self.map_epoch = reply.incarnation, reply.map_epoch
         return self.call("Join", ranks=ranks, phase=pb.JOIN_FENCE)
+
+
+def parked(shard, group):
+    """How many calls of the group wait at the shard; 0 while the group is not there."""
+    caller = Caller(shard.address, group=group)
+    try:
+        return sum(g.parked for g in caller.call("Status").groups if g.name == group)
+    except Failure as failure:
+        if failure.status != "NOT_FOUND":
+            raise
+        return 0
+    finally:
+        caller.channel.close()
+
+
+def sealing_client(shard, timeout):
+    """A process of its own that waits in Seal, in group "gone", for a rank that never comes."""
+    script = ("import sys, mneme_pb2 as pb; from shard_process import Caller\n"
+              "caller = Caller(sys.argv[1], group='gone'); caller.join(2)\n"
+              "call = caller.begin('Seal', step=1, timeout=float(sys.argv[2]),"
+              " proposal=pb.Proposal(sets=[pb.CommitSet()]))\n"
+              "print('sealing', flush=True); call.result()\n")
+    client = subprocess.Popen([sys.executable, "-c", script, shard.address, str(timeout)],
+                              stdout=subprocess.PIPE, text=True,
+                              cwd=os.path.dirname(os.path.abspath(__file__)))
+    if client.stdout.readline() != "sealing\n":
+        raise RuntimeError("the client did not come as far as Seal")
+    return client

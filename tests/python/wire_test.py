@@ -4,7 +4,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -12,7 +11,7 @@ import unittest
 import grpc
 
 import mneme_pb2 as pb
-from shard_process import Caller, Failure, Shard
+from shard_process import Caller, Failure, Shard, parked, sealing_client
 
 
 def varint(value):
@@ -142,15 +141,7 @@ class Wire(unittest.TestCase):
             rank.channel.close()
 
     def test_killed_client_leaves_nothing_parked(self):
-        script = ("import sys, mneme_pb2 as pb; from shard_process import Caller\n"
-                  "caller = Caller(sys.argv[1], group='gone'); caller.join(2)\n"
-                  "call = caller.begin('Seal', step=1, timeout=60,"
-                  " proposal=pb.Proposal(sets=[pb.CommitSet()]))\n"
-                  "print('sealing', flush=True); call.result()\n")
-        client = subprocess.Popen([sys.executable, "-c", script, self.shard.address],
-                                  stdout=subprocess.PIPE, text=True,
-                                  cwd=os.path.dirname(os.path.abspath(__file__)))
-        self.assertEqual(client.stdout.readline(), "sealing\n")
+        client = sealing_client(self.shard, timeout=60)
         self.wait_parked("gone", 1)
         client.kill()
         client.wait(20)
@@ -158,13 +149,10 @@ class Wire(unittest.TestCase):
         self.wait_parked("gone", 0)
 
     def wait_parked(self, group, wanted):
-        caller = Caller(self.shard.address, group=group)
         until = time.monotonic() + 20
-        parked = None
-        while parked != wanted and time.monotonic() < until:
-            parked = next(g.parked for g in caller.call("Status").groups if g.name == group)
-        caller.channel.close()
-        self.assertEqual(parked, wanted)
+        while parked(self.shard, group) != wanted and time.monotonic() < until:
+            time.sleep(0.05)
+        self.assertEqual(parked(self.shard, group), wanted)
 
     def test_sockets_that_speak_something_else(self):
         host, port = self.shard.address.split(":")

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 /* A line that the test reads at once. */
@@ -64,7 +65,16 @@ static inline bool again(const trying *how, const char *call, uint64_t first, ui
     exit(EXIT_CALL_FAILED);
 }
 
-/* In a function that has a worker w with its trying; expression: a status, with &call_error. */
+typedef struct worker {
+    const char *target;
+    uint32_t rank, ranks;
+    uint64_t pause_ms; /* between two steps */
+    trying trying;
+    mn_client *client;
+    mn_table *bags, *rows;
+} worker;
+
+/* In a function that has a worker w; expression: a status, with &call_error. */
 #define CALL(name, expression)                                                                     \
     do {                                                                                           \
         mn_error call_error = {0};                                                                 \
@@ -75,6 +85,61 @@ static inline bool again(const trying *how, const char *call, uint64_t first, ui
             call_status = (expression);                                                            \
         } while (again(&w->trying, name, call_first, call_began, call_status, &call_error));       \
     } while (0)
+
+/* ---- Tables */
+
+enum { ROWS = 96 };
+
+/* Joins the group, and opens a table for bags and one whose rows are split, both [ROWS][dim]. */
+static inline void open_all(worker *w, const char *group, uint32_t dim)
+{
+    mn_client_options options = {.target = w->target,
+                                 .group = group,
+                                 .rank = w->rank,
+                                 .ranks = w->ranks,
+                                 .deadline_ms = w->trying.deadline_ms,
+                                 .log_level = MN_LOG_SILENT};
+    mn_table_spec bags = {.name = "bags",
+                          .rows = ROWS,
+                          .dim = dim,
+                          .tiles = 4,
+                          .seed = 1,
+                          .init = mn_init_normal(0.5f),
+                          .optimizer = mn_adamw(0.9f, 0.95f, 1e-8f)};
+    mn_table_spec rows = bags;
+    rows.split = MN_ROWS;
+    rows.tiles = 16;
+    rows.optimizer = mn_adagrad(1e-6f);
+    memcpy(rows.name, "rows", sizeof "rows");
+    CALL("open", mn_client_open(&options, &w->client, &call_error));
+    say("joined %llu", (unsigned long long)mn_client_step(w->client));
+    CALL("table", mn_table_open(w->client, &bags, &w->bags, &call_error));
+    CALL("table", mn_table_open(w->client, &rows, &w->rows, &call_error));
+}
+
+static inline mn_rows all_rows(void)
+{
+    static uint32_t indices[ROWS];
+    for (uint32_t i = 0; i < ROWS; i++)
+        indices[i] = i;
+    mn_rows rows = {ROWS, mn_u32(indices)};
+    return rows;
+}
+
+/* FNV-1a over every value of both tables, read into `values` [ROWS][dim]. */
+static inline uint64_t hash_tables(worker *w, uint32_t dim, float *values)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    mn_rows rows = all_rows();
+    mn_table *tables[] = {w->bags, w->rows};
+    for (int t = 0; t < 2; t++) {
+        CALL("fetch",
+             mn_wait(mn_fetch(tables[t], MN_LATEST, &rows, mn_f32(values), NULL), &call_error));
+        for (size_t i = 0; i < ROWS * dim * sizeof *values; i++)
+            hash = (hash ^ ((const unsigned char *)values)[i]) * UINT64_C(0x100000001b3);
+    }
+    return hash;
+}
 
 /* ---- Numbers */
 
