@@ -81,6 +81,15 @@ template <int V> DEVICE void set_column(columns<uint16_t, V> *out, int e, float 
     set_column_bits(out, e, bf16_nearest(value));
 }
 
+template <typename T, int V> DEVICE void put(const float (&values)[V], T *to)
+{
+    columns<T, V> out;
+#pragma unroll
+    for (int e = 0; e < V; e++)
+        set_column(&out, e, values[e]);
+    store_columns(out, to);
+}
+
 /* ---- A tile ---- */
 
 /* What the kernels need of mn_tile; passed by value. */

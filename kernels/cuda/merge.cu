@@ -149,12 +149,8 @@ static __global__ void __launch_bounds__(THREADS)
     uint64_t r = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y;
     for (; r < runs && c < width; r += (uint64_t)gridDim.x * blockDim.y) {
         float sum[V];
-        columns<float, V> out;
         fold_run<G, V>(plan, sources, r, c, sum);
-#pragma unroll
-        for (int e = 0; e < V; e++)
-            set_column(&out, e, sum[e]);
-        store_columns(out, out_merged + r * width + c);
+        put(sum, out_merged + r * width + c);
         if (c == 0)
             out_offsets[r] = plan.sorted[plan.starts[r]];
     }

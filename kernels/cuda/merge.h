@@ -104,4 +104,32 @@ DEVICE void fold_run(const mn_cuda_plan &plan, const device_sources &sources, ui
     }
 }
 
+/* Counts a change of every row that had reads, or one a read, and the rows first written. */
+template <bool EACH_READ>
+static __global__ void __launch_bounds__(THREADS)
+    count_changes(device_tile tile, mn_cuda_plan plan, unsigned long long *out_first_written)
+{
+    const uint32_t runs = *plan.runs;
+    unsigned long long first = 0;
+    uint64_t r = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    for (; r < runs; r += (uint64_t)gridDim.x * blockDim.y) {
+        uint32_t *updates = tile.updates + plan.sorted[plan.starts[r]];
+        const uint32_t more = EACH_READ ? plan.starts[r + 1] - plan.starts[r] : 1;
+        const uint32_t before = *updates;
+        first += before == 0;
+        *updates = more < UINT32_MAX - before ? before + more : UINT32_MAX;
+    }
+    if (first)
+        (void)atomicAdd(out_first_written, first);
+}
+
+template <bool EACH_READ>
+static cudaError_t launch_count(const device_tile &tile, const mn_cuda_plan *plan,
+                                uint64_t *out_first_written, void *stream)
+{
+    const cudaLaunchConfig_t config = rows_config(1, plan->reads, RUN_BLOCKS, stream);
+    return cudaLaunchKernelEx(&config, count_changes<EACH_READ>, tile, *plan,
+                              (unsigned long long *)out_first_written);
+}
+
 #endif

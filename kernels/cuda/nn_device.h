@@ -89,27 +89,13 @@ template <int V> DEVICE void get(const float *from, float (&out)[V])
         out[e] = column_of(in, e);
 }
 
-template <int V> DEVICE void put(const float (&values)[V], float *to)
-{
-    columns<float, V> out;
-#pragma unroll
-    for (int e = 0; e < V; e++)
-        set_column(&out, e, values[e]);
-    store_columns(out, to);
-}
-
 /* And at the same place of the bf16 copy, if there is one. */
 template <int V>
 DEVICE void put_both(const float (&values)[V], float *to, uint16_t *narrow, uint64_t at)
 {
     put(values, to + at);
-    if (narrow == NULL)
-        return;
-    columns<uint16_t, V> out;
-#pragma unroll
-    for (int e = 0; e < V; e++)
-        set_column(&out, e, values[e]);
-    store_columns(out, narrow + at);
+    if (narrow != NULL)
+        put(values, narrow + at);
 }
 
 /* ---- Launches ---- */

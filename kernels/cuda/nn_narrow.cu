@@ -66,12 +66,8 @@ struct narrowing {
     template <int V> MEMBER void at(uint64_t i) const
     {
         float values[V];
-        columns<uint16_t, V> out;
         get(from + i, values);
-#pragma unroll
-        for (int e = 0; e < V; e++)
-            set_column(&out, e, values[e]);
-        store_columns(out, to + i);
+        put(values, to + i);
     }
 };
 

@@ -238,23 +238,6 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* A row that comes several times has been changed as often. */
-static __global__ void __launch_bounds__(THREADS)
-    count_stores(device_tile tile, mn_cuda_plan plan, unsigned long long *out_first_written)
-{
-    const uint32_t runs = *plan.runs;
-    unsigned long long first = 0;
-    uint64_t r = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    for (; r < runs; r += (uint64_t)gridDim.x * blockDim.y) {
-        uint32_t *updates = tile.updates + plan.sorted[plan.starts[r]];
-        const uint32_t more = plan.starts[r + 1] - plan.starts[r], before = *updates;
-        first += before == 0;
-        *updates = more < UINT32_MAX - before ? before + more : UINT32_MAX;
-    }
-    if (first)
-        (void)atomicAdd(out_first_written, first);
-}
-
 extern "C" enum mn_status mn_cuda_store(const mn_tile *tile, const mn_cuda_plan *plan,
                                         enum mn_dtype dtype, const void *rows,
                                         uint64_t stride_bytes, const void *state,
@@ -277,10 +260,8 @@ extern "C" enum mn_status mn_cuda_store(const mn_tile *tile, const mn_cuda_plan 
     if (result == cudaSuccess && shape.elements)
         result = cudaLaunchKernelEx(&config, states, device, *plan, shape, (const char *)state,
                                     state_stride_bytes);
-    config = rows_config(1, plan->reads, RUN_BLOCKS, stream);
-    if (result == cudaSuccess)
-        result = cudaLaunchKernelEx(&config, count_stores, device, *plan,
-                                    (unsigned long long *)out_first_written);
+    if (result == cudaSuccess) /* a row that comes several times has been changed as often */
+        result = launch_count<true>(device, plan, out_first_written, stream);
     return launched(result, error);
 }
 

@@ -14,15 +14,10 @@ enum {
 template <int V>
 DEVICE void put_columns(const float (&values)[V], bool bf16, bool whole, char *row, uint32_t c)
 {
-    columns<float, V> wide;
-    columns<uint16_t, V> narrow;
-#pragma unroll
-    for (int e = 0; e < V; e++)
-        set_column(&wide, e, values[e]), set_column(&narrow, e, values[e]);
     if (whole && bf16)
-        store_columns(narrow, (uint16_t *)row + c);
+        put(values, (uint16_t *)row + c);
     else if (whole)
-        store_columns(wide, (float *)row + c);
+        put(values, (float *)row + c);
     else
 #pragma unroll
         for (int e = 0; e < V; e++)

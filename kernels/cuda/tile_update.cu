@@ -55,11 +55,7 @@ template <int V>
 DEVICE void put_rounded(const device_tile &, const row_update &, enum mn_purpose, uint32_t,
                         const float (&values)[V], float *to)
 {
-    columns<float, V> out;
-#pragma unroll
-    for (int e = 0; e < V; e++)
-        set_column(&out, e, values[e]);
-    store_columns(out, to);
+    put(values, to);
 }
 template <int V>
 DEVICE void put_rounded(const device_tile &tile, const row_update &u, enum mn_purpose purpose,
@@ -180,23 +176,6 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* Counts the update of every row that had reads, and the rows first written. */
-static __global__ void __launch_bounds__(THREADS)
-    count_updates(device_tile tile, mn_cuda_plan plan, unsigned long long *out_first_written)
-{
-    const uint32_t runs = *plan.runs;
-    unsigned long long first = 0;
-    uint64_t r = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    for (; r < runs; r += (uint64_t)gridDim.x * blockDim.y) {
-        uint32_t *updates = tile.updates + plan.sorted[plan.starts[r]];
-        first += *updates == 0;
-        if (*updates != UINT32_MAX)
-            ++*updates;
-    }
-    if (first)
-        (void)atomicAdd(out_first_written, first);
-}
-
 typedef void apply_kernel(device_tile, mn_cuda_plan, device_sources, tile_step);
 
 template <typename T, typename S, int V> static apply_kernel *apply_of(bool narrow)
@@ -257,9 +236,7 @@ extern "C" enum mn_status mn_cuda_merge_apply(const mn_tile *tile, const mn_cuda
     const device_tile device = device_tile_of(tile);
     cudaError_t result =
         cudaLaunchKernelEx(&config, kernel, device, *plan, device_sources_of(sources), step);
-    config = rows_config(1, plan->reads, RUN_BLOCKS, stream);
     if (result == cudaSuccess)
-        result = cudaLaunchKernelEx(&config, count_updates, device, *plan,
-                                    (unsigned long long *)out_first_written);
+        result = launch_count<false>(device, plan, out_first_written, stream);
     return launched(result, error);
 }
