@@ -47,6 +47,19 @@ static enum mn_dtype state_dtype(const mn_tile *tile)
                                                                 : tile->optimizer.state_dtype;
 }
 
+mn_optimizer fixture_optimizer(int i)
+{
+    mn_optimizer all[FIXTURE_OPTIMIZERS] = {mn_sgd(),
+                                            mn_adagrad(1e-6f),
+                                            mn_rowwise_adagrad(1e-6f),
+                                            mn_adam(0.9f, 0.99f, 1e-6f),
+                                            mn_adamw(0.9f, 0.95f, 1e-6f),
+                                            mn_adamw(0.9f, 0.95f, 1e-6f)};
+    all[1].beta1 = all[2].beta1 = 0.123f; /* the accumulator's initial value, not exact in bf16 */
+    all[5].row_correction = true;
+    return all[i];
+}
+
 mn_tile fixture_tile(const fixture_options *o)
 {
     mn_tile tile = {.rows = o->rows,

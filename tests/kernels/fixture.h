@@ -21,6 +21,9 @@ uint64_t fixture_random(uint64_t *state);
 float fixture_uniform(uint64_t *state); /* [-1, 1) */
 float fixture_integer(uint64_t *state); /* -8 .. 8: sums and products stay exact */
 
+enum { FIXTURE_OPTIMIZERS = 6 };
+mn_optimizer fixture_optimizer(int i); /* every kind, and Adam's row correction */
+
 typedef struct fixture_options {
     uint64_t rows;
     uint32_t columns, first_column;

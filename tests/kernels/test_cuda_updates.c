@@ -157,20 +157,6 @@ static void test_merged_rows_and_their_square(void **state)
         }
 }
 
-static mn_optimizer optimizer_number(int i)
-{
-    mn_optimizer all[] = {mn_sgd(),
-                          mn_adagrad(1e-6f),
-                          mn_rowwise_adagrad(1e-6f),
-                          mn_adam(0.9f, 0.99f, 1e-6f),
-                          mn_adamw(0.9f, 0.95f, 1e-6f),
-                          mn_adamw(0.9f, 0.95f, 1e-6f)};
-    all[1].beta1 = all[2].beta1 = 0.123f; /* the accumulator's initial value, not exact in bf16 */
-    all[5].row_correction = true;
-    return all[i];
-}
-enum { OPTIMIZERS = 6 };
-
 static void check_apply(step_inputs *in, const fixture_options *options, size_t shift)
 {
     const mn_update update = {
@@ -204,7 +190,7 @@ static void test_optimizers_equal_plain_c(void **state)
     (void)state;
     gpu_need();
     for (size_t c = 0; c < ODD_COLUMNS; c++)
-        for (int i = 0; i < OPTIMIZERS; i++)
+        for (int i = 0; i < FIXTURE_OPTIMIZERS; i++)
             for (int dtypes = 0; dtypes < 8; dtypes++) {
                 const bool even = (c + (size_t)i + (size_t)dtypes / 2) % 3,
                            whole = (i + dtypes) % 3;
@@ -214,7 +200,7 @@ static void test_optimizers_equal_plain_c(void **state)
                                            .columns = odd_columns[c],
                                            .first_column = even ? 16 : 21,
                                            .dtype = dtypes & 1 ? MN_BF16 : MN_F32,
-                                           .optimizer = optimizer_number(i),
+                                           .optimizer = fixture_optimizer(i),
                                            .init = mn_init_normal(0.5f)};
                 if (i != 2)
                     options.optimizer.state_dtype = dtypes & 2 ? MN_BF16 : MN_F32;

@@ -70,20 +70,6 @@ static void *scratch_of(uint32_t columns)
 static const mn_update update = {
     .learning_rate = 0.01f, .weight_decay = 0.1f, .factor = 0.5f, .step = 3};
 
-static mn_optimizer optimizer_number(int i)
-{
-    mn_optimizer all[] = {mn_sgd(),
-                          mn_adagrad(1e-6f),
-                          mn_rowwise_adagrad(1e-6f),
-                          mn_adam(0.9f, 0.99f, 1e-6f),
-                          mn_adamw(0.9f, 0.95f, 1e-6f),
-                          mn_adamw(0.9f, 0.95f, 1e-6f)};
-    all[1].beta1 = all[2].beta1 = 0.125f; /* the accumulator's initial value */
-    all[5].row_correction = true;
-    return all[i];
-}
-enum { OPTIMIZERS = 6 };
-
 /* Value and state of a row before the step, in double precision. */
 typedef struct row_oracle {
     double row[400], state[400], state2[400];
@@ -180,13 +166,13 @@ static void test_optimizers(void **state)
 {
     (void)state;
     for (size_t c = 0; c < ODD_COLUMNS; c++)
-        for (int i = 0; i < OPTIMIZERS; i++)
+        for (int i = 0; i < FIXTURE_OPTIMIZERS; i++)
             for (int dtypes = 0; dtypes < 4; dtypes++) {
                 fixture_options options = {.rows = ROWS,
                                            .columns = odd_columns[c],
                                            .first_column = 16,
                                            .dtype = dtypes & 1 ? MN_BF16 : MN_F32,
-                                           .optimizer = optimizer_number(i),
+                                           .optimizer = fixture_optimizer(i),
                                            .init = mn_init_normal(0.5f)};
                 if (i != 2)
                     options.optimizer.state_dtype = dtypes & 1 ? MN_BF16 : MN_F32;
@@ -239,7 +225,7 @@ static void test_adam_bf16_ignores_tiling(void **state)
     fixture_options options = {.rows = ROWS,
                                .columns = 240,
                                .dtype = MN_BF16,
-                               .optimizer = optimizer_number(3),
+                               .optimizer = fixture_optimizer(3),
                                .init = mn_init_normal(1)};
     options.optimizer.state_dtype = MN_BF16;
     mn_tile before = fixture_tile(&options), whole = fixture_copy(&before);
@@ -394,7 +380,7 @@ static void test_store(void **state)
             fixture_options options = {.rows = 9,
                                        .columns = COLUMNS,
                                        .dtype = variant & 1 ? MN_BF16 : MN_F32,
-                                       .optimizer = optimizer_number(1)};
+                                       .optimizer = fixture_optimizer(1)};
             if (kernels == NULL)
                 continue;
             mn_tile tile = fixture_tile(&options);
@@ -409,7 +395,7 @@ static void test_store(void **state)
                     expected = oracle_bf16_widen(oracle_bf16_nearest(expected));
                 assert_true((float)oracle_value(&tile, 2, c) == expected);
                 assert_true(((float *)tile.state)[2 * COLUMNS + c] ==
-                            (with_state ? states[3][c] : 0.125f));
+                            (with_state ? states[3][c] : options.optimizer.beta1));
             }
             fixture_free(&tile);
         }
