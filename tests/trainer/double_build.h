@@ -82,5 +82,6 @@ static inline double real_exp(double x) { return exp(x); }
 #define model_case_probe           model_case_probe_f64
 #define test_uniform               test_uniform_f64
 #define test_fill                  test_fill_f64
+#define test_difference            test_difference_f64
 
 #endif

@@ -18,6 +18,16 @@ void test_fill(uint64_t *state, double scale, uint64_t n, mn_real *out)
         out[i] = (mn_real)(scale * test_uniform(state));
 }
 
+double test_difference(uint64_t n, const double *value, const double *exact)
+{
+    double apart = 0, norm = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        apart += (value[i] - exact[i]) * (value[i] - exact[i]);
+        norm += exact[i] * exact[i];
+    }
+    return sqrt(apart / norm);
+}
+
 static void *start(fake_memory *memory, const mn_memory_reads *reads,
                    const mn_real *output_gradients, mn_real *out, uint64_t out_count)
 {

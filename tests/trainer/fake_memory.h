@@ -9,6 +9,8 @@
 /* Uniform in [-1, 1): splitmix64. */
 double test_uniform(uint64_t *state);
 void test_fill(uint64_t *state, double scale, uint64_t n, mn_real *out);
+/* 2-norm of the difference, relative to that of `exact`. */
+double test_difference(uint64_t n, const double *value, const double *exact);
 
 enum { FAKE_JOBS_MAX = 4 };
 

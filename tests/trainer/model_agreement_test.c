@@ -15,17 +15,6 @@ enum { ROOM = 1 << 16 };
 uint64_t model_case_probe_f64(const mn_model_options *options, uint64_t seed, double *out_loss,
                               uint64_t *out_selected, uint64_t room, double *out_gradients);
 
-/* 2-norm of the difference, relative to that of `exact`. */
-static double difference(uint64_t n, const double *value, const double *exact)
-{
-    double apart = 0, norm = 0;
-    for (uint64_t i = 0; i < n; i++) {
-        apart += (value[i] - exact[i]) * (value[i] - exact[i]);
-        norm += exact[i] * exact[i];
-    }
-    return sqrt(apart / norm);
-}
-
 /* Rounding of 24 bits through some hundred operations and a batch norm over 10 tokens. */
 #define TOLERANCE 2e-5
 
@@ -40,12 +29,12 @@ static void compare(const mn_model_options *options, uint64_t seed)
     assert_int_equal(n, exact_n);
     assert_true(selected == exact_selected);
     assert_true(fabs(loss - exact_loss) <= 1e-5);
-    double error = difference(n, single, exact);
+    double error = test_difference(n, single, exact);
     if (!(error <= TOLERANCE))
         fail_msg("gradients differ by %g", error);
     assert_true(error > 0); /* the builds do differ */
     single[n / 2] += 1e-3 * (fabs(exact[n / 2]) + 1);
-    assert_false(difference(n, single, exact) <= TOLERANCE);
+    assert_false(test_difference(n, single, exact) <= TOLERANCE);
 }
 
 static void test_float_agrees_with_double(void **state)

@@ -180,16 +180,6 @@ static void release(outcome *out)
     free(out->statistics);
 }
 
-static double difference(uint64_t n, const double *value, const double *wanted)
-{
-    double apart = 0, norm = 0;
-    for (uint64_t i = 0; i < n; i++) {
-        apart += (value[i] - wanted[i]) * (value[i] - wanted[i]);
-        norm += wanted[i] * wanted[i];
-    }
-    return sqrt(apart / norm);
-}
-
 static void setup_model(enum mn_query_norm norm, float dropout, mn_model *out_model)
 {
     mn_model_options options = {.width = 8,
@@ -225,10 +215,10 @@ static const split splits[] = {{2, 2}, {1, 3}, {3, 1}, {1, 2, 1}, {2, 1, 1}, {1,
 static bool agree(const outcome *one, const outcome *many)
 {
     return fabs(many->nats - one->nats) <= TOLERANCE * one->nats &&
-           difference(one->gradient_count, many->gradients, one->gradients) <= TOLERANCE &&
-           difference(one->value_count, many->values, one->values) <= TOLERANCE &&
-           (one->statistics_count == 0 ||
-            difference(one->statistics_count, many->statistics, one->statistics) <= TOLERANCE) &&
+           test_difference(one->gradient_count, many->gradients, one->gradients) <= TOLERANCE &&
+           test_difference(one->value_count, many->values, one->values) <= TOLERANCE &&
+           (one->statistics_count == 0 || test_difference(one->statistics_count, many->statistics,
+                                                          one->statistics) <= TOLERANCE) &&
            many->same_statistics;
 }
 
@@ -258,8 +248,9 @@ static void test_unsynchronised_ranks_do_not(void **state)
     setup_model(MN_QUERY_BATCH, 0, &model);
     outcome one = run(&model, alone, false), two = run(&model, splits[0], false);
     assert_false(agree(&one, &two));
-    assert_false(difference(one.gradient_count, two.gradients, one.gradients) <= TOLERANCE);
-    assert_false(difference(one.statistics_count, two.statistics, one.statistics) <= TOLERANCE);
+    assert_false(test_difference(one.gradient_count, two.gradients, one.gradients) <= TOLERANCE);
+    assert_false(test_difference(one.statistics_count, two.statistics, one.statistics) <=
+                 TOLERANCE);
     assert_false(two.same_statistics);
     release(&one);
     release(&two);
