@@ -90,6 +90,17 @@ static void read_all(struct job *job, float out_values[2 * ROWS * DIM])
     fixture_fetch_all(&job->f, &job->rows, job->step + 1, out_values + ROWS * DIM);
 }
 
+/* What is saved now loads. */
+static void save_and_load(struct job *job)
+{
+    static float trained[2 * ROWS * DIM], loaded[2 * ROWS * DIM];
+    (void)save(job, "snap");
+    read_all(job, trained);
+    load(job, "snap");
+    read_all(job, loaded);
+    assert_memory_equal(trained, loaded, sizeof trained);
+}
+
 static uint32_t files_of(const struct job *job, const char *path, const char *holds)
 {
     uint32_t count = 0;
@@ -155,7 +166,6 @@ static void only_what_changed_is_written(void **state)
 /* Any history of saves and loads: what a folder of many saves loads is what a new folder does. */
 static void any_history_loads_alike(void **state)
 {
-    static float trained[2 * ROWS * DIM], loaded[2 * ROWS * DIM];
     (void)state;
     for (uint32_t round = 0; round < 20; round++) {
         struct job job;
@@ -171,11 +181,7 @@ static void any_history_loads_alike(void **state)
                 (void)save(&job, "snap");
             if (fixture_random(&job.f, 4) || !files_of(&job, "snap", "manifest"))
                 continue;
-            (void)save(&job, "snap");
-            read_all(&job, trained);
-            load(&job, "snap");
-            read_all(&job, loaded);
-            assert_memory_equal(trained, loaded, sizeof trained);
+            save_and_load(&job);
         }
         fixture_deinit(&job.f);
     }
@@ -350,7 +356,6 @@ static void lose(struct job *job, const mn_shard_options *options, uint64_t kept
  * life, whole, though epoch and steps are the same. */
 static void a_lost_life_is_not_mixed_in(void **state)
 {
-    static float trained[2 * ROWS * DIM], loaded[2 * ROWS * DIM];
     const mn_shard_options options = {.durability = MN_DURABILITY_PROCESS};
     (void)state;
     for (uint32_t round = 0; round < 40; round++) {
@@ -361,11 +366,7 @@ static void a_lost_life_is_not_mixed_in(void **state)
         job.f.random += 1000; /* another way */
         for (uint32_t i = 0; i < 2 + round % 4; i++)
             train_a_block(&job);
-        (void)save(&job, "snap");
-        read_all(&job, trained);
-        load(&job, "snap");
-        read_all(&job, loaded);
-        assert_memory_equal(trained, loaded, sizeof trained);
+        save_and_load(&job);
         fixture_deinit(&job.f);
     }
 }

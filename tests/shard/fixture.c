@@ -258,7 +258,8 @@ mn_proposal fixture_proposal(float learning_rate)
 
 struct part_of_shard {
     uint32_t tile_first, tile_count, column_first, columns;
-    uint64_t *places; /* of the rows that lie here (rows tables), or of all */
+    /* Of the rows that lie here (rows tables), or of all: where they were asked for, and which. */
+    uint64_t *places, *indices;
     uint64_t count;
 };
 
@@ -276,7 +277,8 @@ static bool part_of(const struct fixture *fixture, const struct fixture_table *t
     if (!part.tile_count)
         return false;
     part.places = malloc((count + 1) * sizeof *part.places);
-    assert_non_null(part.places);
+    part.indices = malloc((count + 1) * sizeof *part.indices);
+    assert_true(part.places && part.indices);
     part.columns = geometry->dim;
     if (geometry->split == MN_COLUMNS) {
         uint32_t last = part.tile_first + part.tile_count - 1;
@@ -289,11 +291,19 @@ static bool part_of(const struct fixture *fixture, const struct fixture_table *t
         uint64_t offset;
         mn_row_locate(geometry, indices[i], &tile, &offset);
         if (geometry->split == MN_COLUMNS ||
-            (tile >= part.tile_first && tile < part.tile_first + part.tile_count))
+            (tile >= part.tile_first && tile < part.tile_first + part.tile_count)) {
+            part.indices[part.count] = indices[i];
             part.places[part.count++] = i;
+        }
     }
     *out_part = part;
     return true;
+}
+
+static void part_free(struct part_of_shard *part)
+{
+    free(part->places);
+    free(part->indices);
 }
 
 static uint8_t *payload_of(const struct fixture_table *table, const uint64_t *indices,
@@ -343,13 +353,11 @@ enum mn_status fixture_fetch(struct fixture *fixture, const struct fixture_table
         struct part_of_shard part;
         if (!part_of(fixture, table, shard, indices, count, &part))
             continue;
-        uint64_t *own = calloc(part.count + 1, sizeof *own);
-        for (uint64_t i = 0; i < part.count; i++)
-            own[i] = indices[part.places[i]];
         mn_request request = table_request(fixture, table, MN_VERB_FETCH, 0, step, &part);
         request.count = part.count;
         uint64_t bytes;
-        uint8_t *payload = payload_of(table, own, part.count, NULL, NULL, 0, &part, false, &bytes);
+        uint8_t *payload =
+            payload_of(table, part.indices, part.count, NULL, NULL, 0, &part, false, &bytes);
         if (part.count) {
             struct answer *answer = fixture_send(fixture, shard, &request, payload, bytes);
             assert_true(answer->finished);
@@ -360,8 +368,7 @@ enum mn_status fixture_fetch(struct fixture *fixture, const struct fixture_table
             fixture_free(answer);
         }
         free(payload);
-        free(own);
-        free(part.places);
+        part_free(&part);
     }
     return status;
 }
@@ -406,7 +413,7 @@ enum mn_status fixture_bag(struct fixture *fixture, const struct fixture_table *
         }
         fixture_free(answer);
         free(payload);
-        free(part.places);
+        part_free(&part);
     }
     return status;
 }
@@ -421,23 +428,19 @@ static enum mn_status change_rows(struct fixture *fixture, enum mn_verb verb,
         struct part_of_shard part;
         if (!part_of(fixture, table, shard, indices, count, &part))
             continue;
-        uint64_t *own = calloc(part.count + 1, sizeof *own);
-        for (uint64_t i = 0; i < part.count; i++)
-            own[i] = indices[part.places[i]];
         mn_request request = table_request(fixture, table, verb, piece->rank, piece->step, &part);
         request.count = part.count;
         request.part = piece->part;
         request.position = piece->position;
         uint64_t bytes;
-        uint8_t *payload =
-            payload_of(table, own, part.count, NULL, rows, part.count, &part, true, &bytes);
+        uint8_t *payload = payload_of(table, part.indices, part.count, NULL, rows, part.count,
+                                      &part, true, &bytes);
         if (part.count) {
             status = fixture_ask(fixture, shard, &request, payload, bytes, NULL);
             pieces[shard] += !status;
         }
         free(payload);
-        free(own);
-        free(part.places);
+        part_free(&part);
     }
     return status;
 }
@@ -485,7 +488,7 @@ enum mn_status fixture_bag_grad(struct fixture *fixture, const struct fixture_ta
             out_weight_gradients[i % reads] += ((const float *)answer->bytes)[i];
         fixture_free(answer);
         free(payload);
-        free(part.places);
+        part_free(&part);
     }
     return status;
 }
