@@ -101,24 +101,28 @@ static int check_command(const cli_flags *flags)
     return usage("\"%s\" is no command", flags->words[0]);
 }
 
-static int parse_deadline(const char *value, uint64_t *out_ms)
+/* A number from 0.001 up to `most`, told in units of 1 / `units`. */
+static int parse_number(const char *value, double most, double units, const char *refusal,
+                        uint64_t *out_units)
 {
     char *end;
-    double seconds = strtod(value, &end);
-    if (end == value || *end || !(seconds >= 0.001 && seconds <= 86400))
-        return usage("--deadline \"%s\" is not a number of seconds, 0.001 to 86400", value);
-    *out_ms = (uint64_t)(seconds * 1000);
+    double number = strtod(value, &end);
+    if (end == value || *end || !(number >= 0.001 && number <= most))
+        return usage(refusal, value);
+    *out_units = (uint64_t)(number * units);
     return CLI_OK;
+}
+
+static int parse_deadline(const char *value, uint64_t *out_ms)
+{
+    return parse_number(value, 86400, 1000,
+                        "--deadline \"%s\" is not a number of seconds, 0.001 to 86400", out_ms);
 }
 
 static int parse_rate(const char *value, uint64_t *out_bytes)
 {
-    char *end;
-    double megabytes = strtod(value, &end);
-    if (end == value || *end || !(megabytes >= 0.001 && megabytes <= 1e6))
-        return usage("--rate \"%s\" is not a number of megabytes, 0.001 to 1000000", value);
-    *out_bytes = (uint64_t)(megabytes * 1e6);
-    return CLI_OK;
+    return parse_number(value, 1e6, 1e6,
+                        "--rate \"%s\" is not a number of megabytes, 0.001 to 1000000", out_bytes);
 }
 
 static int parse_step(const char *value, uint64_t *out_step)
