@@ -1,12 +1,11 @@
 /* Writes the seeds of corpus/: golden messages and packed indices, which mutations start from.
  *
  * usage: corpus_make FOLDER      (build/dev/tests/fuzz/corpus_make tests/fuzz/corpus) */
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include "../proto/golden_messages.h"
 #include "fuzz.h"
+#include "seed.h"
 
 static const char *root;
 
@@ -14,13 +13,8 @@ static void write_seed(const char *folder, const char *name, const uint8_t *byte
 {
     char path[4096];
     (void)snprintf(path, sizeof path, "%s/%s", root, folder);
-    (void)mkdir(path, 0755); /* it may stand already; fopen tells */
-    (void)snprintf(path, sizeof path, "%s/%s/%s", root, folder, name);
-    FILE *file = fopen(path, "wb");
-    if (!file || fwrite(bytes, 1, count, file) != count || fclose(file) != 0) {
-        (void)fprintf(stderr, "cannot write %s\n", path);
-        exit(1);
-    }
+    (void)mkdir(path, 0755); /* it may stand already; seed_write tells */
+    seed_write(path, name, bytes, count);
 }
 
 static void write_messages(void)

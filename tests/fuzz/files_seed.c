@@ -2,21 +2,12 @@
  *
  * usage: files_seed FILES_FOLDER PART_FOLDER
  *        (build/dev/tests/fuzz/files_seed tests/fuzz/corpus/files tests/fuzz/corpus/part) */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "files_shard.h"
+#include "seed.h"
 
 enum { SEED_BYTES_MAX = 8192 };
-
-static void must(bool holds, const char *what)
-{
-    if (holds)
-        return;
-    (void)fprintf(stderr, "files_seed: %s failed\n", what);
-    exit(1);
-}
 
 /* The manifest's length, or the part's, the file itself, and what follows it: a tile's file. */
 static uint64_t collect(mem_storage *storage, const char *first, uint8_t seed[SEED_BYTES_MAX])
@@ -40,14 +31,6 @@ static uint64_t collect(mem_storage *storage, const char *first, uint8_t seed[SE
     return count;
 }
 
-static void write_file(const char *folder, const char *name, const uint8_t *bytes, uint64_t count)
-{
-    char path[4096];
-    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *file = fopen(path, "wb");
-    must(file && fwrite(bytes, 1, count, file) == count && fclose(file) == 0, path);
-}
-
 /* A seed of fuzz_files, and one of fuzz_part, which begins with the table's number. */
 static void write_seeds(const char *files_folder, const char *part_folder, uint32_t which)
 {
@@ -61,10 +44,10 @@ static void write_seeds(const char *files_folder, const char *part_folder, uint3
     mn_request request = files_request(MN_VERB_SNAPSHOT, 1, 1);
     request.files = MN_FILES_WRITE;
     must(!files_ask(&files, &request, &reply), "Snapshot");
-    write_file(part_folder, spec.name, seed, 1 + collect(storage, "part-", seed + 1));
+    seed_write(part_folder, spec.name, seed, 1 + collect(storage, "part-", seed + 1));
     request.files = MN_FILES_MANIFEST;
     must(!files_ask(&files, &request, &reply), "the manifest");
-    write_file(files_folder, spec.name, seed + 1, collect(storage, "manifest", seed + 1));
+    seed_write(files_folder, spec.name, seed + 1, collect(storage, "manifest", seed + 1));
     files_shard_deinit(&files);
     mem_storage_destroy(storage);
 }

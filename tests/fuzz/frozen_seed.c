@@ -1,22 +1,12 @@
 /* Writes the seeds of corpus/frozen: a small group as mn_freeze writes it, in each dtype.
  *
  * usage: frozen_seed FOLDER      (build/dev/tests/fuzz/frozen_seed tests/fuzz/corpus/frozen) */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "frozen.h"
+#include "seed.h"
 
 enum { ROWS = 5, DIM = 19, SEED_BYTES_MAX = 8192 };
-
-static void must(bool holds, const char *what)
-{
-    if (holds)
-        return;
-    (void)fprintf(stderr, "frozen_seed: %s failed\n", what);
-    exit(1);
-}
 
 static uint64_t read_file(const char *folder, const char *name, uint8_t out[SEED_BYTES_MAX])
 {
@@ -32,7 +22,7 @@ static uint64_t read_file(const char *folder, const char *name, uint8_t out[SEED
 static void write_seed(const char *folder, mn_client *client, enum mn_dtype dtype)
 {
     static uint8_t manifest[SEED_BYTES_MAX], table[SEED_BYTES_MAX];
-    char frozen[] = "frozen-seed-XXXXXX", path[4096];
+    char frozen[] = "frozen-seed-XXXXXX";
     const mn_freeze_options options = {.convert = true, .dtype = dtype};
     must(mkdtemp(frozen) && !mn_freeze(client, frozen, &options, NULL), "freezing");
     uint64_t manifest_bytes = read_file(frozen, mn_frozen_manifest_name, manifest);
@@ -41,16 +31,12 @@ static void write_seed(const char *folder, mn_client *client, enum mn_dtype dtyp
     const uint8_t lengths[4] = {(uint8_t)manifest_bytes, (uint8_t)(manifest_bytes >> 8),
                                 (uint8_t)FILE_BYTES_frozen_table,
                                 (uint8_t)(FILE_BYTES_frozen_table >> 8)};
-    (void)snprintf(path, sizeof path, "%s/%s", folder, mn_dtype_name(dtype));
-    FILE *file = fopen(path, "wb");
-    must(file != NULL, path);
-    uint64_t rows_bytes = table_bytes - FROZEN_PAGE_BYTES;
-    must(fwrite(lengths, 1, 4, file) == 4 &&
-             fwrite(manifest, 1, manifest_bytes, file) == manifest_bytes &&
-             fwrite(table, 1, FILE_BYTES_frozen_table, file) == FILE_BYTES_frozen_table &&
-             fwrite(table + FROZEN_PAGE_BYTES, 1, rows_bytes, file) == rows_bytes &&
-             fclose(file) == 0,
-         path);
+    FILE *file = seed_open(folder, mn_dtype_name(dtype));
+    seed_put(file, lengths, sizeof lengths);
+    seed_put(file, manifest, manifest_bytes);
+    seed_put(file, table, FILE_BYTES_frozen_table);
+    seed_put(file, table + FROZEN_PAGE_BYTES, table_bytes - FROZEN_PAGE_BYTES);
+    seed_close(file);
 }
 
 int main(int argc, char **argv)

@@ -3,21 +3,12 @@
  *
  * usage: log_seed LOGS IMAGES
  *        (build/dev/tests/fuzz/log_seed tests/fuzz/corpus/log tests/fuzz/corpus/image) */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "files_shard.h"
+#include "seed.h"
 
 enum { ROWS = 60, DIM = 4, COUNT = 3, SEED_BYTES_MAX = 8192 };
-
-static void must(bool holds, const char *what)
-{
-    if (holds)
-        return;
-    (void)fprintf(stderr, "log_seed: %s failed\n", what);
-    exit(1);
-}
 
 static void ask(files_shard *files, const mn_request *request)
 {
@@ -97,10 +88,7 @@ static void write_seed(const char *folder, const char *name, mem_storage *storag
             seed[1] = (uint8_t)(bytes >> 8);
         }
     }
-    char path[4096];
-    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *file = fopen(path, "wb");
-    must(file && fwrite(seed, 1, count, file) == count && fclose(file) == 0, path);
+    seed_write(folder, name, seed, count);
 }
 
 static void live(const char *folder, enum mn_durability level, uint32_t lives)
@@ -146,7 +134,6 @@ static uint64_t put_seed_file(uint8_t *out, const char *path, const uint8_t *byt
 static void write_image_seed(const char *folder, const char *name, mem_storage *storage)
 {
     uint8_t seed[SEED_BYTES_MAX];
-    char path[4096];
     uint64_t count = 0;
     for (uint32_t i = 0; mem_storage_path(storage, i); i++) {
         uint64_t bytes = 0;
@@ -155,9 +142,7 @@ static void write_image_seed(const char *folder, const char *name, mem_storage *
         must(count + bytes + 4 <= sizeof seed, "small files");
         count += put_seed_file(seed + count, from, content, bytes);
     }
-    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *file = fopen(path, "wb");
-    must(file && fwrite(seed, 1, count, file) == count && fclose(file) == 0, path);
+    seed_write(folder, name, seed, count);
 }
 
 /* The next step's push comes before the cut: it is in the image's base. */
