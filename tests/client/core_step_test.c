@@ -58,6 +58,12 @@ static void answer_seal(fake *it, uint32_t shard, uint64_t step, uint64_t sum)
     fake_answer(it, seal);
 }
 
+static void answer_seals(fake *it, uint64_t step, uint64_t sum)
+{
+    for (uint32_t shard = 0; shard < it->transport.shards; shard++)
+        answer_seal(it, shard, step, sum);
+}
+
 static void a_commit_seals_then_commits(void **state)
 {
     (void)state;
@@ -94,8 +100,7 @@ static void requests_tell_what_is_committed(void **state)
     const mn_context *context = &fake_take(&it, MN_VERB_SEAL, 1)->request.context;
     assert_int_equal(context->settled_step, 4);
     assert_int_equal(context->committed_step, 4);
-    answer_seal(&it, 0, 4, 3);
-    answer_seal(&it, 1, 4, 3);
+    answer_seals(&it, 4, 3);
     context = &fake_take(&it, MN_VERB_COMMIT, 1)->request.context;
     assert_int_equal(context->settled_step, 5); /* all seals were everywhere */
     assert_int_equal(context->committed_step, 4);
@@ -108,8 +113,7 @@ static void requests_tell_what_is_committed(void **state)
     send_commit(&it, &call, 6, 0);
     assert_int_equal(fake_take(&it, MN_VERB_SEAL, 0)->request.context.committed_step, 5);
     assert_int_equal(fake_take(&it, MN_VERB_SEAL, 1)->request.context.committed_step, 4);
-    answer_seal(&it, 0, 5, 3);
-    answer_seal(&it, 1, 5, 3);
+    answer_seals(&it, 5, 3);
     fake_answer_all(&it, MN_VERB_COMMIT, 6);
     fake_destroy(&it);
 }
@@ -217,8 +221,7 @@ static void other_sums_seal_again(void **state)
     answer_seal(&it, 1, 4, 4);
     assert_int_equal(fake_open(&it, MN_VERB_COMMIT), 0);
     fake_pass(&it, 20);
-    answer_seal(&it, 0, 4, 4);
-    answer_seal(&it, 1, 4, 4);
+    answer_seals(&it, 4, 4);
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
     fake_expect_end(&call, MN_OK, NULL);
     fake_destroy(&it);
@@ -233,8 +236,7 @@ static void reseal(void **state)
     fake_call call;
     fake_joined(&it, 2, NULL);
     send_commit(&it, &call, 5, 0);
-    answer_seal(&it, 0, 4, 3);
-    answer_seal(&it, 1, 4, 3);
+    answer_seals(&it, 4, 3);
     fake_refuse(&it, fake_take(&it, MN_VERB_COMMIT, 0), MN_RESEAL, "incarnation_sum");
     fake_answer_all(&it, MN_VERB_COMMIT, 5);
     assert_int_equal(call.done, 0);
@@ -263,8 +265,7 @@ static void a_commit_made_again(void **state)
     fake_call call;
     fake_joined(&it, 2, NULL);
     send_commit(&it, &call, 5, 0);
-    answer_seal(&it, 0, 5, 0);
-    answer_seal(&it, 1, 5, 0);
+    answer_seals(&it, 5, 0);
     mn_exchange *ask = fake_take(&it, MN_VERB_JOIN, 0);
     assert_int_equal(ask->request.context.step, 5); /* a shard that forgot must say LOST */
     ask->reply.step = 5;
@@ -430,8 +431,7 @@ static void join_finishes_a_sealed_step(void **state)
     fake_call call;
     world(&it, 2);
     join_until_fenced(&it, &call, (stand[2]){{6, true}, {6, true}});
-    answer_seal(&it, 0, 6, 7);
-    answer_seal(&it, 1, 6, 7);
+    answer_seals(&it, 6, 7);
     assert_int_equal(fake_take(&it, MN_VERB_COMMIT, 0)->request.context.step, 7);
     fake_answer_all(&it, MN_VERB_COMMIT, 7);
     expect_replay(&it, &call, 7);
@@ -573,6 +573,13 @@ static void loads_do_not_share_an_epoch(void **state)
 
 /* ---- Tables ---- */
 
+static void send_named(fake *it, fake_call *call, enum mn_operation_kind kind)
+{
+    fake_call_init(it, call, kind, 1000);
+    memcpy(call->operation.spec.name, "t", 2);
+    fake_submit(it, call);
+}
+
 static void a_drop_made_again(void **state)
 {
     (void)state;
@@ -580,9 +587,7 @@ static void a_drop_made_again(void **state)
         fake it;
         fake_call call;
         fake_joined(&it, 2, NULL);
-        fake_call_init(&it, &call, MN_OP_TABLE_DROP, 1000);
-        memcpy(call.operation.spec.name, "t", 2);
-        fake_submit(&it, &call);
+        send_named(&it, &call, MN_OP_TABLE_DROP);
         fake_refuse(&it, fake_take(&it, MN_VERB_DROP, 0), MN_NOT_FOUND, "table");
         assert_int_equal(fake_take(&it, MN_VERB_DROP, 1)->request.table, 0); /* by name */
         if (found)
@@ -609,9 +614,7 @@ static void ask_row(fake *it, fake_call *call, mn_table *table)
 
 static mn_table *find_table(fake *it, fake_call *call)
 {
-    fake_call_init(it, call, MN_OP_TABLE_FIND, 1000);
-    memcpy(call->operation.spec.name, "t", 2);
-    fake_submit(it, call);
+    send_named(it, call, MN_OP_TABLE_FIND);
     mn_exchange *describe = fake_take(it, MN_VERB_DESCRIBE, 0);
     mn_table_info info = {.table = 9, .spec = spec};
     assert_int_equal(mn_spec_check(&spec, &info.spec, NULL), MN_OK);
@@ -660,9 +663,7 @@ static void a_drop_names_the_table(void **state)
     fake it;
     fake_call call;
     fake_joined(&it, 2, NULL);
-    fake_call_init(&it, &call, MN_OP_TABLE_DROP, 1000);
-    memcpy(call.operation.spec.name, "t", 2);
-    fake_submit(&it, &call);
+    send_named(&it, &call, MN_OP_TABLE_DROP);
     assert_int_equal(fake_open(&it, MN_VERB_DROP), 1);
     mn_exchange *drop = fake_take(&it, MN_VERB_DROP, 0);
     drop->reply.table = 9;
