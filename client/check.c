@@ -6,7 +6,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <string.h>
 
 enum { BLOCK = 4096 }; /* elements looked at before the verdict is */
 

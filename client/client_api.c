@@ -2,7 +2,6 @@
 #include "client_handle.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <string.h>
 
 enum { POLL_NS_MAX = 5000000 };

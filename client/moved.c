@@ -3,7 +3,6 @@
  * they agree, and the call begins again. */
 #include "client_private.h"
 
-#include <assert.h>
 #include <inttypes.h>
 #include <string.h>
 

@@ -2,7 +2,6 @@
 #include "train.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "mn_kernels.h"

@@ -4,8 +4,6 @@
 
 #include <assert.h>
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 void mn_usage_add(mn_usage *usage, const uint64_t *indices, const float *weights, uint64_t n)
 {

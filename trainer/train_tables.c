@@ -2,7 +2,6 @@
  * its own to lose, and a checkpoint of the group is a checkpoint of the job. */
 #include "train.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { BATCH = 8192, BATCHES = 8, PUSH_ROWS = 65536, PUSH_SHARDS = 2 };
 

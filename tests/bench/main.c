@@ -1,7 +1,6 @@
 /* mneme-bench: runs the benches named, or all. Started by tests/bench/run. */
 #include "bench.h"
 
-#include <stdio.h>
 #include <string.h>
 
 static const struct {

@@ -6,10 +6,8 @@
 #include "mn_proto.h"
 #include "service.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { ROWS = 3000, DIM = 512, QUERIES = 150, READS = 12, PUSHED = 900, STEPS = 3 };
 

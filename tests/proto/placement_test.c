@@ -2,8 +2,6 @@
  * product keys makes them. */
 #include "proto_test.h"
 
-#include <stdlib.h>
-
 static mn_geometry geometry_of(enum mn_split split, uint64_t rows, uint32_t dim,
                                enum mn_dtype dtype, uint32_t tiles)
 {

@@ -3,7 +3,6 @@
 #include "fixture.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { ROWS = 256, DIM = 48, BLOCKS = 8 };
 

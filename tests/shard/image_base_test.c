@@ -2,9 +2,6 @@
  * turn stands in it as it was at the cut. */
 #include "image_case.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-
 enum { ROWS = 40, DIM = 16, RANKS = 2, STEPS = 6, CUT = 1, VALUES = ROWS * DIM };
 
 struct script {

@@ -3,7 +3,6 @@
 #include "image_case.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { FILE_BYTES_MAX = 1 << 16, STEP = 6 };
 

@@ -2,7 +2,6 @@
  * change before, between and after its pieces. */
 #include "fixture.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 enum { ROWS = 12000, DIM = 48, TOUCHED = 700, STEPS_MORE = 6 };

@@ -2,7 +2,6 @@
 #include "fixture.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { ROWS = 64, DIM = 32 };
 

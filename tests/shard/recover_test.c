@@ -3,7 +3,6 @@
 #include "fixture.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { ROWS = 40, DIM = 8, RANKS = 2, STEPS = 4, LOG_BYTES_MAX = 1 << 16 };
 enum { HEAD_BYTES = 128, RECORD_BYTES = 48 }; /* files_format.h */

@@ -1,8 +1,6 @@
 /* Steps: seals, commits, votes, joins, replays, reduces, parked calls and their deadlines. */
 #include "fixture.h"
 
-#include <stdlib.h>
-
 enum { ROWS = 20, DIM = 16 };
 
 struct world {

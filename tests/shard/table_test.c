@@ -2,7 +2,6 @@
 #include "fixture.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 enum { ROWS = 60, DIM = 80, QUERIES = 9, PER_QUERY = 5, READS = QUERIES * PER_QUERY };
 

@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 struct peer_echo {
     bench_child servers[BENCH_SHARDS_MAX], client;
