@@ -103,8 +103,8 @@ typedef struct mn_env {
 } mn_env;
 
 /* The real world (proto/env_posix.c): CLOCK_MONOTONIC, getrandom, aligned_alloc, mmap/madvise; log
- * to stderr as one line when `log_level` <= level (3 = silent). `storage` comes from mn_storage_uv.
- */
+ * to stderr as one line when `log_level` <= level (3 = silent). `storage` comes from
+ * mn_storage_uv_create. */
 void mn_env_posix(mn_env *out_env, mn_storage *storage, int log_level);
 
 /* libuv's file functions, called synchronously, below the folder `root` ("" = the process's own).
