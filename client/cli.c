@@ -403,7 +403,7 @@ mn_client_options cli_client_options(const cli_flags *flags, uint64_t deadline_m
         .group = flags->group,
         .reader = true,
         .authorization = flags->authorization ? bearer : NULL,
-        .traceparent = mn_traceparent_given(),
+        .traceparent = mn_traceparent_usable(getenv("TRACEPARENT")),
         .deadline_ms = deadline_ms,
         .log_level = MN_LOG_SILENT,
     };

@@ -467,7 +467,7 @@ typedef struct mn_reply {
  * `field`. */
 enum { MN_TRACEPARENT_BYTES = 56 }; /* with its NUL */
 enum mn_status mn_traceparent_check(const char *field, const char *text, mn_error *error);
-const char *mn_traceparent_given(void); /* by TRACEPARENT in the environment; NULL: none, or bad */
+const char *mn_traceparent_usable(const char *text); /* NULL for NULL, and for a bad one */
 
 /* One request being served. The adapter owns the memory, fills request and the functions, and hands
  * it to the core, which answers exactly once by finish(call), maybe later, always on the core's

@@ -1,7 +1,6 @@
 /* The id of a trace, as callers hand it on. */
 #include "mn_proto.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static bool is_hexadecimal(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); }
@@ -20,9 +19,8 @@ enum mn_status mn_traceparent_check(const char *field, const char *text, mn_erro
     return mn_fail(error, MN_INVALID, field, "\"%.64s\" is not VERSION-TRACE-PARENT-FLAGS", text);
 }
 
-const char *mn_traceparent_given(void)
+const char *mn_traceparent_usable(const char *text)
 {
     mn_error error;
-    const char *text = getenv("TRACEPARENT");
-    return text && !mn_traceparent_check("TRACEPARENT", text, &error) ? text : NULL;
+    return text && !mn_traceparent_check("traceparent", text, &error) ? text : NULL;
 }

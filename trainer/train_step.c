@@ -73,7 +73,7 @@ static enum mn_status client_open(mn_training *training, mn_error *error)
         .ranks = options->ranks,
         .local_shards = options->local_shards,
         .device = options->values_in == MN_VALUES_IN_DEVICE ? options->gpu + 1 : 0,
-        .traceparent = mn_traceparent_given(),
+        .traceparent = mn_traceparent_usable(getenv("TRACEPARENT")),
         .deadline_ms = (uint64_t)options->deadline_s * 1000};
     bool local = !strncmp(options->target, "local:", 6); /* its shards come with the client */
     bool resumes = options->resume && options->rank == 0;
