@@ -346,6 +346,7 @@ static enum mn_status begin_log(mn_shard *shard, const struct log_name *name, st
     if (status)
         return status;
     file->end = UINT64_MAX;
+    file->beyond = 0;
     if (recovery->next + 1 < recovery->count && same_log(name, name + 1)) {
         struct log_file later = {0};
         status = open_log(shard, name + 1, &later, error);
@@ -405,32 +406,32 @@ static enum mn_status look_at(mn_shard *shard, uint64_t offset, struct file_log_
     return status;
 }
 
-/* Whether a record after `offset` says that `sequence`, which cannot be read, was promised. */
-static enum mn_status look_beyond(mn_shard *shard, uint64_t offset, uint64_t sequence,
-                                  bool *out_promised, mn_error *error)
+/* The next piece of what stands behind the record that cannot be read: a record there may say that
+ * this one was promised. What a file held before it was written over may be long. */
+static enum mn_status look_beyond(mn_shard *shard, bool *out_done, mn_error *error)
 {
     struct recovery *recovery = shard->recovery;
-    const struct file_reader *reader = &recovery->file.reader;
+    struct log_file *file = &recovery->file;
     const uint32_t magic = LOG_RECORD_MAGIC;
-    enum mn_status status = MN_OK;
-    *out_promised = false;
-    while (!status && reader->bytes - offset >= FILE_BYTES_log_record) {
-        uint64_t left = reader->bytes - offset;
-        uint64_t count = left < SCAN_BYTES ? left : SCAN_BYTES;
-        status = shard->env.storage->read(reader->file, offset, recovery->header, count, error);
-        for (uint64_t i = 0; !status && i + sizeof magic <= count; i++) {
-            struct file_log_record record;
-            bool whole;
-            if (memcmp(recovery->header + i, &magic, sizeof magic) != 0)
-                continue;
-            status = look_at(shard, offset + i, &record, &whole, error);
-            if (!status && whole && record.sequence > sequence && record.promised >= sequence) {
-                *out_promised = true;
-                return MN_OK;
-            }
-        }
-        offset += count - (sizeof magic - 1);
+    const uint64_t left = file->reader.bytes - file->beyond;
+    const uint64_t count = left < SCAN_BYTES ? left : SCAN_BYTES;
+    *out_done = left < FILE_BYTES_log_record;
+    if (*out_done)
+        return MN_OK;
+    enum mn_status status =
+        shard->env.storage->read(file->reader.file, file->beyond, recovery->header, count, error);
+    for (uint64_t i = 0; !status && i + sizeof magic <= count; i++) {
+        struct file_log_record record;
+        bool whole;
+        if (memcmp(recovery->header + i, &magic, sizeof magic) != 0)
+            continue;
+        status = look_at(shard, file->beyond + i, &record, &whole, error);
+        if (!status && whole && record.sequence > file->sequence &&
+            record.promised >= file->sequence)
+            return damaged(recovery, "a record is damaged, and good ones follow it", error);
     }
+    file->beyond += count - (sizeof magic - 1);
+    recovery->bytes += count - (sizeof magic - 1);
     return status;
 }
 
@@ -449,29 +450,17 @@ static enum mn_status begins_record(mn_shard *shard, bool *out_begins, mn_error 
     return status;
 }
 
-/* No whole record `sequence` stands at the reader's offset. Right only where nothing that was
- * promised can have stood there: at the end, or before a later file that begins with it. */
-static enum mn_status check_end(mn_shard *shard, uint64_t sequence, mn_error *error)
+/* Nothing behind what cannot be read shows that it was promised: the file ends before it. */
+static enum mn_status cut_tail(mn_shard *shard, mn_error *error)
 {
-    struct recovery *recovery = shard->recovery;
-    const struct log_file *file = &recovery->file;
-    bool promised = false;
-    if (file->end != UINT64_MAX)
-        return sequence < file->end ? damaged(recovery, "a record is missing", error) : MN_OK;
-    if (file->reader.offset == file->reader.bytes || planted(shard, MN_PLANT_PASS_DAMAGE))
-        return MN_OK;
-    enum mn_status status = look_beyond(shard, file->reader.offset, sequence, &promised, error);
-    if (!status && promised)
-        status = damaged(recovery, "a record is damaged, and good ones follow it", error);
+    const struct file_reader *reader = &shard->recovery->file.reader;
     bool torn = false; /* else an earlier life of the file ends it */
-    if (!status)
-        status = begins_record(shard, &torn, error);
+    enum mn_status status = begins_record(shard, &torn, error);
     if (status || !shard->env.log)
         return status;
     char text[320];
-    (void)snprintf(text, sizeof text, "file=%.200s offset=%" PRIu64 " bytes=%" PRIu64,
-                   file->reader.path, file->reader.offset,
-                   file->reader.bytes - file->reader.offset); /* cut */
+    (void)snprintf(text, sizeof text, "file=%.200s offset=%" PRIu64 " bytes=%" PRIu64, reader->path,
+                   reader->offset, reader->bytes - reader->offset); /* cut */
     shard->env.log(shard->env.context, torn ? 2 : 1, "log_tail_cut", text);
     return MN_OK;
 }
@@ -490,6 +479,30 @@ static enum mn_status end_file(mn_shard *shard, mn_error *error)
         status = shard->env.storage->remove(shard->env.storage, file->reader.path, error);
     recovery->next++;
     return status;
+}
+
+/* No whole record stands where the next one is due. Right only where nothing that was promised can
+ * have stood there: at the end, or before a later file that begins with it. */
+static enum mn_status check_end(mn_shard *shard, mn_error *error)
+{
+    struct log_file *file = &shard->recovery->file;
+    if (file->end != UINT64_MAX && file->sequence < file->end)
+        return damaged(shard->recovery, "a record is missing", error);
+    if (file->end == UINT64_MAX && file->reader.offset < file->reader.bytes &&
+        !planted(shard, MN_PLANT_PASS_DAMAGE)) {
+        file->beyond = file->reader.offset;
+        return MN_OK;
+    }
+    return end_file(shard, error);
+}
+
+static enum mn_status next_beyond(mn_shard *shard, mn_error *error)
+{
+    bool done = false;
+    enum mn_status status = look_beyond(shard, &done, error);
+    if (!status && done)
+        status = cut_tail(shard, error);
+    return status || !done ? status : end_file(shard, error);
 }
 
 /* Whether the image that recovery began with holds the record. */
@@ -519,9 +532,7 @@ static enum mn_status next_record(mn_shard *shard, mn_error *error)
         file->sequence++;
         return status;
     }
-    if (!status)
-        status = check_end(shard, file->sequence, error);
-    return status ? status : end_file(shard, error);
+    return status ? status : check_end(shard, error);
 }
 
 static enum mn_status next_piece(mn_shard *shard, mn_error *error)
@@ -529,7 +540,7 @@ static enum mn_status next_piece(mn_shard *shard, mn_error *error)
     struct recovery *recovery = shard->recovery;
     bool done = false;
     if (recovery->file.reader.file)
-        return next_record(shard, error);
+        return recovery->file.beyond ? next_beyond(shard, error) : next_record(shard, error);
     if (!recovery->image.group)
         return begin_next(shard, error);
     enum mn_status status = mn_shard_recover_image_next(shard, &done, error);

@@ -11,7 +11,8 @@ struct log_file {
     struct file_log_head head;
     uint64_t chain;
     uint64_t sequence; /* of the next record */
-    uint64_t end;      /* at which a later file goes on; UINT64_MAX: this is the last */
+    uint64_t beyond; /* how far what stands behind it was searched, where it cannot be read; or 0 */
+    uint64_t end;    /* at which a later file goes on; UINT64_MAX: this is the last */
 };
 
 /* The image being loaded. */

@@ -4,6 +4,7 @@
 #include "image_case.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 enum { HEAD_BYTES = 128 }; /* of a log file without a record */
 
@@ -223,6 +224,36 @@ static void what_was_left_is_not_written_over(void **state)
         bytes = mem_storage_bytes(it.f.storage, path, &count);
         assert_false(strstr(path, ".log") && count && bytes[count - 1] == 0x5a);
     }
+    image_case_end(&it);
+}
+
+/* What a file held before it was written over may be long: the shard answers meanwhile. */
+static void a_long_tail_is_looked_through_in_pieces(void **state)
+{
+    enum { TAIL_BYTES = 40 << 20, TICKS_LEAST = 3 };
+    (void)state;
+    struct image_case it;
+    mn_shard_options options = image_case_options(MN_DURABILITY_SYNC);
+    image_case_start(&it, &options);
+    assert_int_equal(image_case_play(&it, 3, 0), 3);
+    mn_storage *storage = it.f.world.env.storage;
+    uint8_t *tail = calloc(1, TAIL_BYTES);
+    mn_file *file = NULL;
+    uint32_t ticks = 0;
+    assert_non_null(tail);
+    assert_int_equal(storage->open(storage, log_path(&it, true), &file, NULL), MN_OK);
+    assert_int_equal(storage->append(file, tail, TAIL_BYTES, NULL), MN_OK);
+    storage->close(file);
+    free(tail);
+    options.shards = it.f.count;
+    options.message_bytes_max = 1 << 20;
+    mn_shard_destroy(it.f.shards[0]);
+    assert_int_equal(mn_shard_create(&options, &it.f.world.env, &it.f.shards[0], NULL), MN_OK);
+    for (; mn_shard_state(it.f.shards[0], NULL) == MN_UNAVAILABLE; ticks++)
+        (void)mn_shard_tick(it.f.shards[0], it.f.world.now_ns);
+    assert_int_equal(mn_shard_state(it.f.shards[0], NULL), MN_OK);
+    assert_true(ticks >= TICKS_LEAST);
+    image_case_go_on(&it, 3);
     image_case_end(&it);
 }
 
@@ -488,6 +519,7 @@ int main(void)
         cmocka_unit_test(an_earlier_life_counts_for_nothing),
         cmocka_unit_test(a_needless_file_may_be_anything),
         cmocka_unit_test(what_was_left_is_not_written_over),
+        cmocka_unit_test(a_long_tail_is_looked_through_in_pieces),
         cmocka_unit_test(the_log_is_cut),
         cmocka_unit_test(a_rank_is_remembered),
         cmocka_unit_test(a_drop_is_remembered),
