@@ -134,6 +134,21 @@ void mn_slot_finish(mn_slot *slot)
 
 static void exchange_done(mn_exchange *exchange);
 
+/* Each try says what has been told until then: a shard that comes back in between, and has lost it,
+ * would let the call wait for steps that nobody plays again. */
+static void tell_known(mn_slot *slot)
+{
+    const mn_core *core = slot->window->core;
+    const uint32_t shard = slot->window->shard;
+    mn_request *request = &slot->exchange.request;
+    mn_context *context = &request->context;
+    if (context->map_epoch && context->map_epoch == core->settled_epoch) {
+        context->settled_step = core->settled_step;
+        context->committed_step = core->told_steps[shard];
+    }
+    context->table_told = context->map_epoch && mn_tables_told(core, request, shard);
+}
+
 static void slot_start(mn_slot *slot)
 {
     mn_core *core = slot->window->core;
@@ -147,6 +162,7 @@ static void slot_start(mn_slot *slot)
     exchange->request.context.remaining_ms = left_ms > lead_ms ? left_ms - lead_ms : 1;
     if (core->options.plants & MN_CORE_PLANT_ABSOLUTE)
         exchange->request.context.remaining_ms = deadline_ns / ns_per_ms;
+    tell_known(slot);
     exchange->deadline_ns = deadline_ns;
     exchange->bytes_sent = exchange->bytes_received = 0;
     memset(&exchange->reply, 0, sizeof exchange->reply);
@@ -181,11 +197,6 @@ static void lane_send(mn_lane *lane, mn_window *window)
     memcpy(context->request_id, id, sizeof id);
     if (task->phase->fill)
         task->phase->fill(task, lane, slot);
-    if (context->map_epoch && context->map_epoch == core->settled_epoch) {
-        context->settled_step = core->settled_step;
-        context->committed_step = core->told_steps[window->shard];
-    }
-    context->table_told = context->map_epoch && mn_tables_told(core, request, window->shard);
     slot_start(slot);
 }
 
