@@ -48,7 +48,7 @@ typedef struct mn_shard_options {
     bool ignore_other_logs;    /* it starts beside logs of another shard or shard count */
     const mn_kernels *kernels; /* default mn_kernels_best() */
     /* Planted bugs, for the simulator's own test only (0 in every program): bit per MN_PLANT_*. */
-    uint32_t plants;
+    uint64_t plants;
 } mn_shard_options;
 
 /* What the simulator plants to prove that its checks can fail. */
@@ -85,8 +85,10 @@ enum mn_plant {
     MN_PLANT_MOVE_NO_VERSION = 1 << 29, /* a change may be cut for tiles of before a move */
     MN_PLANT_MOVE_ANY_NUMBER = 1 << 30  /* a move that has ended may stand again */
 };
-/* TAKE and RELEASE of a move are not logged. No enumerator holds this bit. */
-#define MN_PLANT_LOG_NO_MOVE UINT32_C(0x80000000)
+/* No enumerator holds these bits. TAKE and RELEASE of a move are not logged; log files that an
+ * earlier process left are written over. */
+#define MN_PLANT_LOG_NO_MOVE (UINT64_C(1) << 31)
+#define MN_PLANT_SPARES_LEFT (UINT64_C(1) << 32)
 
 /* Creates an empty shard. env is copied; its storage may be NULL (Snapshot and Restore then answer
  * MN_STORAGE). MN_INVALID names the option; MN_NO_MEMORY; MN_CONFLICT: another process has the

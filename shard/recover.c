@@ -326,7 +326,8 @@ static enum mn_status pass_over(mn_shard *shard, struct group *group, mn_error *
     }
     group->log.needed = names[first].number;
     mn_shard_log_needless(&group->log, names[at].number);
-    group->log.spare = group->log.needed;
+    if (!planted(shard, MN_PLANT_SPARES_LEFT))
+        group->log.spare = group->log.needed;
     return MN_OK;
 }
 

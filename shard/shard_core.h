@@ -219,7 +219,7 @@ struct mn_shard {
     bool running;             /* inside handle, abandon or tick: finish() must not come back */
 };
 
-static inline bool planted(const mn_shard *shard, uint32_t plant)
+static inline bool planted(const mn_shard *shard, uint64_t plant)
 {
     return (shard->options.plants & plant) != 0;
 }

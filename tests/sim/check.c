@@ -1,5 +1,6 @@
 /* What must hold after every event: each shard is asked, past the network, where it stands; a step
  * that it has committed for the first time is played by the model. */
+#include "shard_core.h"
 #include "sim.h"
 
 #include <assert.h>
@@ -300,15 +301,57 @@ static void check_tables(sim_world *world, uint32_t i, uint64_t step)
         check_table(world, i, table, step);
 }
 
+/* A home shard that has lost the group, all of it, draws another epoch. That is a group of its own:
+ * who never had the first one takes it from whoever joins, as if that had never been, who has it
+ * refuses it, and whoever was told of the first one is told of the loss before a step of the second
+ * is made without him. */
+static bool is_drawn_anew(sim_world *world, uint32_t i, const mn_group_info *group, bool new_life)
+{
+    sim_shard *shard = &world->shards[i];
+    bool had_it = shard->epoch && shard->epoch == world->epoch && !shard->behind;
+    if (i == 0 && shard->behind && new_life)
+        world->redrawn = group->map_epoch;
+    if (!had_it && world->redrawn && group->map_epoch == world->redrawn)
+        shard->redrawn = group->map_epoch; /* the home shard may draw another yet */
+    if (!shard->redrawn || group->map_epoch != shard->redrawn)
+        return false;
+    if (group->committed_step)
+        sim_violation(world, "shard %u has step %llu of epoch %llu, but the group's was %llu", i,
+                      (unsigned long long)group->committed_step,
+                      (unsigned long long)group->map_epoch, (unsigned long long)world->epoch);
+    return true;
+}
+
+/* When it has come back: what it replayed is of its last life. */
+static void check_log(sim_world *world, uint32_t i)
+{
+    sim_shard *shard = &world->shards[i];
+    const struct group *group = mn_shard_group_find(shard->core, "sim");
+    if (shard->replayed_life == shard->lives || world->config.ruin ||
+        world->config.durability != MN_DURABILITY_SYNC || mn_shard_state(shard->core, NULL))
+        return;
+    shard->replayed_life = shard->lives;
+    if (group && group->log.written &&
+        !sim_disk_replays(&shard->disk, group->map_epoch, group->log.image, group->log.written,
+                          group->log.history))
+        sim_violation(world, "shard %u has replayed %llu records, not those of its last life", i,
+                      (unsigned long long)group->log.written);
+}
+
 void sim_check_shard(sim_world *world, uint32_t i)
 {
     sim_shard *shard = &world->shards[i];
     mn_group_info group;
-    if (!shard->core || !sim_look_at(shard, &group))
+    if (!shard->core)
+        return;
+    check_log(world, i);
+    if (!sim_look_at(shard, &group))
         return;
     bool same = group.map_epoch == shard->epoch;
     /* When all of its log is gone, the group may be made anew. */
     bool new_life = !same && shard->epoch && !mn_epoch_restores(group.map_epoch);
+    if (is_drawn_anew(world, i, &group, new_life))
+        return;
     if (shard->behind && (new_life || (same && group.committed_step < shard->step))) {
         if (group.map_epoch == world->epoch && same)
             check_tables(world, i, group.committed_step);

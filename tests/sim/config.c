@@ -9,12 +9,14 @@ static const sim_weather weathers[] = {
 };
 
 static const sim_disk_weather disk_weathers[] = {
-    {30, 0, 0},   /* shards die */
-    {10, 5, 20},  /* and disks fill up, and syncs fail */
-    {10, 0, 150}, /* a dying disk */
-    {100, 0, 0},  /* at nearly every operation */
-    {3, 0, 0},    /* now and then, also after a restore */
+    {30, 0, 0, 0},   /* shards die */
+    {10, 5, 20, 0},  /* and disks fill up, and syncs fail */
+    {10, 0, 150, 0}, /* a dying disk */
+    {100, 0, 0, 0},  /* at nearly every operation */
+    {3, 0, 0, 0},    /* now and then, also after a restore */
 };
+/* Mostly while a file that is written over is between its names. */
+static const sim_disk_weather between_names = {2, 0, 100, 100};
 
 /* The largest payload of a read in the scripts: four queries of six indices and weights. The vector
  * of the last rank to reduce comes and goes within one event, unseen. */
@@ -90,6 +92,19 @@ static void add_images(sim_random *random, sim_config *config)
         config->steps += (uint32_t)sim_below(random, 7);
 }
 
+/* Images follow close, and leave files to be written over; of the log much is not synced. */
+static void die_between_names(sim_random *random, sim_config *config)
+{
+    config->disk = between_names;
+    config->shard_deaths += 16;
+    config->cut_bytes = 1 + sim_below(random, 2000);
+    config->image_log_percent = 0;
+    config->image_bytes_a_second = 0;
+    config->chunk_bytes = 64; /* many records, and of one size */
+    config->exchanges_max = 4;
+    config->prefetch = true;
+}
+
 void sim_config_of_seed(uint64_t seed, sim_config *out_config)
 {
     sim_random random = {seed * 977 + 13};
@@ -134,6 +149,10 @@ void sim_config_of_seed(uint64_t seed, sim_config *out_config)
     }
     sim_random clocks = {seed * 7919 + 3};
     config.crooked = sim_chance(&clocks, 400);
+    sim_random names = {seed * 6271 + 7};
+    if (config.durability == MN_DURABILITY_SYNC && config.cut_bytes && !config.change_bytes_max &&
+        sim_chance(&names, 300))
+        die_between_names(&names, &config);
     if (config.shards_after && sim_chance(&clocks, 600))
         config.saves = 1 + (uint32_t)sim_below(&clocks, 6);
     sim_random moves = {seed * 104729 + 11};

@@ -1,52 +1,21 @@
 /* Disks. The fault model (shard/LOG.md): a shard dies at any operation, which is then done, half
  * done or not at all. Killed, it leaves all that it wrote; without power, what was not synced is
- * lost in blocks, any of them. A full disk takes the beginning of a write. A sync that fails loses
- * what it should have made durable, and later ones of that file succeed in vain, as on Linux. A
- * write that goes astray is reported as done: zeros stand in its place, and its bytes may stand
- * over others, of the same file or of another one of the shard. */
+ * lost in blocks, any of them, and so are names that were given, changed or taken away since their
+ * folder was synced, whatever has become of the bytes behind them. A full disk takes the beginning
+ * of a write. A sync that fails loses what it should have made durable, and later ones of that file
+ * succeed in vain, as on Linux. A write that goes astray is reported as done: zeros stand in its
+ * place, and its bytes may stand over others, of the same file or of another one of the shard. */
+#include "disk.h"
 #include "files_format.h"
-#include "sim.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    BLOCK_BYTES = 64,
-    STARTS_KEPT = 8,
     SYNCS_MAX = 4,
+    HAUNTED_OPERATIONS = 40,
     KEPT_BYTES = 512 /* of a group's first log file when it ages: its head, and what makes it */
-};
-
-/* What a write that went astray has done to a file. */
-enum { MISSING, OVERWRITTEN, HARMS };
-typedef struct harm {
-    uint64_t end;       /* of the bytes that are not what they were; 0: none */
-    uint64_t proof_end; /* of a write behind them that knew them promised; 0: there is none */
-} harm;
-
-typedef struct stored {
-    struct stored *next;
-    char path[MN_PATH_BYTES];
-    uint8_t *bytes;
-    uint64_t count, capacity, synced;
-    uint8_t *old; /* [old_count] what a file held that this one is written over: it stands where */
-    uint64_t old_count; /* nothing has been written, or what was is lost */
-    bool rotten;        /* a sync failed: what is not synced never will be */
-    uint32_t handles;
-    bool ends; /* where it was appended to last, from the next sync on */
-    bool gone; /* removed or replaced; freed with its last handle */
-    bool stream;
-    const sim_disk *writer;
-    uint64_t starts[STARTS_KEPT], appends; /* where the last writes began; how many there were */
-    uint64_t last, promised;               /* the last whole one; what was promised before it */
-    harm harms[HARMS];
-} stored;
-
-struct sim_files {
-    stored *first;
-    uint64_t stray_in; /* appends; 0: none will go astray */
-    bool strayed;
 };
 
 struct mn_file {
@@ -57,14 +26,6 @@ struct mn_file {
     bool failed; /* a write of the stream, of which the next call tells, and every one after it */
 };
 
-static stored *find(const sim_disk *disk, const char *path)
-{
-    for (stored *file = disk->files->first; file; file = file->next)
-        if (!strcmp(file->path, path))
-            return file;
-    return NULL;
-}
-
 static void free_stored(stored *file)
 {
     free(file->bytes);
@@ -72,18 +33,11 @@ static void free_stored(stored *file)
     free(file);
 }
 
-static void remove_file(sim_files *files, const char *path)
+void sim_stored_let_go(stored *file)
 {
-    for (stored **link = &files->first; *link; link = &(*link)->next) {
-        stored *file = *link;
-        if (strcmp(file->path, path) != 0)
-            continue;
-        *link = file->next;
-        file->gone = true;
-        if (!file->handles)
-            free_stored(file);
-        return;
-    }
+    assert(file->handles);
+    if (--file->handles == 0 && file->gone)
+        free_stored(file);
 }
 
 /* ---- Faults */
@@ -97,11 +51,18 @@ static bool chance(sim_disk *disk, uint32_t per_mille)
 static enum mn_status begin(sim_disk *disk, const char *what, mn_error *error)
 {
     disk->operations++;
-    if (!disk->dead && chance(disk, disk->weather.death))
+    const bool hangs = disk->hangs || disk->operations < disk->haunted;
+    if (!disk->dead && chance(disk, disk->weather.death + (hangs ? disk->weather.hangs : 0)))
         disk->dead = true;
     if (disk->dead)
         return mn_fail(error, MN_STORAGE, "disk", "%s: the shard is dead", what);
     return MN_OK;
+}
+
+/* Whether it is done nevertheless: what kills may come after it. `dead` was it before? */
+static bool is_done(sim_disk *disk, bool dead)
+{
+    return !disk->dead || (!dead && sim_chance(disk->random, 500));
 }
 
 static bool is_full(sim_disk *disk)
@@ -112,7 +73,7 @@ static bool is_full(sim_disk *disk)
 }
 
 /* What was there before the bytes were written. */
-static void unwrite(stored *file, uint64_t at, uint64_t count)
+void sim_unwrite(stored *file, uint64_t at, uint64_t count)
 {
     uint64_t old = at < file->old_count ? file->old_count - at : 0;
     old = old < count ? old : count;
@@ -142,7 +103,7 @@ static void lose_blocks(sim_disk *disk, stored *file)
     for (uint64_t at = file->synced; at < kept; at += BLOCK_BYTES) {
         uint64_t left = kept - at;
         if (sim_chance(disk->random, 300))
-            unwrite(file, at, left < BLOCK_BYTES ? left : BLOCK_BYTES);
+            sim_unwrite(file, at, left < BLOCK_BYTES ? left : BLOCK_BYTES);
     }
     for (int i = 0; i < HARMS; i++)
         if (file->harms[i].proof_end > file->synced)
@@ -163,28 +124,33 @@ bool sim_disk_restart(sim_disk *disk, bool power)
         file->synced = power && !file->stream ? file->synced : file->count;
         file->stream = false; /* what is left of it is on the disk */
     }
+    if (!power) {
+        any = sim_lose_names(disk) || any;
+        sim_settle_names(disk, NULL);
+    }
+    disk->hangs = false;
     disk->dead = false;
     disk->full_until_ns = 0;
     return any;
 }
 
-static bool ends_with(const char *text, const char *end)
+bool sim_ends_with(const char *text, const char *end)
 {
     size_t length = strlen(text), tail = strlen(end);
     return length >= tail && !strcmp(text + length - tail, end);
 }
 
-static bool is_log(const stored *file, const sim_disk *disk)
+bool sim_is_log(const stored *file, const sim_disk *disk)
 {
-    return file->writer == disk && ends_with(file->path, ".log");
+    return file->writer == disk && sim_ends_with(file->path, ".log");
 }
 
 bool sim_disk_age(sim_disk *disk)
 {
     stored *file = disk->files->first; /* the newest */
-    while (file && !is_log(file, disk))
+    while (file && !sim_is_log(file, disk))
         file = file->next;
-    uint64_t kept = file && ends_with(file->path, "-1.log") ? KEPT_BYTES : FILE_BYTES_log_head;
+    uint64_t kept = file && sim_ends_with(file->path, "-1.log") ? KEPT_BYTES : FILE_BYTES_log_head;
     uint64_t gone = 0;
     if (file && file->count > kept) {
         gone = sim_below(disk->random, file->count - kept + 1);
@@ -202,111 +168,9 @@ void sim_disk_empty(sim_disk *disk, const char *folder)
     for (stored *file = disk->files->first, *next; file; file = next) {
         next = file->next;
         if (file->writer == disk && !strncmp(file->path, folder, length))
-            remove_file(disk->files, file->path);
+            sim_name(disk, file, NULL);
     }
-}
-
-/* ---- Writes that go astray */
-
-void sim_files_stray(sim_files *files, uint64_t appends) { files->stray_in = appends; }
-bool sim_files_strayed(const sim_files *files) { return files->strayed; }
-
-/* A write knows what was promised before it, and says so if it stands whole. */
-static void note_write(stored *file, const sim_disk *disk, uint64_t at, bool whole)
-{
-    file->starts[file->appends++ % STARTS_KEPT] = at;
-    if (!whole)
-        return;
-    file->last = at;
-    file->promised = disk->loose ? at : file->synced;
-    for (int i = 0; i < HARMS; i++)
-        if (file->harms[i].end && file->promised >= file->harms[i].end && !file->harms[i].proof_end)
-            file->harms[i].proof_end = file->count;
-}
-
-static void note_harm(stored *file, int kind, uint64_t end)
-{
-    bool known = file->promised >= end && file->last >= end;
-    file->harms[kind] = (harm){end, known ? file->count : 0};
-}
-
-/* A later log file says what this one had promised. */
-static void end_log(stored *file, const sim_disk *disk)
-{
-    for (int i = 0; i < HARMS; i++)
-        if (file->harms[i].end && (disk->loose || file->harms[i].end <= file->synced))
-            file->harms[i].proof_end = file->harms[i].end;
-}
-
-static stored *any_file(sim_disk *disk)
-{
-    uint32_t count = 0;
-    stored *chosen = NULL;
-    for (stored *file = disk->files->first; file; file = file->next)
-        if (file->writer == disk && file->count && sim_below(disk->random, ++count) == 0)
-            chosen = file;
-    return chosen;
-}
-
-static void land(sim_disk *disk, stored *file, const uint8_t *bytes, uint64_t count)
-{
-    uint64_t at = sim_below(disk->random, file->count), recent = file->appends;
-    if (recent > STARTS_KEPT)
-        recent = STARTS_KEPT;
-    if (recent && sim_chance(disk->random, 600)) /* one record over another */
-        at = file->starts[sim_below(disk->random, recent)];
-    if (at >= file->count)
-        return;
-    count = count < file->count - at ? count : file->count - at;
-    memcpy(file->bytes + at, bytes, count);
-    note_harm(file, OVERWRITTEN, at + count);
-}
-
-/* Of the write that stands at `at` now, all or one block is missing, and may stand elsewhere. */
-static void stray(sim_disk *disk, stored *file, uint64_t at, uint64_t count)
-{
-    uint64_t blocks = (count + BLOCK_BYTES - 1) / BLOCK_BYTES;
-    if (sim_chance(disk->random, 500)) {
-        at += BLOCK_BYTES * sim_below(disk->random, blocks);
-        count = file->count - at < BLOCK_BYTES ? file->count - at : BLOCK_BYTES;
-    }
-    uint8_t *bytes = malloc(count);
-    assert(bytes);
-    memcpy(bytes, file->bytes + at, count);
-    unwrite(file, at, count);
-    note_harm(file, MISSING, at + count);
-    stored *other = sim_chance(disk->random, 500) ? file : any_file(disk);
-    if (other && sim_chance(disk->random, 800))
-        land(disk, other, bytes, count);
-    free(bytes);
-    disk->files->strayed = true;
-    disk->dead = sim_chance(disk->random, 500); /* nothing shows it then */
-}
-
-static bool shows(const stored *file, int kind)
-{
-    return !file->harms[kind].end || file->harms[kind].proof_end;
-}
-
-bool sim_disk_looks_torn(const sim_disk *disk, bool imaged)
-{
-    for (const stored *file = disk->files->first; file; file = file->next) {
-        bool harmed = file->harms[MISSING].end || file->harms[OVERWRITTEN].end;
-        bool all = shows(file, MISSING) && shows(file, OVERWRITTEN);
-        bool any = (file->harms[MISSING].end && shows(file, MISSING)) ||
-                   (file->harms[OVERWRITTEN].end && shows(file, OVERWRITTEN));
-        if (is_log(file, disk) && harmed && !(imaged ? all : any))
-            return true;
-    }
-    return false;
-}
-
-bool sim_files_name_harm(const sim_files *files, const char *text)
-{
-    for (const stored *file = files->first; file; file = file->next)
-        if ((file->harms[MISSING].end || file->harms[OVERWRITTEN].end) && strstr(text, file->path))
-            return true;
-    return false;
+    sim_settle_names(disk, NULL);
 }
 
 /* ---- The interface */
@@ -324,43 +188,67 @@ static enum mn_status create_file(mn_storage *storage, const char *path, mn_file
                                   mn_error *error)
 {
     sim_disk *disk = (sim_disk *)storage;
+    bool dead = disk->dead;
     enum mn_status status = begin(disk, "create", error);
-    if (!status && strlen(path) >= MN_PATH_BYTES)
-        status = mn_fail(error, MN_STORAGE, "path", "too long");
-    if (status)
+    if (strlen(path) >= MN_PATH_BYTES)
+        return mn_fail(error, MN_STORAGE, "path", "too long");
+    if (!is_done(disk, dead))
         return status;
-    remove_file(disk->files, path);
     stored *file = calloc(1, sizeof *file);
     assert(file);
-    memcpy(file->path, path, strlen(path));
     file->writer = disk;
-    file->next = disk->files->first;
-    disk->files->first = file;
-    *out_file = handle_of(disk, file);
-    return MN_OK;
+    sim_name(disk, file, path);
+    if (!status)
+        *out_file = handle_of(disk, file);
+    return status;
+}
+
+/* What it holds stands behind what is written from now on. */
+static void begin_again(sim_disk *disk, stored *file)
+{
+    uint64_t count = size_of(file);
+    uint8_t *old = malloc(count + 1);
+    assert(old);
+    copy_out(file, 0, old, count);
+    stored again = {.next = file->next,
+                    .old = old,
+                    .old_count = count,
+                    .born = file->born,
+                    .handles = file->handles,
+                    .writer = disk,
+                    .stream = true};
+    memcpy(again.path, file->path, sizeof again.path);
+    free(file->bytes);
+    free(file->old);
+    *file = again;
 }
 
 static enum mn_status create_stream(mn_storage *storage, const char *path, const char *over,
                                     bool urgent, mn_file **out_file, mn_error *error)
 {
     sim_disk *disk = (sim_disk *)storage;
-    stored *spare = over ? find(disk, over) : NULL;
-    (void)urgent; /* syncs last as long as chance has it */
-    if (over && !spare)
-        return mn_fail(error, MN_NOT_FOUND, "path", "%.200s", over);
-    enum mn_status status = create_file(storage, path, out_file, error);
-    if (status)
+    bool dead = disk->dead;
+    if (!over) {
+        enum mn_status status = create_file(storage, path, out_file, error);
+        if (!status)
+            (*out_file)->stored->stream = true;
         return status;
-    stored *file = (*out_file)->stored;
-    file->stream = true;
-    if (spare) {
-        file->old_count = size_of(spare);
-        file->old = malloc(file->old_count + 1);
-        assert(file->old);
-        copy_out(spare, 0, file->old, file->old_count);
-        remove_file(disk->files, over);
     }
-    return MN_OK;
+    stored *file = sim_find(disk, over);
+    if (!file)
+        return mn_fail(error, MN_NOT_FOUND, "path", "%.200s", over);
+    enum mn_status status = begin(disk, "create", error);
+    if (!is_done(disk, dead))
+        return status;
+    const bool haunted = file->haunted;
+    sim_name(disk, file, path);
+    begin_again(disk, file);
+    disk->hangs = urgent;
+    disk->haunted = urgent && haunted ? disk->operations + HAUNTED_OPERATIONS : 0;
+    sim_make_newest(disk->files, file);
+    if (!status)
+        *out_file = handle_of(disk, file);
+    return status;
 }
 
 static void end_stream(mn_file *handle) { handle->stored->ends = true; }
@@ -370,7 +258,7 @@ static enum mn_status open_file(mn_storage *storage, const char *path, mn_file *
 {
     sim_disk *disk = (sim_disk *)storage;
     enum mn_status status = begin(disk, "open", error);
-    stored *file = find(disk, path);
+    stored *file = sim_find(disk, path);
     if (!status && !file)
         status = mn_fail(error, MN_NOT_FOUND, "path", "%.200s", path);
     if (!status)
@@ -397,8 +285,8 @@ static enum mn_status append_file(mn_file *handle, const void *bytes, uint64_t c
     stored *file = handle->stored;
     bool dead = disk->dead;
     enum mn_status status = begin(disk, "append", error);
-    if (!status && handle->failed)
-        return mn_fail(error, MN_STORAGE, "disk", "no space was left");
+    if (handle->failed)
+        return status ? status : mn_fail(error, MN_STORAGE, "disk", "no space was left");
     if (!status && is_full(disk))
         status = mn_fail(error, MN_STORAGE, "disk", "no space left");
     if (!dead) {
@@ -408,10 +296,12 @@ static enum mn_status append_file(mn_file *handle, const void *bytes, uint64_t c
         bool whole = file->count == at + count;
         if (!status && count && disk->faulty && disk->files->stray_in &&
             --disk->files->stray_in == 0) {
-            stray(disk, file, at, count);
+            sim_stray(disk, file, at, count);
             whole = false;
         }
-        note_write(file, disk, at, whole);
+        sim_note_write(file, disk, at, whole);
+        if (strstr(file->path, ".log"))
+            sim_note_record(file, bytes, count);
     }
     handle->failed = status && file->stream;
     return handle->failed && !disk->dead ? MN_OK : status; /* a stream's is told later */
@@ -497,32 +387,44 @@ static bool sync_ended(mn_file *handle, enum mn_status *out_status, mn_error *er
     return true;
 }
 
+/* Syncs that were asked for may be over, though nobody was told. */
 static void close_file(mn_file *handle)
 {
     if (!handle)
         return;
     stored *file = handle->stored;
-    if (--file->handles == 0 && file->gone)
-        free_stored(file);
+    for (uint32_t i = 0; i < handle->syncs && !file->rotten && !handle->failed; i++) {
+        if (!sim_chance(handle->disk->random, 500))
+            break;
+        if (file->synced < handle->sync_to[i])
+            file->synced = handle->sync_to[i];
+    }
+    sim_stored_let_go(handle->stored);
     free(handle);
 }
 
+/* The folder's names are then durable: all that the disk has given there. */
 static enum mn_status rename_file(mn_storage *storage, const char *from, const char *to,
                                   mn_error *error)
 {
     sim_disk *disk = (sim_disk *)storage;
+    bool dead = disk->dead;
     enum mn_status status = begin(disk, "rename", error);
-    stored *file = find(disk, from);
-    if (status)
+    stored *file = sim_find(disk, from);
+    if (!is_done(disk, dead))
         return status;
     if (!file || strlen(to) >= MN_PATH_BYTES)
         return mn_fail(error, MN_STORAGE, "path", "%.200s", from);
-    remove_file(disk->files, to);
-    for (stored *other = disk->files->first; other && ends_with(to, ".log"); other = other->next)
-        if (is_log(other, disk))
-            end_log(other, disk);
-    memset(file->path, 0, sizeof file->path);
-    memcpy(file->path, to, strlen(to));
+    sim_name(disk, file, to);
+    if (status)
+        return status;
+    char folder[MN_PATH_BYTES] = "";
+    memcpy(folder, to, (size_t)(strrchr(to, '/') + 1 - to));
+    sim_settle_names(disk, folder);
+    for (stored *other = disk->files->first; other && sim_ends_with(to, ".log");
+         other = other->next)
+        if (sim_is_log(other, disk))
+            sim_end_log(other, disk);
     disk->images += strstr(to, ".image") != NULL;
     return MN_OK;
 }
@@ -573,9 +475,11 @@ static enum mn_status lock_file(mn_storage *storage, const char *path, mn_file *
 static enum mn_status remove_one(mn_storage *storage, const char *path, mn_error *error)
 {
     sim_disk *disk = (sim_disk *)storage;
+    bool dead = disk->dead;
     enum mn_status status = begin(disk, "remove", error);
-    if (!status)
-        remove_file(disk->files, path);
+    stored *file = sim_find(disk, path);
+    if (file && is_done(disk, dead))
+        sim_name(disk, file, NULL);
     return status;
 }
 
@@ -597,7 +501,11 @@ sim_files *sim_files_create(void)
 
 void sim_files_destroy(sim_files *files)
 {
-    while (files && files->first)
-        remove_file(files, files->first->path);
+    sim_names_deinit(files);
+    sim_logged_deinit(files);
+    for (stored *file = files->first, *next; file; file = next) {
+        next = file->next;
+        free_stored(file);
+    }
     free(files);
 }

@@ -142,14 +142,28 @@ static bool save_refused(sim_op *op)
     return true;
 }
 
-/* A rival has restored under a higher epoch; or another save came, late, in between. */
+static bool all_of_one_epoch(const sim_world *world)
+{
+    for (uint32_t i = 1; i < world->shard_count; i++)
+        if (world->shards[i].epoch != world->shards[0].epoch)
+            return false;
+    return true;
+}
+
+/* A rival has restored under a higher epoch, or will; or it was an earlier try of its own, late,
+ * which nobody will finish; or another save came, late, in between. */
 static bool load_refused(sim_op *op)
 {
-    if (op->life->world->config.saves && op->base.status == MN_NOT_FOUND &&
+    const sim_world *world = op->life->world;
+    if (world->config.saves && op->base.status == MN_NOT_FOUND &&
         !strcmp(op->base.error.field, "saved_step"))
         op->base.status = MN_UNAVAILABLE;
-    if (!op->life->world->config.rival || op->base.status != MN_EPOCH)
+    if (!world->config.rival || op->base.status != MN_EPOCH)
         return false;
+    if (world->loaders == 1 && !all_of_one_epoch(world)) {
+        op->base.status = MN_UNAVAILABLE;
+        return false;
+    }
     sim_world_outdone(op->life);
     return true;
 }

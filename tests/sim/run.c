@@ -48,7 +48,8 @@ int main(int count, char **arguments)
 {
     uint64_t seeds = 100, first = 1, failed = 0, messages = 0, events = 0, images = 0;
     uint64_t lost = 0, refused = 0, moves = 0;
-    uint32_t shard_plants = 0, core_plants = 0;
+    uint64_t shard_plants = 0;
+    uint32_t core_plants = 0;
     enum sim_ruin ruin = SIM_SOUND;
     bool trace = false;
     for (int i = 1; i < count; i++) {
@@ -62,7 +63,7 @@ int main(int count, char **arguments)
         else if (!strcmp(arguments[i], "--first") && value)
             first = strtoull(value, NULL, 0);
         else if (!strcmp(arguments[i], "--shard-plants") && value)
-            shard_plants = (uint32_t)strtoul(value, NULL, 0);
+            shard_plants = strtoull(value, NULL, 0);
         else if (!strcmp(arguments[i], "--core-plants") && value)
             core_plants = (uint32_t)strtoul(value, NULL, 0);
         else if (!strcmp(arguments[i], "--ruin") && value && ruin_of(value))

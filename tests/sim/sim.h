@@ -3,7 +3,8 @@
  * reorders; trainers die and come back, and so do shards that keep a log; after every event the
  * promises are checked against a naive model. Private to tests/sim.
  *
- * Files: engine.c time and chance; env.c what a core sees; disk.c its files; net.c the network;
+ * Files: engine.c time and chance; env.c what a core sees; disk.c its files (names.c what they are
+ * called, stray.c writes that go astray, logged.c what was logged); net.c the network;
  * script.c what trainers intend; model.c what the tables must then hold; life.c, play.c, reader.c
  * one life of a trainer, reader or operator; world.c how it all goes on; check.c what must hold
  * after every event; ruin.c disks that break their word; config.c the worlds that seeds choose;
@@ -85,6 +86,7 @@ void sim_env_leap(sim_env *env, uint64_t ns);
 typedef struct sim_disk_weather {
     uint32_t death, full, unsynced; /* the shard dies there; the disk is full for a while; a sync
                                        fails */
+    uint32_t hangs;                 /* it dies there, too, while the name of a log hangs */
 } sim_disk_weather;
 
 /* What a disk does that promised better, to one shard or to all (ruin.c says what may follow). */
@@ -107,9 +109,11 @@ typedef struct sim_disk {
     sim_disk_weather weather;
     bool faulty; /* the weather counts now */
     bool dead;   /* nothing works: the shard must be gone, and come back */
+    bool hangs;  /* a log is written over a file whose old name power may bring back */
     bool loose;  /* what is written is promised, synced or not (level process) */
     uint64_t full_until_ns, operations;
-    uint32_t images; /* that stood */
+    uint64_t haunted; /* until so many operations, a log may be followed by one of a lost life */
+    uint32_t images;  /* that stood */
 } sim_disk;
 
 sim_files *sim_files_create(void);
@@ -128,6 +132,10 @@ bool sim_files_strayed(const sim_files *files);
 /* Whether it has harmed a log of this disk in a way that looks as if the log ended there: nothing
  * behind it shows that more had been promised. imaged: what shows may be passed over. */
 bool sim_disk_looks_torn(const sim_disk *disk, bool imaged);
+/* Level sync: whether a log of the group at the shard that has recovered, of the epoch, with the
+ * image, is what the shard's last life wrote, or a beginning of that. */
+bool sim_disk_replays(const sim_disk *disk, uint64_t epoch, uint64_t image, uint64_t written,
+                      uint64_t history);
 bool sim_files_name_harm(const sim_files *files, const char *text); /* a harmed file's path */
 
 /* ---- The world, as all files see it ---- */
@@ -163,7 +171,8 @@ typedef struct sim_config {
     uint64_t deadline_ms;                                            /* of one call */
     uint64_t calm_ns;                                                /* when faults stop */
     uint64_t limit_ns; /* when all must have finished */
-    uint32_t shard_plants, core_plants;
+    uint64_t shard_plants;
+    uint32_t core_plants;
     FILE *trace; /* or NULL */
 } sim_config;
 
@@ -296,13 +305,14 @@ typedef struct sim_shard {
     uint64_t epoch, step;             /* as last seen */
     uint64_t told_epoch, told_step;   /* in answers that it has sent: they must outlive it */
     uint64_t shown_epoch, shown_step; /* of which its tables have been looked at */
-    uint32_t shown_life;
+    uint32_t shown_life, replayed_life;
     mn_table_info held[SIM_TABLES]; /* in worlds with moves: as last listed, in that epoch */
     uint64_t held_epoch;
     uint64_t due_ns; /* of its own clock */
     uint32_t lives;
-    bool away;   /* dead, and will return */
-    bool behind; /* its disk has lost what it told: it may stand before that */
+    bool away;        /* dead, and will return */
+    uint64_t redrawn; /* the epoch that a home shard which had lost the group's has drawn */
+    bool behind;      /* its disk has lost what it told: it may stand before that */
 } sim_shard;
 
 enum sim_stage {
@@ -327,7 +337,7 @@ struct sim_world {
     sim_model model;
     enum sim_stage stage;
     uint64_t pause_step; /* lives rest after it */
-    uint64_t saved_step, epoch;
+    uint64_t saved_step, epoch, redrawn;
     uint32_t loaders;              /* that have not ended */
     bool mixed[SIM_STEPS_MAX + 2]; /* a rank changed its vote: the outcome is what a shard shows */
     uint32_t deaths_left, shard_deaths_left, shard_deaths, saves_left, moves_left;
