@@ -55,7 +55,7 @@ typedef struct mn_storage {
     enum mn_status (*sync)(mn_file *file, mn_error *error);
     void (*close)(mn_file *file);
     enum mn_status (*rename)(struct mn_storage *storage, const char *from, const char *to,
-                             mn_error *error); /* then syncs the folder */
+                             mn_error *error); /* then syncs the folder; a name may stay */
     enum mn_status (*make_folder)(struct mn_storage *storage, const char *path,
                                   mn_error *error); /* parents too; exists: MN_OK */
     /* Tells the names of the files right in the folder, in any order, until visit() says false. */

@@ -86,7 +86,7 @@ enum mn_plant {
     MN_PLANT_MOVE_ANY_NUMBER = 1 << 30  /* a move that has ended may stand again */
 };
 /* No enumerator holds these bits. TAKE and RELEASE of a move are not logged; log files that an
- * earlier process left are written over. */
+ * earlier process left are written over, and their names taken for durable. */
 #define MN_PLANT_LOG_NO_MOVE (UINT64_C(1) << 31)
 #define MN_PLANT_SPARES_LEFT (UINT64_C(1) << 32)
 

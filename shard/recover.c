@@ -119,6 +119,17 @@ void mn_shard_recover_stop(mn_shard *shard)
     shard->recovery = NULL;
 }
 
+/* A process that died may have named files just before: nothing may go, or be written over, because
+ * of names that power can still take back. */
+static enum mn_status keep_names(mn_shard *shard, const struct recovery *recovery, mn_error *error)
+{
+    char path[LOG_PATH_BYTES];
+    if (!recovery->count || planted(shard, MN_PLANT_SPARES_LEFT))
+        return MN_OK;
+    mn_shard_log_path(shard, &recovery->names[0], path);
+    return shard->env.storage->rename(shard->env.storage, path, path, error);
+}
+
 enum mn_status mn_shard_recover_start(mn_shard *shard, mn_error *error)
 {
     char folder[LOG_FOLDER_BYTES];
@@ -136,6 +147,8 @@ enum mn_status mn_shard_recover_start(mn_shard *shard, mn_error *error)
                          (int)NAMES_MAX);
     if (!status && (recovery->count || shard->options.claim_data))
         status = mn_shard_data_claim(shard, recovery->names, recovery->count, error);
+    if (!status)
+        status = keep_names(shard, recovery, error);
     if (!status)
         status = measure(shard, recovery, error);
     if (status || !recovery->count)

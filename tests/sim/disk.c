@@ -415,17 +415,19 @@ static enum mn_status rename_file(mn_storage *storage, const char *from, const c
         return status;
     if (!file || strlen(to) >= MN_PATH_BYTES)
         return mn_fail(error, MN_STORAGE, "path", "%.200s", from);
-    sim_name(disk, file, to);
+    const bool stays = !strcmp(from, to); /* only the folder is synced */
+    if (!stays)
+        sim_name(disk, file, to);
     if (status)
         return status;
     char folder[MN_PATH_BYTES] = "";
     memcpy(folder, to, (size_t)(strrchr(to, '/') + 1 - to));
     sim_settle_names(disk, folder);
-    for (stored *other = disk->files->first; other && sim_ends_with(to, ".log");
+    for (stored *other = disk->files->first; other && !stays && sim_ends_with(to, ".log");
          other = other->next)
         if (sim_is_log(other, disk))
             sim_end_log(other, disk);
-    disk->images += strstr(to, ".image") != NULL;
+    disk->images += !stays && strstr(to, ".image");
     return MN_OK;
 }
 

@@ -87,7 +87,8 @@ static void find_plant(const struct plant *plant)
 {
     sim_result result = {.passed = true};
     uint64_t seed = plant->first ? plant->first - 1 : 0;
-    while (result.passed && seed < PLANT_SEEDS) {
+    const uint64_t last = seed + PLANT_SEEDS;
+    while (result.passed && seed < last) {
         sim_config config;
         sim_config_of_seed(++seed, &config);
         if (plant->ruin)
@@ -138,6 +139,7 @@ static void test_plants_are_found(void **state)
         {"MOVE_ANY_NUMBER", MN_PLANT_MOVE_ANY_NUMBER, 0, SIM_SOUND, 0, NULL},
         {"LOG_NO_MOVE", MN_PLANT_LOG_NO_MOVE, 0, SIM_SOUND, 0, NULL},
         {"NO_SETTLED", MN_PLANT_NO_SETTLED, 0, SIM_AGED, 0, NULL},
+        {"SPARES_LEFT", MN_PLANT_SPARES_LEFT, 0, SIM_SOUND, 15300, "cannot recover"},
         {"STALE_TILE", MN_PLANT_STALE_TILE, 0, SIM_SOUND, 0, "is not the model's"},
         {"NO_TOLD", MN_PLANT_NO_TOLD, 0, SIM_AGED, 0, "NOT_FOUND"},
         {"ANY_SEQUENCE", MN_PLANT_ANY_SEQUENCE, 0, SIM_ASTRAY, 900, NULL},
