@@ -59,11 +59,12 @@ class Quickstart(unittest.TestCase):
                 file.write("".join(random.choices("etaoin shrdlu", k=7)) + random.choice("\n "))
 
     def start(self, *words):
-        path = os.path.relpath(QUICKSTART, self.folder.name)
+        """All its paths are the caller's, who stands elsewhere."""
+        path, build = (os.path.relpath(it, self.folder.name) for it in (QUICKSTART, BUILD))
         process = subprocess.Popen([path, *words], cwd=self.folder.name, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    start_new_session=True,
-                                   env=dict(os.environ, MN_BUILD=BUILD, MN_OUT=self.out))
+                                   env=dict(os.environ, MN_BUILD=build, MN_OUT="out"))
         self.addCleanup(self.end, process)
         return process
 
@@ -98,7 +99,7 @@ class Quickstart(unittest.TestCase):
 
     def test_all_that_it_shows(self):
         for _ in range(2):  # it is safe to run again
-            code, said = self.run_it("--text", "a text", "--steps", "6", "--compare", "--", *MODEL)
+            code, said = self.run_it("--text", "a text", "--steps", "06", "--compare", "--", *MODEL)
             self.assertEqual(code, 0, said)
             self.check_stopped()
             lines = said.splitlines()
@@ -141,7 +142,7 @@ class Quickstart(unittest.TestCase):
     def test_flags(self):
         code, said = self.run_it("--help")
         self.assertEqual(code, 0)
-        for word in ("usage: deploy/quickstart", "--steps N", "--text FILE", "--compare"):
+        for word in ("usage: deploy/quickstart", "--steps N", "--text FILE", "--compare", "MN_OUT="):
             self.assertIn(word, said)
         for words, says in ((["--steps", "six"], "--steps six is no number"),
                             (["--steps"], "--steps needs a value"),
