@@ -135,14 +135,19 @@ static enum mn_status admit(struct server_call *call, mn_error *error)
 }
 
 /* Into the call, for the log. A bad one is as none: the caller's tracing is not what it is here
- * for. Versions to come may be longer and begin like this one. */
+ * for. Versions to come may go on behind a '-', and begin like this one. */
 static void read_trace(struct server_call *call)
 {
+    enum { END = MN_TRACEPARENT_BYTES - 1 };
     mn_error error;
+    char given[MN_TRACEPARENT_BYTES + 1]; /* a longer one stays longer */
     char *trace = call->base.traceparent;
-    copy_metadata(&call->metadata, "traceparent", trace, MN_TRACEPARENT_BYTES);
-    if (trace[0] && mn_traceparent_check("traceparent", trace, &error))
-        trace[0] = '\0';
+    copy_metadata(&call->metadata, "traceparent", given, sizeof given);
+    if (strlen(given) > END && given[END] == '-' && strncmp(given, "00", 2) != 0)
+        given[END] = '\0';
+    trace[0] = '\0';
+    if (given[0] && !mn_traceparent_check("traceparent", given, &error))
+        memcpy(trace, given, MN_TRACEPARENT_BYTES);
 }
 
 static enum mn_status decode(struct server_call *call, mn_error *error)
