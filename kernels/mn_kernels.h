@@ -246,8 +246,8 @@ typedef struct mn_frozen_kernels {
     void (*bag)(const mn_frozen_rows *table, const uint64_t *offsets, const float *weights,
                 uint64_t queries, uint32_t k, enum mn_dtype out_dtype, void *out_bags,
                 uint64_t out_stride_bytes);
-    void (*matrix_vector)(const float *matrix, uint32_t rows, uint32_t columns,
-                          const float *vector, const float *bias, float *out);
+    void (*matrix_vector)(const float *matrix, uint32_t rows, uint32_t columns, const float *vector,
+                          const float *bias, float *out);
 } mn_frozen_kernels;
 const mn_frozen_kernels *mn_frozen_kernels_best(void);
 const mn_frozen_kernels *mn_frozen_kernels_for(enum mn_isa isa); /* NULL when the CPU cannot */
