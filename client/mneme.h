@@ -55,7 +55,7 @@ typedef struct mn_client_options {
     uint64_t deadline_ms;   /* of every call; default 60,000 */
     uint32_t calls_max;     /* futures alive at once; more return NULL; default 1,024 */
     uint32_t exchanges_max; /* messages in flight per shard and kind (reads, changes); default 4 */
-    const char *authorization;   /* sent to the shards' admission function: printable ASCII */
+    const char *authorization; /* sent to the shards' admission function: printable ASCII */
     /* static: only, NULL for none. A W3C trace context, "00-TRACE-PARENT-FLAGS", sent with every
      * call and written beside it in the shards' logs. */
     const char *traceparent;
@@ -219,7 +219,8 @@ enum mn_status mn_reduce(mn_client *client, uint64_t step, const char *name, dou
 /* Likewise, without blocking: the next batch is prepared meanwhile, its reads already on their way.
  * options and name are lent for the call, out_norms and values belong to the future. mn_cancel
  * leaves the step as a failure would, sealed or not, permanent or not: the same call made again
- * ends it. */
+ * ends it, unless it had ended (mn_client_step tells; MN_STEP). A reduce is to be made again with
+ * the values first given: they may be the sum by then (MN_CONFLICT). */
 mn_future *mn_commit_start(mn_client *client, uint64_t step, const mn_commit_options *options,
                            double *out_norms);
 mn_future *mn_discard_start(mn_client *client, uint64_t step);

@@ -5,6 +5,7 @@
 #include "mn_proto.h"
 
 #include <string.h>
+#include <time.h>
 
 enum { ROWS = 32, DIM = 64, READS = 8, RANKS = 2 };
 
@@ -52,6 +53,15 @@ static void refused(mn_future *future, const char *field, const char *says)
     assert_non_null(strstr(error.message, says));
 }
 
+/* Too late: it undoes nothing. */
+static void cancel_ended(mn_future *future)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    while (!mn_ready(future))
+        (void)nanosleep(&pause, NULL); /* cut short by a signal: no harm */
+    mn_cancel(future);
+}
+
 static void one_rank(const struct service *service)
 {
     trainer it;
@@ -80,6 +90,9 @@ static void one_rank(const struct service *service)
     must_wait(fetch(&it, 3, before));
     assert_memory_equal(before, after, sizeof before);
     assert_int_equal(mn_wait(mn_discard_start(it.client, 2), &error), MN_STEP);
+    cancel_ended(mn_discard_start(it.client, 3));
+    assert_int_equal(mn_client_step(it.client), 3);
+    assert_int_equal(mn_discard(it.client, 3, &error), MN_STEP);
     mn_client_close(it.client);
 }
 
@@ -95,6 +108,14 @@ static void reduce_both(trainer both[RANKS])
         must_wait(futures[r]);
         assert_true(values[r][0] == 1.5 && values[r][1] == 6);
     }
+    double own[2] = {1, -2};
+    cancel_ended(mn_reduce_start(both[0].client, 1, "sum", own, 2));
+    assert_memory_equal(own, values[0], sizeof own);
+    assert_int_equal(mn_reduce(both[0].client, 1, "sum", own, 2, &error), MN_CONFLICT);
+    assert_string_equal(error.field, "payload");
+    memcpy(own, (const double[]){1, -2}, sizeof own); /* as first given */
+    must(mn_reduce(both[0].client, 1, "sum", own, 2, &error));
+    assert_memory_equal(own, values[0], sizeof own);
 }
 
 /* One rank's commit is cancelled while it waits for the other's, and made again: the step is
