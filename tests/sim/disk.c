@@ -245,7 +245,7 @@ static enum mn_status create_stream(mn_storage *storage, const char *path, const
     begin_again(disk, file);
     disk->hangs = urgent;
     disk->haunted = urgent && haunted ? disk->operations + HAUNTED_OPERATIONS : 0;
-    sim_make_newest(disk->files, file);
+    sim_make_newest(disk, file);
     if (!status)
         *out_file = handle_of(disk, file);
     return status;
@@ -504,6 +504,7 @@ sim_files *sim_files_create(void)
 void sim_files_destroy(sim_files *files)
 {
     sim_names_deinit(files);
+    sim_strays_deinit(files);
     sim_logged_deinit(files);
     for (stored *file = files->first, *next; file; file = next) {
         next = file->next;

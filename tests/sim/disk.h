@@ -26,6 +26,7 @@ typedef struct stored {
     uint32_t handles;   /* and what may give it its name back */
     bool ends;          /* where it was appended to last, from the next sync on */
     bool gone;          /* it has no name; freed with its last handle */
+    uint64_t gone_ns;   /* since when */
     bool stays;         /* power takes no more of its names back */
     bool haunted;       /* it has an old name, and perhaps a new content */
     bool stream;
@@ -45,6 +46,7 @@ struct sim_files {
     logged *logged;
     uint64_t stray_in; /* appends; 0: none will go astray */
     bool strayed;
+    stored *harmed[HARMS]; /* named or not: a call may tell of one that has gone meanwhile */
 };
 
 /* ---- disk.c */
@@ -60,7 +62,7 @@ void sim_unwrite(stored *file, uint64_t at, uint64_t count);
 stored *sim_find(const sim_disk *disk, const char *path);
 /* From now on, until power may take it back. to: NULL: it has no name any more. */
 void sim_name(sim_disk *disk, stored *file, const char *to);
-void sim_make_newest(sim_files *files, stored *file);
+void sim_make_newest(const sim_disk *disk, stored *file);
 /* What the disk has named in the folder (in any: NULL) stays so. */
 void sim_settle_names(sim_disk *disk, const char *folder);
 /* Of what the disk has named, the last, or any, may not be so after all. Returns whether a file has
@@ -76,6 +78,7 @@ void sim_note_write(stored *file, const sim_disk *disk, uint64_t at, bool whole)
 void sim_end_log(stored *file, const sim_disk *disk);
 /* The write that stands at `at` now has gone astray. */
 void sim_stray(sim_disk *disk, stored *file, uint64_t at, uint64_t count);
+void sim_strays_deinit(sim_files *files);
 
 /* ---- logged.c */
 

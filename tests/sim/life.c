@@ -106,7 +106,7 @@ static void op_done(mn_operation *operation)
     if (operation->status == MN_OK || operation->status == MN_DISCARDED) {
         op->succeeded(op);
         op_free(op);
-    } else if (sim_ruin_ends_call(world, operation)) {
+    } else if (sim_ruin_ends_call(world, operation, op->submitted_ns)) {
         op_free(op);
     } else if (op->refused && op->refused(op)) {
         op_free(op);

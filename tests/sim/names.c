@@ -33,13 +33,14 @@ static void put_in(sim_files *files, stored *file)
     file->gone = false;
 }
 
-static void take_out(sim_files *files, stored *file)
+static void take_out(const sim_disk *disk, stored *file)
 {
-    stored **link = &files->first;
+    stored **link = &disk->files->first;
     while (*link != file)
         link = &(*link)->next;
     *link = file->next;
     file->gone = true;
+    file->gone_ns = disk->clock->now_ns;
 }
 
 static void set_path(stored *file, const char *path)
@@ -62,12 +63,12 @@ void sim_name(sim_disk *disk, stored *file, const char *to)
     file->handles++;
     if (renamed->displaced) {
         renamed->displaced->handles++;
-        take_out(files, renamed->displaced);
+        take_out(disk, renamed->displaced);
     }
     if (file->born)
         memcpy(renamed->from, file->path, sizeof file->path);
     if (!to) {
-        take_out(files, file);
+        take_out(disk, file);
         return;
     }
     memcpy(renamed->to, to, strlen(to));
@@ -110,11 +111,12 @@ static bool can_go_back(const sim_disk *disk, const renaming *renamed)
     return there && !file->stays && (!*renamed->from || !sim_find(disk, renamed->from));
 }
 
-static void go_back(sim_files *files, const renaming *renamed)
+static void go_back(const renaming *renamed)
 {
+    sim_files *files = renamed->disk->files;
     stored *file = renamed->file;
     if (!file->gone)
-        take_out(files, file);
+        take_out(renamed->disk, file);
     if (*renamed->from) {
         file->haunted = true;
         set_path(file, renamed->from);
@@ -138,7 +140,7 @@ bool sim_lose_names(sim_disk *disk)
         bool goes = last == UINT32_MAX ? sim_chance(disk->random, 500) : last > 0;
         last -= last && last != UINT32_MAX;
         if (goes && can_go_back(disk, r)) {
-            go_back(disk->files, r);
+            go_back(r);
             any = any || *r->to;
         } else {
             r->file->stays = true;
@@ -149,11 +151,11 @@ bool sim_lose_names(sim_disk *disk)
     return any;
 }
 
-void sim_make_newest(sim_files *files, stored *file)
+void sim_make_newest(const sim_disk *disk, stored *file)
 {
-    take_out(files, file);
-    file->born = ++files->born;
-    put_in(files, file);
+    take_out(disk, file);
+    file->born = ++disk->files->born;
+    put_in(disk->files, file);
 }
 
 void sim_names_deinit(sim_files *files)

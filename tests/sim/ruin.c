@@ -61,13 +61,13 @@ static bool tells_loss(const sim_world *world, const mn_operation *operation)
     }
 }
 
-bool sim_ruin_ends_call(sim_world *world, const mn_operation *operation)
+bool sim_ruin_ends_call(sim_world *world, const mn_operation *operation, uint64_t submitted_ns)
 {
     bool files = operation->kind == MN_OP_SAVE || operation->kind == MN_OP_LOAD;
     if (tells_loss(world, operation))
         world->lost = true;
     else if (files && operation->status == MN_CORRUPT &&
-             sim_files_name_harm(world->files, operation->error.message))
+             sim_files_name_harm(world->files, operation->error.message, submitted_ns))
         world->refused = true;
     else
         return false;
@@ -78,7 +78,7 @@ bool sim_ruin_ends_call(sim_world *world, const mn_operation *operation)
 /* Damage is named. At level process loss of power leaves some. */
 bool sim_ruin_stops_shard(sim_world *world, uint32_t i, enum mn_status state, const mn_error *error)
 {
-    bool named = sim_files_name_harm(world->files, error->message) ||
+    bool named = sim_files_name_harm(world->files, error->message, world->clock.now_ns) ||
                  (world->config.ruin == SIM_POWER && world->shards[i].behind);
     if (state != MN_CORRUPT || !named)
         return false;

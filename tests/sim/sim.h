@@ -136,7 +136,9 @@ bool sim_disk_looks_torn(const sim_disk *disk, bool imaged);
  * image, is what the shard's last life wrote, or a beginning of that. */
 bool sim_disk_replays(const sim_disk *disk, uint64_t epoch, uint64_t image, uint64_t written,
                       uint64_t history);
-bool sim_files_name_harm(const sim_files *files, const char *text); /* a harmed file's path */
+/* Whether the text has the path of a harmed file that has it still, or had it then: another save
+ * may have found the harm too, and written the file anew. */
+bool sim_files_name_harm(const sim_files *files, const char *text, uint64_t since_ns);
 
 /* ---- The world, as all files see it ---- */
 
@@ -372,7 +374,7 @@ bool sim_look_at(sim_shard *shard, mn_group_info *out_group);
 /* The shard's files as its next life finds them. */
 void sim_ruin_return(sim_world *world, uint32_t i);
 /* A call has ended so, or a shard does not start: may it? The world is then over. */
-bool sim_ruin_ends_call(sim_world *world, const mn_operation *operation);
+bool sim_ruin_ends_call(sim_world *world, const mn_operation *operation, uint64_t submitted_ns);
 bool sim_ruin_stops_shard(sim_world *world, uint32_t i, enum mn_status state,
                           const mn_error *error);
 

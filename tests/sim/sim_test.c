@@ -230,6 +230,29 @@ static void test_names_hang(void **state)
     assert_true(old >= 5 && hung >= 5 && old + hung == 20);
 }
 
+/* A call that began while the harmed file had its name may tell of it; a later one may not. */
+static void test_harm_is_known_while_it_may_be_told(void **state)
+{
+    (void)state;
+    sim_files *files = sim_files_create();
+    sim_clock clock = {0};
+    sim_random random = {1};
+    sim_disk disk;
+    sim_disk_init(&disk, files, &clock, &random);
+    disk.faulty = true;
+    sim_files_stray(files, 2);
+    put(&disk.base, "f/a", NULL, "whole", true);
+    assert_false(sim_files_name_harm(files, "f/new", 0));
+    put(&disk.base, "f/b", NULL, "harmed", true);
+    disk.dead = false;
+    clock.now_ns = 5;
+    assert_true(sim_files_strayed(files) && sim_files_name_harm(files, "f/new is damaged", 5));
+    put(&disk.base, "f/c", NULL, "again", true);
+    assert_true(sim_files_name_harm(files, "f/new is damaged", 5));
+    assert_false(sim_files_name_harm(files, "f/new is damaged", 6));
+    sim_files_destroy(files);
+}
+
 /* Three trainers that ask ahead, with the smallest legal budgets. */
 static void tight_config(uint64_t seed, sim_config *out_config)
 {
@@ -316,6 +339,7 @@ int main(void)
         cmocka_unit_test(test_plants_are_found),
         cmocka_unit_test(test_ruins_are_told),
         cmocka_unit_test(test_names_hang),
+        cmocka_unit_test(test_harm_is_known_while_it_may_be_told),
         cmocka_unit_test(test_smallest_budgets_finish),
         cmocka_unit_test(test_bits_do_not_depend_on_shards_or_weather),
         cmocka_unit_test(test_other_intents_give_other_bits),

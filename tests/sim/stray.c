@@ -21,10 +21,13 @@ void sim_note_write(stored *file, const sim_disk *disk, uint64_t at, bool whole)
             file->harms[i].proof_end = file->count;
 }
 
-static void note_harm(stored *file, int kind, uint64_t end)
+static void note_harm(sim_files *files, stored *file, int kind, uint64_t end)
 {
     bool known = file->promised >= end && file->last >= end;
     file->harms[kind] = (harm){end, known ? file->count : 0};
+    assert(!files->harmed[kind]); /* one write of a world goes astray */
+    files->harmed[kind] = file;
+    file->handles++;
 }
 
 void sim_end_log(stored *file, const sim_disk *disk)
@@ -55,7 +58,7 @@ static void land(sim_disk *disk, stored *file, const uint8_t *bytes, uint64_t co
         return;
     count = count < file->count - at ? count : file->count - at;
     memcpy(file->bytes + at, bytes, count);
-    note_harm(file, OVERWRITTEN, at + count);
+    note_harm(disk->files, file, OVERWRITTEN, at + count);
 }
 
 /* Of the write that stands at `at` now, all or one block is missing, and may stand elsewhere. */
@@ -70,7 +73,7 @@ void sim_stray(sim_disk *disk, stored *file, uint64_t at, uint64_t count)
     assert(bytes);
     memcpy(bytes, file->bytes + at, count);
     sim_unwrite(file, at, count);
-    note_harm(file, MISSING, at + count);
+    note_harm(disk->files, file, MISSING, at + count);
     stored *other = sim_chance(disk->random, 500) ? file : any_file(disk);
     if (other && sim_chance(disk->random, 800))
         land(disk, other, bytes, count);
@@ -97,10 +100,20 @@ bool sim_disk_looks_torn(const sim_disk *disk, bool imaged)
     return false;
 }
 
-bool sim_files_name_harm(const sim_files *files, const char *text)
+bool sim_files_name_harm(const sim_files *files, const char *text, uint64_t since_ns)
 {
-    for (const stored *file = files->first; file; file = file->next)
-        if ((file->harms[MISSING].end || file->harms[OVERWRITTEN].end) && strstr(text, file->path))
+    for (int i = 0; i < HARMS; i++) {
+        const stored *file = files->harmed[i];
+        if (file && file->harms[i].end && (!file->gone || file->gone_ns >= since_ns) &&
+            strstr(text, file->path))
             return true;
+    }
     return false;
+}
+
+void sim_strays_deinit(sim_files *files)
+{
+    for (int i = 0; i < HARMS; i++)
+        if (files->harmed[i])
+            sim_stored_let_go(files->harmed[i]);
 }
