@@ -105,9 +105,7 @@ static void lose_blocks(sim_disk *disk, stored *file)
         if (sim_chance(disk->random, 300))
             sim_unwrite(file, at, left < BLOCK_BYTES ? left : BLOCK_BYTES);
     }
-    for (int i = 0; i < HARMS; i++)
-        if (file->harms[i].proof_end > file->synced)
-            file->harms[i].proof_end = 0;
+    sim_note_loss(file);
     file->count = kept;
 }
 

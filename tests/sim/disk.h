@@ -32,7 +32,8 @@ typedef struct stored {
     bool stream;
     const sim_disk *writer;
     uint64_t starts[STARTS_KEPT], appends; /* where the last writes began; how many there were */
-    uint64_t last, promised;               /* the last whole one; what was promised before it */
+    uint64_t knew[STARTS_KEPT];            /* what was promised before each; 0: it is not whole */
+    uint64_t last, promised;               /* the last whole one; what it knew */
     harm harms[HARMS];
     uint64_t chain, epoch; /* of a log: its head's checksum, and of what life of the group it is */
 } stored;
@@ -74,6 +75,8 @@ void sim_names_deinit(sim_files *files);
 
 /* A write knows what was promised before it, and says so if it stands whole. */
 void sim_note_write(stored *file, const sim_disk *disk, uint64_t at, bool whole);
+/* What was not synced is lost: of its writes, and of what they showed. */
+void sim_note_loss(stored *file);
 /* A later log file says what this one had promised. */
 void sim_end_log(stored *file, const sim_disk *disk);
 /* The write that stands at `at` now has gone astray. */

@@ -11,14 +11,35 @@ bool sim_files_strayed(const sim_files *files) { return files->strayed; }
 
 void sim_note_write(stored *file, const sim_disk *disk, uint64_t at, bool whole)
 {
-    file->starts[file->appends++ % STARTS_KEPT] = at;
+    const uint64_t place = file->appends++ % STARTS_KEPT;
+    file->starts[place] = at;
+    file->knew[place] = !whole ? 0 : disk->loose ? at : file->synced;
     if (!whole)
         return;
     file->last = at;
-    file->promised = disk->loose ? at : file->synced;
+    file->promised = file->knew[place];
     for (int i = 0; i < HARMS; i++)
         if (file->harms[i].end && file->promised >= file->harms[i].end && !file->harms[i].proof_end)
             file->harms[i].proof_end = file->count;
+}
+
+void sim_note_loss(stored *file)
+{
+    uint64_t end = file->count;
+    file->last = file->promised = 0;
+    for (uint64_t i = 0; i < STARTS_KEPT && i < file->appends; i++) {
+        const uint64_t place = (file->appends - 1 - i) % STARTS_KEPT;
+        if (end > file->synced)
+            file->knew[place] = 0;
+        if (file->promised < file->knew[place]) {
+            file->last = file->starts[place];
+            file->promised = file->knew[place];
+        }
+        end = file->starts[place];
+    }
+    for (int i = 0; i < HARMS; i++)
+        if (file->harms[i].proof_end > file->synced)
+            file->harms[i].proof_end = 0;
 }
 
 static void note_harm(sim_files *files, stored *file, int kind, uint64_t end)
