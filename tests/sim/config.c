@@ -58,6 +58,7 @@ static uint64_t change_bytes_of(const sim_config *config, uint32_t shards)
         false;
     calm.crooked = false;
     calm.saves = calm.moves = 0;
+    calm.change_bytes_max = calm.change_reserve_bytes = calm.read_bytes_max = 0;
     calm.weather = weathers[0];
     calm.durability = MN_DURABILITY_NONE;
     calm.shard_deaths = 0;
@@ -77,6 +78,7 @@ void sim_config_tighten(sim_config *config)
     }
     config->change_bytes_max = config->change_reserve_bytes = bytes;
     config->read_bytes_max = READ_BYTES;
+    config->moves = 0; /* they are of one map: whoever takes a tile needs more */
 }
 
 /* Steps are committed while an image is written, and shards die when it stands. */
