@@ -423,7 +423,7 @@ static enum mn_status rename_file(mn_storage *storage, const char *from, const c
     sim_settle_names(disk, folder);
     for (stored *other = disk->files->first; other && !stays && sim_ends_with(to, ".log");
          other = other->next)
-        if (sim_is_log(other, disk))
+        if (other != file && sim_is_log(other, disk)) /* it says nothing of itself */
             sim_end_log(other, disk);
     disk->images += !stays && strstr(to, ".image");
     return MN_OK;
