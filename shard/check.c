@@ -141,14 +141,17 @@ static enum mn_status check_tiles(const struct group *group, const mn_request *r
     return MN_OK;
 }
 
-/* No two changes of a step are cut for different maps. */
-static enum mn_status check_moved(const mn_shard *shard, const mn_request *request,
-                                  const struct table *table, mn_error *error)
+/* No two changes of a step are cut for different maps. A caller that knows of a later move than the
+ * last one here heard that from a shard at which it was made: here it stands, or was lost. */
+static enum mn_status check_moved(const mn_shard *shard, const struct group *group,
+                                  const mn_request *request, const struct table *table,
+                                  mn_error *error)
 {
     if (mn_verb_kind_of(request->verb) != MN_KIND_CHANGE || request->moved == table->moved ||
         shard->recovery || planted(shard, MN_PLANT_MOVE_NO_VERSION))
         return MN_OK;
-    return mn_fail(error, MN_MOVED, "moved",
+    const bool lost = request->moved > table->moved && !group->move;
+    return mn_fail(error, lost ? MN_LOST : MN_MOVED, "moved",
                    "%" PRIu64 ", but the last move of table %s is %" PRIu64 " here", request->moved,
                    table->spec.name, table->moved);
 }
@@ -187,9 +190,9 @@ enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone
     if (!table)
         return mn_shard_table_missing(shard, target.group, &request->context, request->table,
                                       "table", error);
-    status = check_tiles(target.group, request, table, error);
+    status = check_moved(shard, target.group, request, table, error);
     if (!status)
-        status = check_moved(shard, request, table, error);
+        status = check_tiles(target.group, request, table, error);
     if (status)
         return status;
     aim(request, table, &target);

@@ -277,8 +277,12 @@ static void older_maps_are_told(void **state)
     fixture_look(&it.f, &now);
     assert_true(now.moved == 1 && now.tile_count[0] == 8 && now.tile_first[1] == 8);
     it.tables[0] = now;
-    it.tables[0].moved = 3; /* the tiles are right, the move is not the last one */
+    it.tables[0].moved = 0; /* the tiles are right, the move is not the last one */
     assert_int_equal(move_case_push(&it, 0, 2, pieces), MN_MOVED);
+    it.tables[0].moved = 3; /* a later one ended everywhere, they say: it was lost here */
+    assert_int_equal(move_case_push(&it, 0, 2, pieces), MN_LOST);
+    it.tables[0].tile_count[0]--; /* as it would have it */
+    assert_int_equal(move_case_push(&it, 0, 2, pieces), MN_LOST);
     it.tables[0] = now;
     move_case_play(&it, 2);
     told(stays, MN_OK, "");
