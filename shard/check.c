@@ -118,11 +118,19 @@ enum mn_status mn_shard_check_group(mn_shard *shard, mn_call *call, bool anyone,
     return status;
 }
 
+/* A caller that knows of a later move than the last one here heard that from a shard at which it
+ * was made: here it stands, or was lost. */
+static bool lost_move(const struct group *group, const mn_request *request,
+                      const struct table *table)
+{
+    return request->moved > table->moved && !group->move;
+}
+
 /* Where tiles have moved, who names others than those held may have an older map. */
 static enum mn_status check_tiles(const struct group *group, const mn_request *request,
                                   const struct table *table, mn_error *error)
 {
-    const bool moved = mn_shard_move_known(group);
+    const bool moved = mn_shard_move_known(group), other_map = request->moved != table->moved;
     uint64_t end = (uint64_t)request->tile_first + request->tile_count;
     if (request->tile_count == 0 || end > table->geometry.tiles)
         return mn_fail(error, MN_INVALID, "tile_count", "tiles [%u, %" PRIu64 ") of a table of %u",
@@ -134,15 +142,16 @@ static enum mn_status check_tiles(const struct group *group, const mn_request *r
                        table->tile_first + table->tile_count);
     bool change = mn_verb_kind_of(request->verb) == MN_KIND_CHANGE;
     if (change && request->tile_count != table->tile_count)
-        return mn_fail(error, moved ? MN_MOVED : MN_INVALID, "tile_count",
-                       "a change names all %u tiles of this "
-                       "shard, not %u",
+        return mn_fail(error,
+                       lost_move(group, request, table) ? MN_LOST
+                       : moved || other_map             ? MN_MOVED
+                                                        : MN_INVALID,
+                       "tile_count", "a change names all %u tiles of this shard, not %u",
                        table->tile_count, request->tile_count);
     return MN_OK;
 }
 
-/* No two changes of a step are cut for different maps. A caller that knows of a later move than the
- * last one here heard that from a shard at which it was made: here it stands, or was lost. */
+/* No two changes of a step are cut for different maps. */
 static enum mn_status check_moved(const mn_shard *shard, const struct group *group,
                                   const mn_request *request, const struct table *table,
                                   mn_error *error)
@@ -150,8 +159,7 @@ static enum mn_status check_moved(const mn_shard *shard, const struct group *gro
     if (mn_verb_kind_of(request->verb) != MN_KIND_CHANGE || request->moved == table->moved ||
         shard->recovery || planted(shard, MN_PLANT_MOVE_NO_VERSION))
         return MN_OK;
-    const bool lost = request->moved > table->moved && !group->move;
-    return mn_fail(error, lost ? MN_LOST : MN_MOVED, "moved",
+    return mn_fail(error, lost_move(group, request, table) ? MN_LOST : MN_MOVED, "moved",
                    "%" PRIu64 ", but the last move of table %s is %" PRIu64 " here", request->moved,
                    table->spec.name, table->moved);
 }
@@ -190,9 +198,9 @@ enum mn_status mn_shard_check_target(mn_shard *shard, mn_call *call, bool anyone
     if (!table)
         return mn_shard_table_missing(shard, target.group, &request->context, request->table,
                                       "table", error);
-    status = check_moved(shard, target.group, request, table, error);
+    status = check_tiles(target.group, request, table, error);
     if (!status)
-        status = check_tiles(target.group, request, table, error);
+        status = check_moved(shard, target.group, request, table, error);
     if (status)
         return status;
     aim(request, table, &target);
